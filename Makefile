@@ -1,0 +1,124 @@
+# lpo-tools.  `make help` says what there is.
+CC		?= gcc
+CFLAGS		?= -O2 -g
+PREFIX		?= /usr/local
+DESTDIR		?=
+BUILD		?= build
+BIN		?= bin
+
+VERSION		= 0.1.0
+WARN		= -Wall -Wextra -Wpedantic -Wshadow -Wvla
+P_CPPFLAGS	= -I. -D_GNU_SOURCE -DLPO_VERSION='"$(VERSION)"'
+P_CFLAGS	= -std=c11 $(WARN) -fno-math-errno -fopenmp
+LIBS		= -ldnnl -larchive -lsqlite3 -lcsv -ljansson -ljpeg -lpng \
+		  -lwebp -lpcre2-8 -lutf8proc -lz -ldl -lm
+
+# Files of kernels/ that are compiled once per CPU level; the rest once.
+# Contraction is on there: a * b + c is one fma wherever the level has it.
+K_ONCE		= kernels/cpu.c kernels/onednn.c
+K_AMX		= $(sort $(wildcard kernels/*_amx.c))
+K_MULTI		= $(filter-out $(K_ONCE) $(K_AMX),$(sort $(wildcard kernels/*.c)))
+F_portable	=
+F_avx2		= -mavx2 -mfma -mf16c
+F_avx512	= -mavx2 -mfma -mf16c -mavx512f -mavx512bw -mavx512dq \
+		  -mavx512vl -mprefer-vector-width=512
+F_amx		= $(F_avx512) -mavx512bf16 -mamx-tile -mamx-bf16
+ISAS		= portable avx2 avx512
+
+LIB_SRC		= $(sort $(wildcard lib/*/*.c))
+TOOL_SRC	= $(sort $(wildcard tools/lpo-*.c))
+CLI_SRC		= $(filter-out $(TOOL_SRC),$(sort $(wildcard tools/*.c)))
+TOOLS		= $(TOOL_SRC:tools/%.c=$(BIN)/%)
+DEMO		= $(BIN)/demo-world $(BIN)/judge
+
+OBJ		= $(LIB_SRC:%.c=$(BUILD)/%.o) $(SCHEMAS) \
+		  $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(K_ONCE))) \
+		  $(K_AMX:%.c=$(BUILD)/%.o) \
+		  $(foreach i,$(ISAS),$(K_MULTI:%.c=$(BUILD)/%.$(i).o))
+SCHEMAS		= $(patsubst %.sql,$(BUILD)/%.sql.o,$(sort $(wildcard schemas/*.sql)))
+TESTS		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/unit/*.c \
+		  tests/ops/*.c tests/golden/*.c tests/fuzz/*.c)))
+SHTESTS		= $(sort $(wildcard tests/cli/*.t))
+
+all: $(TOOLS) $(DEMO)
+
+help:
+	@sed -n 's/^#: //p' Makefile
+
+#: make              programs in bin/
+#: make deps         install the Debian packages this needs
+#: make demo         the whole method on the embedded tiny world
+#: make demo-seeds   the same for five seeds, pooled
+#: make check        build and run all tests
+#: make asan         the tests under AddressSanitizer and UBSan
+#: make lint         manual pages, shell scripts, schemas
+#: make bench        speed, as ratios to a ceiling of the same run
+#: make install      to DESTDIR and PREFIX
+#: make clean        remove what was built
+
+# A change of flags rebuilds everything.
+FLAGS_NOW	= $(CC) $(CFLAGS) $(CPPFLAGS) $(LDFLAGS) $(P_CFLAGS)
+$(BUILD)/flags: FORCE
+	@mkdir -p $(BUILD)
+	@echo '$(FLAGS_NOW)' | cmp -s - $@ || echo '$(FLAGS_NOW)' > $@
+FORCE:
+
+COMPILE		= $(CC) $(P_CPPFLAGS) $(CPPFLAGS) $(P_CFLAGS) $(CFLAGS) -MMD -MP
+
+$(BUILD)/kernels/%_amx.o: kernels/%_amx.c $(BUILD)/flags | deps-check
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) $(F_amx) -ffp-contract=fast -c -o $@ $<
+define MULTI_RULE
+$(BUILD)/kernels/%.$(1).o: kernels/%.c $(BUILD)/flags | deps-check
+	@mkdir -p $$(@D)
+	$(Q)$(COMPILE) $(F_$(1)) -DLPO_ISA_SUFFIX=_$(1) -ffp-contract=fast -O3 -c -o $$@ $$<
+endef
+$(foreach i,$(ISAS),$(eval $(call MULTI_RULE,$(i))))
+$(BUILD)/%.o: %.c $(BUILD)/flags | deps-check
+	@mkdir -p $(@D)
+	$(Q)$(COMPILE) -ffp-contract=off -c -o $@ $<
+
+# schemas/x.sql becomes the C string lpo_schema_x.
+$(BUILD)/schemas/%.sql.o: schemas/%.sql $(BUILD)/flags
+	@mkdir -p $(@D)
+	@{ echo 'extern const char lpo_schema_$*[];'; \
+	   echo 'const char lpo_schema_$*[] ='; \
+	   sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; \
+	} > $(BUILD)/schemas/$*.sql.c
+	$(Q)$(CC) -std=c11 $(CFLAGS) -c -o $@ $(BUILD)/schemas/$*.sql.c
+
+$(BUILD)/liblpo.a: $(OBJ)
+	@rm -f $@
+	$(Q)$(AR) rcs $@ $(OBJ)
+
+LINK		= $(CC) $(CFLAGS) $(LDFLAGS) -fopenmp
+
+$(TOOLS): $(BIN)/%: $(BUILD)/tools/%.o $(CLI_SRC:%.c=$(BUILD)/%.o) $(BUILD)/liblpo.a
+	@mkdir -p $(BIN)
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
+$(BIN)/demo-world: $(BUILD)/demo/render.o $(BUILD)/demo/world.o $(BUILD)/demo/judge_core.o
+	@mkdir -p $(BIN)
+	$(Q)$(LINK) -o $@ $^ -lpng -larchive -ljansson -lm
+$(BIN)/judge: $(BUILD)/demo/judge.o $(BUILD)/demo/judge_core.o $(BUILD)/demo/world.o
+	@mkdir -p $(BIN)
+	$(Q)$(LINK) -o $@ $^ -lpng -larchive -ljansson -lm
+$(BUILD)/demo/selftest.t: $(BUILD)/demo/selftest.o $(BUILD)/demo/judge_core.o $(BUILD)/demo/world.o
+	$(Q)$(LINK) -o $@ $^ -lpng -larchive -ljansson -lm
+$(BUILD)/tests/%.t: $(BUILD)/tests/%.o $(BUILD)/liblpo.a
+	$(Q)$(LINK) -o $@ $^ $(LIBS)
+
+Q		?= @
+
+include mk/deps.mk
+
+-include $(OBJ:.o=.d) $(TOOLS:$(BIN)/%=$(BUILD)/tools/%.d) \
+	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)
+
+check: all $(TESTS) $(BUILD)/demo/selftest.t
+	@prove -e '' $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)
+
+clean:
+	rm -rf $(BUILD) $(BIN)
+
+.PHONY: all help check clean FORCE deps deps-check asan lint bench demo demo-seeds install
+.SECONDARY:
