@@ -1,0 +1,33 @@
+/*
+ * Prompts to conditioning: tokenizer(s) and text encoder(s) of a diffusers
+ * folder together.  SD1.5, SD2.1: the last hidden state; SDXL: penultimate
+ * states of both encoders side by side, and the second one's projection.
+ */
+#ifndef LPO_MODEL_TEXT_H
+#define LPO_MODEL_TEXT_H
+
+#include "lib/model/clip.h"
+#include "lib/model/tokenizer.h"
+
+typedef struct lpo_text lpo_text;
+
+/* dir: the model folder (tokenizer/, text_encoder/, perhaps .._2/) */
+int	 lpo_text_open(lpo_ctx *, lpo_backend *, lpo_text **, const char *dir,
+	    enum lpo_dtype);
+void	 lpo_text_free(lpo_text *);
+int	 lpo_text_encoders(const lpo_text *);		/* 1 or 2 */
+int64_t	 lpo_text_length(const lpo_text *);		/* tokens, 77 */
+int64_t	 lpo_text_dim(const lpo_text *);		/* context width */
+int64_t	 lpo_text_pooled_dim(const lpo_text *);	/* 0 without pooled */
+lpo_clip *lpo_text_encoder(lpo_text *, int which);	/* 0, 1 */
+lpo_tokenizer *lpo_text_tokenizer(lpo_text *, int which);
+
+/*
+ * Encode n prompts in batches of a fixed size: context[n, length, dim] and,
+ * where pooled_dim > 0 and pooled is not NULL, pooled[n, pooled_dim], f32 on
+ * the host.
+ */
+int	 lpo_text_encode(lpo_text *, float *context, float *pooled,
+	    const char *const *prompts, int64_t n);
+
+#endif
