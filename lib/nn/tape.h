@@ -88,7 +88,7 @@ lpo_var	*lpo_layer_norm(lpo_tape *, const lpo_norm_layer *, lpo_var *x);
 lpo_var	*lpo_activation(lpo_tape *, enum lpo_act, lpo_var *x);
 lpo_var	*lpo_geglu(lpo_tape *, lpo_var *x);		/* c -> c/2 */
 lpo_var	*lpo_add(lpo_tape *, lpo_var *a, lpo_var *b);
-/* x [n,h,w,c] + r [n,1,1,c]; r may have fewer rows: see lpo_repeat */
+/* x [n,h,w,c] + r [n,1,1,c] */
 lpo_var	*lpo_add_rows(lpo_tape *, lpo_var *x, lpo_var *r);
 /*
  * q [n,lq,1,heads*d], k, v [nk,lk,1,heads*d], nk divides n: row i of q reads
@@ -115,9 +115,9 @@ lpo_var	*lpo_repeat(lpo_tape *, lpo_var *x, int64_t times);
 lpo_var	*lpo_slice_rows(lpo_tape *, lpo_var *x, int64_t first,
 	    int64_t count);
 /*
- * Group g gets the rows per_group of a (groups*ra rows) and all of b (rb rows,
- * the same for every group): [a_g, b].  b's gradient sums over groups in
- * order.  How the "" row joins each prompt's row.
+ * Group g gets its own run of rows of a, then its own run of b: [a_g, b_g].
+ * How the "" row joins each prompt's row (give b repeated, one run a group,
+ * and sum its gradient rows in order: then no split of the batch shows).
  */
 lpo_var	*lpo_join_rows(lpo_tape *, lpo_var *a, lpo_var *b);
 /* f32 [groups*2r,..] -> [groups*r,..]: u + g (c - u), c first half */

@@ -1,0 +1,394 @@
+/* Parameters: storage, layout at the file border, training state. */
+#include "lib/nn/param.h"
+
+#include <string.h>
+
+static int
+device(lpo_params *ps, int rc, const char *what)
+{
+	if (rc == 0)
+		return 0;
+	return lpo_fail(ps->ctx, rc, "%s failed on device '%s'", what,
+	    ps->be->k->name);
+}
+
+static void *
+device_alloc(lpo_params *ps, int64_t count, enum lpo_dtype dt)
+{
+	size_t bytes = (size_t)count * lpo_dtype_bytes(dt);
+	void *p = ps->be->k->alloc(ps->be, bytes);
+
+	if (p == NULL) {
+		lpo_fail(ps->ctx, LPO_ENOMEM, "no %zu bytes on device '%s'",
+		    bytes, ps->be->k->name);
+		return NULL;
+	}
+	if (device(ps, ps->be->k->zero(ps->be, p, bytes), "zero") < 0) {
+		ps->be->k->free(ps->be, p);
+		return NULL;
+	}
+	ps->bytes += (int64_t)bytes;
+	return p;
+}
+
+int
+lpo_params_init(lpo_params *ps, lpo_ctx *c, lpo_backend *be,
+    enum lpo_dtype dt)
+{
+	memset(ps, 0, sizeof(*ps));
+	ps->ctx = c;
+	ps->be = be;
+	ps->dtype = dt;
+	if (dt != LPO_F32 && dt != LPO_BF16)
+		return lpo_fail(c, LPO_EINVAL, "weights cannot be stored as %s",
+		    lpo_dtype_name(dt));
+	return 0;
+}
+
+static void
+param_free(lpo_params *ps, lpo_param *p)
+{
+	const struct lpo_kernels *k = ps->be->k;
+
+	if (p->master != p->w)
+		k->free(ps->be, p->master);
+	k->free(ps->be, p->w);
+	k->free(ps->be, p->grad);
+	k->free(ps->be, p->m);
+	k->free(ps->be, p->v);
+	lpo_free(p->key);
+	lpo_free(p);
+}
+
+void
+lpo_params_free(lpo_params *ps)
+{
+	int64_t i;
+
+	if (ps == NULL || ps->be == NULL)
+		return;
+	for (i = 0; i < ps->n; i++)
+		param_free(ps, ps->p[i]);
+	lpo_free(ps->p);
+	memset(ps, 0, sizeof(*ps));
+}
+
+static int
+shape_count(lpo_ctx *c, const char *key, int rank, const int64_t *shape,
+    int64_t *count)
+{
+	int i;
+
+	*count = 1;
+	for (i = 0; i < rank; i++)
+		if (shape[i] < 1 || __builtin_mul_overflow(*count, shape[i],
+		    count) || *count > INT64_MAX / 16)
+			return lpo_fail(c, LPO_EINVAL,
+			    "'%s' has an impossible shape", key);
+	return 0;
+}
+
+lpo_param *
+lpo_param_add(lpo_params *ps, const char *key, enum lpo_param_kind kind,
+    int rank, const int64_t *shape)
+{
+	lpo_param *p = NULL, **list;
+	int64_t count, cap;
+
+	if (rank < 0 || rank > 4 || (kind == LPO_KERNEL && rank != 4) ||
+	    (kind == LPO_MATRIX && rank < 2)) {
+		lpo_fail(ps->ctx, LPO_EINVAL, "'%s' has rank %d", key, rank);
+		return NULL;
+	}
+	if (shape_count(ps->ctx, key, rank, shape, &count) < 0)
+		return NULL;
+	if (ps->n == ps->cap) {
+		cap = ps->cap ? 2 * ps->cap : 64;
+		list = lpo_realloc(ps->ctx, ps->p,
+		    (size_t)cap * sizeof(*list));
+		if (list == NULL)
+			return NULL;
+		ps->p = list;
+		ps->cap = cap;
+	}
+	if ((p = lpo_alloc(ps->ctx, 1, sizeof(*p))) == NULL)
+		return NULL;
+	p->kind = kind;
+	p->rank = rank;
+	memcpy(p->shape, shape, (size_t)rank * sizeof(*shape));
+	p->count = count;
+	p->dtype = kind == LPO_MATRIX || kind == LPO_KERNEL ? ps->dtype :
+	    LPO_F32;
+	if ((p->key = lpo_strdup(ps->ctx, key)) == NULL ||
+	    (p->w = device_alloc(ps, count, p->dtype)) == NULL) {
+		param_free(ps, p);
+		return NULL;
+	}
+	ps->p[ps->n++] = p;
+	return p;
+}
+
+lpo_param *
+lpo_param_find(const lpo_params *ps, const char *key)
+{
+	int64_t i;
+
+	for (i = 0; i < ps->n; i++)
+		if (strcmp(ps->p[i]->key, key) == 0)
+			return ps->p[i];
+	return NULL;
+}
+
+/* file [o, i, kh, kw] <-> memory [o, kh, kw, i]; others are the same. */
+static void
+relayout(const lpo_param *p, float *memory, float *file, int to_memory)
+{
+	int64_t o, i, s, ci = p->shape[1], sp;
+	float *a, *b;
+
+	if (p->kind != LPO_KERNEL) {
+		if (to_memory)
+			memcpy(memory, file, (size_t)p->count * sizeof(float));
+		else
+			memcpy(file, memory, (size_t)p->count * sizeof(float));
+		return;
+	}
+	sp = p->shape[2] * p->shape[3];
+	for (o = 0; o < p->shape[0]; o++)
+		for (s = 0; s < sp; s++)
+			for (i = 0; i < ci; i++) {
+				a = &memory[(o * sp + s) * ci + i];
+				b = &file[(o * ci + i) * sp + s];
+				if (to_memory)
+					*a = *b;
+				else
+					*b = *a;
+			}
+}
+
+/* master -> w, where they differ */
+static int
+refresh(lpo_params *ps, lpo_param *p)
+{
+	if (p->master == NULL || (void *)p->master == p->w)
+		return 0;
+	return device(ps, ps->be->k->convert(ps->be, p->w, p->dtype,
+	    p->master, LPO_F32, p->count), "convert");
+}
+
+int
+lpo_param_import(lpo_params *ps, lpo_param *p, const float *host)
+{
+	const struct lpo_kernels *k = ps->be->k;
+	size_t bytes = (size_t)p->count * sizeof(float);
+	float *tmp = NULL, *dev = p->master;
+	int rc = LPO_ENOMEM;
+
+	if ((tmp = lpo_alloc(ps->ctx, (size_t)p->count, sizeof(float))) == NULL)
+		goto out;
+	relayout(p, tmp, (float *)(uintptr_t)host, 1);
+	if (p->dtype == LPO_F32)
+		dev = p->w;
+	else if (dev == NULL && (dev = k->alloc(ps->be, bytes)) == NULL) {
+		rc = lpo_fail(ps->ctx, LPO_ENOMEM, "no %zu bytes for '%s'",
+		    bytes, p->key);
+		goto out;
+	}
+	if ((rc = device(ps, k->upload(ps->be, dev, tmp, bytes),
+	    "upload")) < 0)
+		goto out;
+	if (p->dtype != LPO_F32)
+		rc = device(ps, k->convert(ps->be, p->w, p->dtype, dev,
+		    LPO_F32, p->count), "convert");
+out:
+	if (dev != p->master && (void *)dev != p->w)
+		k->free(ps->be, dev);
+	lpo_free(tmp);
+	return rc;
+}
+
+/* Device f32 or bf16 values to the host in the file's layout. */
+static int
+export_from(lpo_params *ps, const lpo_param *p, const void *dev,
+    enum lpo_dtype dt, float *host)
+{
+	const struct lpo_kernels *k = ps->be->k;
+	size_t bytes = (size_t)p->count * sizeof(float);
+	float *tmp = NULL;
+	void *f32 = NULL;
+	int rc = LPO_ENOMEM;
+
+	if ((tmp = lpo_alloc(ps->ctx, (size_t)p->count, sizeof(float))) == NULL)
+		goto out;
+	if (dt != LPO_F32) {
+		if ((f32 = k->alloc(ps->be, bytes)) == NULL) {
+			rc = lpo_fail(ps->ctx, LPO_ENOMEM,
+			    "no %zu bytes for '%s'", bytes, p->key);
+			goto out;
+		}
+		if ((rc = device(ps, k->convert(ps->be, f32, LPO_F32, dev, dt,
+		    p->count), "convert")) < 0)
+			goto out;
+		dev = f32;
+	}
+	if ((rc = device(ps, k->download(ps->be, tmp, dev, bytes),
+	    "download")) < 0)
+		goto out;
+	relayout(p, tmp, host, 0);
+out:
+	k->free(ps->be, f32);
+	lpo_free(tmp);
+	return rc;
+}
+
+int
+lpo_param_export(lpo_params *ps, const lpo_param *p, float *host)
+{
+	if (p->master != NULL)
+		return export_from(ps, p, p->master, LPO_F32, host);
+	return export_from(ps, p, p->w, p->dtype, host);
+}
+
+int
+lpo_param_export_grad(lpo_params *ps, const lpo_param *p, float *host)
+{
+	if (p->grad == NULL)
+		return lpo_fail(ps->ctx, LPO_EINVAL, "'%s' is frozen", p->key);
+	return export_from(ps, p, p->grad, LPO_F32, host);
+}
+
+int
+lpo_param_train(lpo_params *ps, lpo_param *p)
+{
+	if (p->grad != NULL)
+		return 0;
+	if (p->dtype == LPO_F32)
+		p->master = p->w;
+	else if ((p->master = device_alloc(ps, p->count, LPO_F32)) == NULL ||
+	    device(ps, ps->be->k->convert(ps->be, p->master, LPO_F32, p->w,
+	    p->dtype, p->count), "convert") < 0)
+		return lpo_errcode(ps->ctx);
+	if ((p->grad = device_alloc(ps, p->count, LPO_F32)) == NULL ||
+	    (p->m = device_alloc(ps, p->count, LPO_F32)) == NULL ||
+	    (p->v = device_alloc(ps, p->count, LPO_F32)) == NULL)
+		return LPO_ENOMEM;
+	return 0;
+}
+
+int
+lpo_params_train_all(lpo_params *ps)
+{
+	int64_t i;
+	int rc;
+
+	for (i = 0; i < ps->n; i++)
+		if ((rc = lpo_param_train(ps, ps->p[i])) < 0)
+			return rc;
+	return 0;
+}
+
+int
+lpo_params_zero_grad(lpo_params *ps)
+{
+	int64_t i;
+	int rc;
+
+	for (i = 0; i < ps->n; i++)
+		if (ps->p[i]->grad != NULL && (rc = device(ps,
+		    ps->be->k->zero(ps->be, ps->p[i]->grad,
+		    (size_t)ps->p[i]->count * sizeof(float)), "zero")) < 0)
+			return rc;
+	return 0;
+}
+
+int
+lpo_params_grad_sumsq(lpo_params *ps, double *out)
+{
+	int64_t i;
+	double one;
+	int rc;
+
+	*out = 0;
+	for (i = 0; i < ps->n; i++) {
+		if (ps->p[i]->grad == NULL)
+			continue;
+		if ((rc = device(ps, ps->be->k->sum_squares(ps->be, &one,
+		    ps->p[i]->grad, ps->p[i]->count), "sum")) < 0)
+			return rc;
+		*out += one;
+	}
+	return 0;
+}
+
+int
+lpo_params_adamw(lpo_params *ps, const struct lpo_adamw *opt)
+{
+	lpo_param *p;
+	int64_t i;
+	int rc;
+
+	for (i = 0; i < ps->n; i++) {
+		p = ps->p[i];
+		if (p->grad == NULL)
+			continue;
+		if ((rc = device(ps, ps->be->k->adamw(ps->be, p->master, p->m,
+		    p->v, p->grad, p->count, opt), "AdamW")) < 0 ||
+		    (rc = refresh(ps, p)) < 0)
+			return rc;
+	}
+	return 0;
+}
+
+int64_t
+lpo_params_state_count(const lpo_params *ps)
+{
+	int64_t i, n = 0;
+
+	for (i = 0; i < ps->n; i++)
+		if (ps->p[i]->grad != NULL)
+			n += 3 * ps->p[i]->count;
+	return n;
+}
+
+int
+lpo_params_get_state(lpo_params *ps, float *host)
+{
+	lpo_param *p;
+	int64_t i;
+	int j, rc;
+
+	for (i = 0; i < ps->n; i++) {
+		p = ps->p[i];
+		if (p->grad == NULL)
+			continue;
+		for (j = 0; j < 3; j++, host += p->count)
+			if ((rc = device(ps, ps->be->k->download(ps->be, host,
+			    j == 0 ? p->master : j == 1 ? p->m : p->v,
+			    (size_t)p->count * sizeof(float)),
+			    "download")) < 0)
+				return rc;
+	}
+	return 0;
+}
+
+int
+lpo_params_set_state(lpo_params *ps, const float *host)
+{
+	lpo_param *p;
+	int64_t i;
+	int j, rc;
+
+	for (i = 0; i < ps->n; i++) {
+		p = ps->p[i];
+		if (p->grad == NULL)
+			continue;
+		for (j = 0; j < 3; j++, host += p->count)
+			if ((rc = device(ps, ps->be->k->upload(ps->be,
+			    j == 0 ? p->master : j == 1 ? p->m : p->v, host,
+			    (size_t)p->count * sizeof(float)), "upload")) < 0)
+				return rc;
+		if ((rc = refresh(ps, p)) < 0)
+			return rc;
+	}
+	return 0;
+}
