@@ -30,7 +30,7 @@ struct lpo_filter_stage {
 	int64_t pairs_in, pairs_out, ties_in, ties_out;
 };
 
-typedef struct lpo_filter lpo_filter;
+typedef struct lpo_filters lpo_filters;
 
 /* "none" -> 0, "mpcf2" -> 2; LPO_EINVAL for others. */
 int	 lpo_filter_name(lpo_ctx *, int *mpcf, const char *name);
@@ -41,21 +41,21 @@ int	 lpo_filter_use(lpo_ctx *, unsigned *use, const char *list);
  * A criterion dropped by mpcf_use and a column of the input replaced by the
  * scores file are said once (lpo_notice).
  */
-int	 lpo_filter_open(lpo_ctx *, lpo_filter **,
+int	 lpo_filter_open(lpo_ctx *, lpo_filters **,
 	    const struct lpo_filter_options *);
-void	 lpo_filter_close(lpo_filter *);	/* NULL is fine */
+void	 lpo_filter_close(lpo_filters *);	/* NULL is fine */
 /*
  * With join_by_row, the input's row count, checked against the scores file:
  * LPO_EFORMAT where they differ.  Otherwise nothing.
  */
-int	 lpo_filter_rows(lpo_filter *, int64_t n_rows);
+int	 lpo_filter_rows(lpo_filters *, int64_t n_rows);
 /*
  * *keep = 1 or 0.  Joined scores are added to rec->extra.  A column that is
  * missing or not a number, an id without scores, a faulty expression: errors
  * naming row and column.
  */
-int	 lpo_filter_keep(lpo_filter *, int *keep, struct lpo_record *rec);
-int	 lpo_filter_stages(const lpo_filter *);
-const struct lpo_filter_stage *lpo_filter_stage_at(const lpo_filter *, int i);
+int	 lpo_filter_keep(lpo_filters *, int *keep, struct lpo_record *rec);
+int	 lpo_filter_stages(const lpo_filters *);
+const struct lpo_filter_stage *lpo_filter_stage_at(const lpo_filters *, int i);
 
 #endif
