@@ -13,6 +13,7 @@ struct lpo_sha256 {
 	uint32_t h[8];
 	uint64_t bytes;
 	uint8_t buf[64];
+	int plain;	/* set after init: not the SHA instructions (tests) */
 };
 
 void	 lpo_sha256_init(struct lpo_sha256 *);
