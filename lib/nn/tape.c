@@ -1,0 +1,457 @@
+/* The tape: recording and walking.  Placement is in plan.c, ops in ops*.c. */
+#include <stdarg.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/nn/tape_priv.h"
+
+lpo_tape *
+lpo_tape_new(lpo_ctx *c, lpo_backend *be, enum lpo_dtype dt, int64_t groups)
+{
+	lpo_tape *t = lpo_alloc(c, 1, sizeof(*t));
+
+	if (t == NULL)
+		return NULL;
+	t->ctx = c;
+	t->be = be;
+	t->k = be->k;
+	t->dtype = dt;
+	t->groups = groups;
+	t->segment = -1;
+	if (groups < 1 || (dt != LPO_F32 && dt != LPO_BF16))
+		lpo_tape_fail(t, LPO_EINVAL, "a tape of %lld groups in %s",
+		    (long long)groups, lpo_dtype_name(dt));
+	return t;
+}
+
+void
+lpo_tape_free(lpo_tape *t)
+{
+	int64_t i;
+
+	if (t == NULL)
+		return;
+	for (i = 0; i < t->nvars; i++) {
+		if (t->vars[i]->priv != NULL) {
+			t->k->free(t->be, t->vars[i]->priv->constant);
+			lpo_free(t->vars[i]->priv->constant_host);
+		}
+		lpo_free(t->vars[i]->priv);
+		lpo_free(t->vars[i]);
+	}
+	for (i = 0; i < t->nops; i++)
+		lpo_free(t->ops[i]);
+	lpo_free(t->vars);
+	lpo_free(t->ops);
+	lpo_free(t->steps);
+	lpo_free(t->zero);
+	lpo_arena_free(t->be, &t->own);
+	lpo_free(t);
+}
+
+enum lpo_dtype
+lpo_tape_dtype(const lpo_tape *t)
+{
+	return t->dtype;
+}
+
+int64_t
+lpo_tape_groups(const lpo_tape *t)
+{
+	return t->groups;
+}
+
+int
+lpo_tape_error(const lpo_tape *t)
+{
+	return t->error;
+}
+
+int
+lpo_tape_fail(lpo_tape *t, int code, const char *fmt, ...)
+{
+	char text[512];
+	va_list ap;
+
+	if (t->error != 0)
+		return t->error;
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof(text), fmt, ap);
+	va_end(ap);
+	t->error = code;
+	return lpo_fail(t->ctx, code, "%s", text);
+}
+
+/* ------------------------------------------------------------- recording */
+
+/* Make room for one more pointer in a growing list. */
+static int
+grow(lpo_tape *t, void *list, int64_t n, int64_t *cap)
+{
+	int64_t want = *cap ? 2 * *cap : 256;
+	void *p, *old;
+
+	if (n < *cap)
+		return 0;
+	memcpy(&old, list, sizeof(old));
+	p = lpo_realloc(t->ctx, old, (size_t)want * sizeof(void *));
+	if (p == NULL) {
+		t->error = LPO_ENOMEM;
+		return LPO_ENOMEM;
+	}
+	memcpy(list, &p, sizeof(p));
+	*cap = want;
+	return 0;
+}
+
+lpo_var *
+lpo_tape_var(lpo_tape *t, int64_t n, int64_t h, int64_t w, int64_t c,
+    enum lpo_dtype dt)
+{
+	lpo_var *v;
+	int64_t count;
+
+	if (t->error != 0)
+		return NULL;
+	if (n < 1 || h < 1 || w < 1 || c < 1 ||
+	    __builtin_mul_overflow(n, h, &count) ||
+	    __builtin_mul_overflow(count, w, &count) ||
+	    __builtin_mul_overflow(count, c, &count) ||
+	    count > INT64_MAX / 64) {
+		lpo_tape_fail(t, LPO_EINVAL,
+		    "impossible shape [%lld, %lld, %lld, %lld]", (long long)n,
+		    (long long)h, (long long)w, (long long)c);
+		return NULL;
+	}
+	if (grow(t, &t->vars, t->nvars, &t->vars_cap) < 0)
+		return NULL;
+	if ((v = lpo_alloc(t->ctx, 1, sizeof(*v))) == NULL) {
+		t->error = LPO_ENOMEM;
+		return NULL;
+	}
+	t->vars[t->nvars++] = v;
+	if ((v->priv = lpo_alloc(t->ctx, 1, sizeof(*v->priv))) == NULL) {
+		t->error = LPO_ENOMEM;
+		return NULL;
+	}
+	v->n = n;
+	v->h = h;
+	v->w = w;
+	v->c = c;
+	v->dtype = dt;
+	v->priv->index = t->nvars - 1;
+	v->priv->base = v;
+	v->priv->op = -1;
+	v->priv->segment = -1;
+	return v;
+}
+
+lpo_var *
+lpo_tape_constant(lpo_tape *t, int64_t n)
+{
+	lpo_var *v = lpo_tape_var(t, n, 1, 1, 1, LPO_I32);
+
+	if (v == NULL)
+		return NULL;
+	v->priv->constant_host = lpo_alloc(t->ctx, (size_t)n, sizeof(int32_t));
+	if (v->priv->constant_host == NULL) {
+		t->error = LPO_ENOMEM;
+		return NULL;
+	}
+	return v;
+}
+
+lpo_op *
+lpo_tape_op(lpo_tape *t, const struct lpo_op_class *cls, const char *label,
+    lpo_var *a, lpo_var *b, lpo_var *c)
+{
+	lpo_op *op;
+
+	if (t->error != 0)
+		return NULL;
+	if (a == NULL) {
+		lpo_tape_fail(t, LPO_EINVAL, "op '%s' of '%s' has no input",
+		    cls->name, label);
+		return NULL;
+	}
+	if (t->planned) {
+		lpo_tape_fail(t, LPO_EINVAL, "op '%s' after the plan",
+		    cls->name);
+		return NULL;
+	}
+	if (grow(t, &t->ops, t->nops, &t->ops_cap) < 0)
+		return NULL;
+	if ((op = lpo_alloc(t->ctx, 1, sizeof(*op))) == NULL) {
+		t->error = LPO_ENOMEM;
+		return NULL;
+	}
+	t->ops[t->nops++] = op;
+	op->cls = cls;
+	op->label = label != NULL ? label : "";
+	op->in[0] = a;
+	op->in[1] = b;
+	op->in[2] = c;
+	op->segment = t->segment;
+	return op;
+}
+
+lpo_var *
+lpo_tape_out(lpo_tape *t, lpo_op *op, int64_t n, int64_t h, int64_t w,
+    int64_t c, enum lpo_dtype dt)
+{
+	lpo_var *v;
+	int i;
+
+	if (op == NULL || (v = lpo_tape_var(t, n, h, w, c, dt)) == NULL)
+		return NULL;
+	op->out = v;
+	v->priv->op = t->nops - 1;
+	v->priv->segment = op->segment;
+	if (op->aux != NULL) {
+		op->aux->priv->op = t->nops - 1;
+		op->aux->priv->segment = op->segment;
+	}
+	v->needs_grad = op->weights;
+	for (i = 0; i < LPO_OP_INPUTS; i++)
+		if (op->in[i] != NULL && op->in[i]->needs_grad)
+			v->needs_grad = 1;
+	if (op->weights && n % t->groups != 0) {
+		lpo_tape_fail(t, LPO_EINVAL, "'%s': %lld rows in %lld groups",
+		    op->label, (long long)n, (long long)t->groups);
+		return NULL;
+	}
+	if (op->cls->bwd == NULL)
+		v->needs_grad = 0;
+	return v;
+}
+
+lpo_var *
+lpo_input(lpo_tape *t, int64_t n, int64_t h, int64_t w, int64_t c,
+    enum lpo_dtype dt, int want_grad)
+{
+	lpo_var *v = lpo_tape_var(t, n, h, w, c, dt);
+
+	if (v == NULL)
+		return NULL;
+	v->needs_grad = want_grad && dt != LPO_I32;
+	v->priv->want_grad = v->needs_grad;
+	return v;
+}
+
+void
+lpo_output(lpo_tape *t, lpo_var *v, int want_grad)
+{
+	if (t->error != 0 || v == NULL)
+		return;
+	v->priv->base->priv->is_output = 1;
+	if (want_grad && v->needs_grad)
+		v->priv->base->priv->seeded = 1;
+}
+
+void
+lpo_segment_begin(lpo_tape *t)
+{
+	if (t->error == 0 && t->segment >= 0)
+		lpo_tape_fail(t, LPO_EINVAL, "a segment within a segment");
+	t->segment = t->segments++;
+}
+
+void
+lpo_segment_end(lpo_tape *t)
+{
+	t->segment = -1;
+}
+
+lpo_var *
+lpo_reshape(lpo_tape *t, lpo_var *x, int64_t n, int64_t h, int64_t w,
+    int64_t c)
+{
+	lpo_var *v;
+
+	if (t->error != 0 || x == NULL)
+		return NULL;
+	if ((v = lpo_tape_var(t, n, h, w, c, x->dtype)) == NULL)
+		return NULL;
+	if (lpo_var_count(v) != lpo_var_count(x)) {
+		lpo_tape_fail(t, LPO_EINVAL, "reshape of %lld elements to "
+		    "[%lld, %lld, %lld, %lld]", (long long)lpo_var_count(x),
+		    (long long)n, (long long)h, (long long)w, (long long)c);
+		return NULL;
+	}
+	v->needs_grad = x->needs_grad;
+	v->priv->base = x->priv->base;
+	return v;
+}
+
+int64_t
+lpo_var_count(const lpo_var *v)
+{
+	return v->n * v->h * v->w * v->c;
+}
+
+/* --------------------------------------------------------------- walking */
+
+static void *
+at(const lpo_tape *t, int64_t off)
+{
+	return off == LPO_NO_BUFFER ? NULL : (char *)t->arena->mem + off;
+}
+
+void *
+lpo_data(const lpo_tape *t, const lpo_var *v)
+{
+	const struct lpo_var_priv *p = v->priv->base->priv;
+
+	if (p->constant != NULL)
+		return p->constant;
+	return at(t, t->replay ? p->bwd_off : p->fwd_off);
+}
+
+void *
+lpo_grad(const lpo_tape *t, const lpo_var *v)
+{
+	if (v == NULL)
+		return NULL;
+	return at(t, v->priv->base->priv->grad_off);
+}
+
+void *
+lpo_scratch(const lpo_tape *t)
+{
+	return (char *)t->arena->mem + t->scratch_off;
+}
+
+static int
+walk(lpo_tape *t, const struct lpo_step *s)
+{
+	const lpo_op *op = t->ops[s->op];
+	int64_t i;
+	int rc = 0;
+
+	if (lpo_ctx_stopped(t->ctx))
+		return lpo_fail(t->ctx, LPO_ESTOP, "stopped");
+	for (i = 0; i < s->zero_count && rc == 0; i++) {
+		lpo_var *v = t->zero[s->zero_first + i];
+
+		rc = t->k->zero(t->be, lpo_grad(t, v), (size_t)lpo_var_count(v)
+		    * lpo_dtype_bytes(v->dtype));
+	}
+	if (rc == 0)
+		rc = s->kind == LPO_STEP_BWD ? op->cls->bwd(t, op) :
+		    op->cls->fwd(t, op);
+	if (rc < 0)
+		return lpo_fail(t->ctx, rc, "op '%s' of '%s' failed (%s)",
+		    op->cls->name, op->label,
+		    s->kind == LPO_STEP_BWD ? "backward" : "forward");
+	return 0;
+}
+
+int
+lpo_tape_forward(lpo_tape *t, int flags)
+{
+	int64_t i;
+	int rc;
+
+	if (t->error != 0)
+		return t->error;
+	if (t->arena == NULL)
+		return lpo_fail(t->ctx, LPO_EINVAL, "forward before commit");
+	t->flags = flags;
+	t->replay = 0;
+	for (i = 0; i < t->nsteps && t->steps[i].kind == LPO_STEP_FWD; i++)
+		if ((rc = walk(t, &t->steps[i])) < 0)
+			return rc;
+	return 0;
+}
+
+int
+lpo_tape_backward(lpo_tape *t)
+{
+	int64_t i;
+	int rc = 0;
+
+	if (t->error != 0)
+		return t->error;
+	if (!t->backward || t->arena == NULL)
+		return lpo_fail(t->ctx, LPO_EINVAL,
+		    "backward of a tape planned without it");
+	t->replay = 1;
+	for (i = 0; i < t->nsteps && rc == 0; i++)
+		if (t->steps[i].kind == LPO_STEP_REPLAY ||
+		    t->steps[i].kind == LPO_STEP_BWD)
+			rc = walk(t, &t->steps[i]);
+	t->replay = 0;
+	return rc;
+}
+
+/* Host f32 to and from a buffer of the var's dtype. */
+static int
+transfer(lpo_tape *t, const lpo_var *v, void *dev, float *host, int in)
+{
+	size_t count = (size_t)lpo_var_count(v);
+	size_t bytes = count * lpo_dtype_bytes(v->dtype), i;
+	uint16_t *half = NULL;
+	uint32_t u;
+	int rc;
+
+	if (t->error != 0)
+		return t->error;
+	if (dev == NULL)
+		return lpo_fail(t->ctx, LPO_EINVAL,
+		    "a value or gradient that the plan does not keep");
+	if (v->dtype != LPO_BF16) {
+		rc = in ? t->k->upload(t->be, dev, host, bytes) :
+		    t->k->download(t->be, host, dev, bytes);
+		return rc < 0 ? lpo_fail(t->ctx, rc, "transfer failed") : 0;
+	}
+	if ((half = lpo_alloc(t->ctx, count, 2)) == NULL)
+		return LPO_ENOMEM;
+	if (in) {
+		for (i = 0; i < count; i++) {
+			memcpy(&u, &host[i], 4);
+			half[i] = (u & 0x7fffffff) > 0x7f800000 ?
+			    (uint16_t)(u >> 16 | 0x40) :
+			    (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
+		}
+		rc = t->k->upload(t->be, dev, half, bytes);
+	} else if ((rc = t->k->download(t->be, half, dev, bytes)) == 0) {
+		for (i = 0; i < count; i++) {
+			u = (uint32_t)half[i] << 16;
+			memcpy(&host[i], &u, 4);
+		}
+	}
+	lpo_free(half);
+	return rc < 0 ? lpo_fail(t->ctx, rc, "transfer failed") : 0;
+}
+
+int
+lpo_var_set(lpo_tape *t, lpo_var *v, const void *host)
+{
+	if (t->error != 0 || v == NULL)
+		return t->error != 0 ? t->error : LPO_EINVAL;
+	return transfer(t, v, lpo_data(t, v), (float *)(uintptr_t)host, 1);
+}
+
+int
+lpo_var_get(lpo_tape *t, const lpo_var *v, float *host)
+{
+	if (t->error != 0 || v == NULL)
+		return t->error != 0 ? t->error : LPO_EINVAL;
+	return transfer(t, v, lpo_data(t, v), host, 0);
+}
+
+int
+lpo_var_set_grad(lpo_tape *t, lpo_var *v, const float *host)
+{
+	if (t->error != 0 || v == NULL)
+		return t->error != 0 ? t->error : LPO_EINVAL;
+	return transfer(t, v, lpo_grad(t, v), (float *)(uintptr_t)host, 1);
+}
+
+int
+lpo_var_get_grad(lpo_tape *t, const lpo_var *v, float *host)
+{
+	if (t->error != 0 || v == NULL)
+		return t->error != 0 ? t->error : LPO_EINVAL;
+	return transfer(t, v, lpo_grad(t, v), host, 0);
+}
