@@ -87,7 +87,7 @@ struct lpo_cli_common {
 	uint64_t seed;
 	double checkpoint_s;
 	int dry_run, json, force, fresh, quiet, verbose;
-	int progress, no_progress;
+	int progress, no_progress, help, version;
 };
 
 typedef struct lpo_cli {
@@ -196,6 +196,9 @@ int	 lpo_cli_need_model(lpo_cli *);
 int	 lpo_cli_input_file(lpo_cli *, const char *role, const char *path);
 /* All weight and config files below a folder, in name order. */
 int	 lpo_cli_input_dir(lpo_cli *, const char *role, const char *path);
+/* A hash the tool knows; path may be NULL. */
+int	 lpo_cli_input_hash(lpo_cli *, const char *role, const char *path,
+	    const char *sha256);
 int	 lpo_cli_input_run(lpo_cli *, const char *role, const char *run);
 /*
  * SHA-256 of a file in hex through the cache (device, inode, size, mtime).
@@ -204,32 +207,34 @@ int	 lpo_cli_sha256(lpo_cli *, char hex[65], const char *path);
 void	 lpo_cli_resolved(lpo_cli *, const char *name, json_t *value);
 
 /*
- * Compute the run id; look at the output at `path` (NULL: standard output,
- * no state); refuse, go on or say "already done"; open the database and write
- * the run and attempt rows.
+ * Compute the run id; look at the output at `path` (NULL: standard output);
+ * refuse, go on or say "already done"; open the database and write the run
+ * and attempt rows.  Output of another run needs --force.
  *
  * existing(ctx, path, run): the run id of the finished output, "" for a
  * finished one that names none; returns 0, or LPO_ENOTFOUND when there is no
  * finished output at path.  NULL: nothing is ever finished (shards, where a
- * rerun makes what is absent).
+ * rerun makes what is absent).  lpo_cli_existing_tar() does it for one shard.
  *
  * 0: go on; LPO_CLI_DONE; or an error.
  */
 int	 lpo_cli_begin(lpo_cli *, const char *path,
 	    int (*existing)(lpo_ctx *, const char *path, char run[17]));
+int	 lpo_cli_existing_tar(lpo_ctx *, const char *path, char run[17]);
 const char *lpo_cli_run(const lpo_cli *);	/* 16 hex digits */
-/* The whole of what the id was computed from; borrowed. */
-const json_t *lpo_cli_run_json(const lpo_cli *);
-/* PATH.state, made if absent; NULL for standard output. */
-const char *lpo_cli_state(lpo_cli *);
-/* The output is published: the state folder goes. */
-int	 lpo_cli_publish(lpo_cli *);
-/* PATH, or for a pattern the text before '%'; then ".state". */
-char	*lpo_cli_state_path(lpo_ctx *, const char *output);
+/*
+ * The options and resolved values that are in the id; borrowed.  For
+ * lib/train/state.h's `options`: lpo_json_dumps() of it.
+ */
+const json_t *lpo_cli_run_options(const lpo_cli *);
+/* [run ids given to lpo_cli_input_run], for run.json; the caller's. */
+json_t	*lpo_cli_parents(const lpo_cli *);
 
 struct lpo_db;
-/* NULL with --db none. */
+/* NULL with --db none.  The ids are of its run and attempt rows. */
 struct lpo_db *lpo_cli_db(lpo_cli *);
+int64_t	 lpo_cli_db_run(const lpo_cli *);
+int64_t	 lpo_cli_db_attempt(const lpo_cli *);
 /* A row of the metric table of this run (no-op without database). */
 int	 lpo_cli_metric(lpo_cli *, const char *name, int64_t step,
 	    double value);
