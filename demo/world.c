@@ -377,14 +377,14 @@ lpo_world_distance(int shape, double r, double x, double y)
 	}
 }
 
-/* Moves the scene so that an outer object loses a third to a half of itself
- * over the border, on the side that keeps a stated place true. */
-static void
+/* Moves the scene so that the border cuts off part of an outer object, on
+ * the side that keeps a stated place true.  Returns how whole it stays. */
+static double
 cut(struct lpo_rng *r, const struct lpo_spec *s, struct lpo_scene *scene)
 {
 	int side = (int)lpo_rng_below(r, LPO_N_WHERE);
 	const struct lpo_object *o = &scene->object[0];
-	double deep, shift;
+	double inside, deep, shift;
 
 	if (!s->relation && s->where != LPO_UNSTATED)
 		side = s->where;
@@ -395,7 +395,8 @@ cut(struct lpo_rng *r, const struct lpo_spec *s, struct lpo_scene *scene)
 		if (side == LPO_LEFT || side == LPO_TOP ? d < 0 : d > 0)
 			o = p;
 	}
-	deep = draw_between(r, 0.0, 0.5) * o->r;
+	inside = draw_between(r, 0.0, 0.6);
+	deep = inside * o->r;
 	shift = side == LPO_LEFT ? deep - o->x :
 	    side == LPO_RIGHT ? SIDE - deep - o->x :
 	    side == LPO_TOP ? deep - o->y : SIDE - deep - o->y;
@@ -405,6 +406,7 @@ cut(struct lpo_rng *r, const struct lpo_spec *s, struct lpo_scene *scene)
 		else
 			scene->object[i].y += shift;
 	}
+	return inside * 0.25;
 }
 
 /* One pass of (1 2 1)/4 in x and in y: variance 1/2 in each. */
@@ -442,26 +444,62 @@ paint(double (*img)[3], const struct lpo_object *o, const double *colour)
 	}
 }
 
+double
+lpo_world_aesthetic(const struct lpo_beauty *b)
+{
+	return 3.0 * b->white + 3.0 * b->calm + 2.0 * b->sharp +
+	    2.0 * b->whole;
+}
+
+double
+lpo_world_utility(double alignment, double aesthetic)
+{
+	return 5.0 * alignment + 0.35 * aesthetic;
+}
+
+/* Noise and rounding, the last things that happen to a picture. */
+static void
+finish(struct lpo_rng *r, double (*img)[3], double sigma, uint8_t *rgb)
+{
+	for (int i = 0; i < SIDE * SIDE; i++)
+		for (int c = 0; c < 3; c++) {
+			double v = img[i][c];
+
+			if (sigma > 0.0)
+				v += sigma * lpo_rng_normal(r);
+			v = v < 0.0 ? 0.0 : v > 1.0 ? 1.0 : v;
+			rgb[3 * i + c] = (uint8_t)(v * 255.0 + 0.5);
+		}
+}
+
 void
 lpo_world_render(struct lpo_rng *r, const struct lpo_spec *s,
-    const struct lpo_scene *wanted, uint8_t *rgb)
+    const struct lpo_scene *wanted, uint8_t *rgb, struct lpo_beauty *beauty)
 {
+	/* What a judge reads as sharpness after so many passes of blur. */
+	static const double sharp_after[5] = { 1.0, 0.6, 0.3, 0.1, 0.0 };
 	struct lpo_scene scene = *wanted;
+	struct lpo_beauty b = { 1.0, 1.0, 1.0, 1.0 };
 	double img[SIDE * SIDE][3], back[3], colour[3], sigma = 0.0;
 	double light = draw_between(r, 0.965, 1.0);
 	int passes = 0;
 
 	if (scene.ugly & LPO_MUDDY)
-		light = draw_between(r, 0.48, 0.70);
-	for (int c = 0; c < 3; c++)
+		light = draw_between(r, 0.50, 0.80);
+	for (int c = 0; c < 3; c++) {
 		back[c] = light - (scene.ugly & LPO_MUDDY ?
 		    draw_between(r, 0.0, 0.12) : draw_between(r, 0.0, 0.02));
-	if (scene.ugly & LPO_NOISE)
-		sigma = draw_between(r, 0.08, 0.14);
+		b.white = fmin(b.white, fmax(0.0, (back[c] - 0.50) / 0.43));
+	}
+	if (scene.ugly & LPO_NOISE) {
+		sigma = draw_between(r, 0.05, 0.14);
+		b.calm = sigma > 0.08 ? 0.0 : 1.0 - sigma / 0.08;
+	}
 	if (scene.ugly & LPO_BLUR)
-		passes = 3 + (int)lpo_rng_below(r, 3);
+		passes = 1 + (int)lpo_rng_below(r, 4);
+	b.sharp = sharp_after[passes];
 	if (scene.ugly & LPO_CUT)
-		cut(r, s, &scene);
+		b.whole = cut(r, s, &scene);
 	for (int i = 0; i < SIDE * SIDE; i++)
 		memcpy(img[i], back, sizeof(back));
 	for (int k = 0; k < scene.n; k++) {
@@ -472,13 +510,7 @@ lpo_world_render(struct lpo_rng *r, const struct lpo_spec *s,
 	}
 	while (passes-- > 0)
 		blur(img);
-	for (int i = 0; i < SIDE * SIDE; i++)
-		for (int c = 0; c < 3; c++) {
-			double v = img[i][c];
-
-			if (sigma > 0.0)
-				v += sigma * lpo_rng_normal(r);
-			v = v < 0.0 ? 0.0 : v > 1.0 ? 1.0 : v;
-			rgb[3 * i + c] = (uint8_t)(v * 255.0 + 0.5);
-		}
+	finish(r, img, sigma, rgb);
+	if (beauty != NULL)
+		*beauty = b;
 }

@@ -60,6 +60,11 @@ struct lpo_scene {
 	struct lpo_object object[3];
 };
 
+/* How clean a picture is drawn, each 0..1: the truth of what a judge reads. */
+struct lpo_beauty {
+	double white, calm, sharp, whole;
+};
+
 extern const double lpo_world_palette[LPO_N_COLOURS][3];
 extern const char *const lpo_world_colours[LPO_N_COLOURS];
 extern const char *const lpo_world_shapes[LPO_N_SHAPES];
@@ -87,7 +92,11 @@ void lpo_world_scene(struct lpo_rng *, const struct lpo_spec *,
 int lpo_world_ugly(struct lpo_rng *);
 /* rgb[y][x][channel], LPO_WORLD_BYTES of them. */
 void lpo_world_render(struct lpo_rng *, const struct lpo_spec *,
-    const struct lpo_scene *, uint8_t *rgb);
+    const struct lpo_scene *, uint8_t *rgb, struct lpo_beauty *);
+/* 3 white + 3 calm + 2 sharp + 2 whole: 0..10. */
+double lpo_world_aesthetic(const struct lpo_beauty *);
+/* u = 5 alignment + 0.35 aesthetic. */
+double lpo_world_utility(double alignment, double aesthetic);
 /* Signed distance in pixels of (x, y) from a shape of radius r at (0, 0). */
 double lpo_world_distance(int shape, double r, double x, double y);
 
