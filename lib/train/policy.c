@@ -1,0 +1,367 @@
+/* The UNet with guidance, and the texts it reads. */
+#include "lib/train/policy.h"
+
+#include <errno.h>
+#include <stdio.h>
+#include <string.h>
+#include <sys/mman.h>
+#include <unistd.h>
+
+/* ----------------------------------------------------------------- texts */
+
+struct lpo_policy_texts {
+	int64_t n, row, pooled;	/* floats per prompt: context, pooled */
+	float *map;		/* n + 1 rows of row + pooled; last: uncond */
+	size_t bytes;
+	FILE *file;
+};
+
+/* An unlinked file of `bytes` zero bytes, mapped. */
+static int
+map_file(lpo_ctx *c, lpo_policy_texts *x)
+{
+	void *p;
+
+	if ((x->file = tmpfile()) == NULL ||
+	    ftruncate(fileno(x->file), (off_t)x->bytes) < 0)
+		return lpo_fail(c, LPO_EIO, "no temporary file of %zu bytes "
+		    "for encoded prompts: %s", x->bytes, strerror(errno));
+	p = mmap(NULL, x->bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+	    fileno(x->file), 0);
+	if (p == MAP_FAILED)
+		return lpo_fail(c, LPO_EIO, "cannot map encoded prompts: %s",
+		    strerror(errno));
+	x->map = p;
+	return 0;
+}
+
+static float *
+row_of(const lpo_policy_texts *x, int64_t i)
+{
+	return x->map + i * (x->row + x->pooled);
+}
+
+/* Prompts i .. i+n-1 through small buffers into the map. */
+static int
+encode_some(lpo_ctx *c, lpo_policy_texts *x, lpo_text *text,
+    const char *const *prompts, int64_t first, int64_t n)
+{
+	float *ctx, *pool;
+	int64_t i;
+	int rc = LPO_ENOMEM;
+
+	ctx = lpo_alloc(c, (size_t)(n * x->row), sizeof(float));
+	pool = lpo_alloc(c, (size_t)(n * x->pooled + 1), sizeof(float));
+	if (ctx == NULL || pool == NULL)
+		goto out;
+	if ((rc = lpo_text_encode(text, ctx, x->pooled > 0 ? pool : NULL,
+	    prompts, n)) < 0)
+		goto out;
+	for (i = 0; i < n; i++) {
+		memcpy(row_of(x, first + i), ctx + i * x->row,
+		    (size_t)x->row * sizeof(float));
+		memcpy(row_of(x, first + i) + x->row, pool + i * x->pooled,
+		    (size_t)x->pooled * sizeof(float));
+	}
+out:
+	lpo_free(ctx);
+	lpo_free(pool);
+	return rc;
+}
+
+int
+lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
+    const char *const *prompts, int64_t n)
+{
+	enum { CHUNK = 256 };
+	static const char *const empty[] = { "" };
+	lpo_policy_texts *x;
+	int64_t i, some;
+	int rc = 0;
+
+	*out = NULL;
+	if ((x = lpo_alloc(c, 1, sizeof(*x))) == NULL)
+		return LPO_ENOMEM;
+	x->n = n;
+	x->row = lpo_text_length(text) * lpo_text_dim(text);
+	x->pooled = lpo_text_pooled_dim(text);
+	x->bytes = (size_t)(n + 1) * (size_t)(x->row + x->pooled) *
+	    sizeof(float);
+	rc = map_file(c, x);
+	for (i = 0; i < n && rc == 0; i += some) {
+		some = n - i < CHUNK ? n - i : CHUNK;
+		if (lpo_ctx_stopped(c))
+			rc = lpo_fail(c, LPO_ESTOP, "stopped");
+		else
+			rc = encode_some(c, x, text, prompts + i, i, some);
+	}
+	/* SDXL's unconditional row stays zero */
+	if (rc == 0 && x->pooled == 0)
+		rc = encode_some(c, x, text, empty, n, 1);
+	if (rc < 0) {
+		lpo_policy_texts_free(x);
+		return rc;
+	}
+	*out = x;
+	return 0;
+}
+
+void
+lpo_policy_texts_free(lpo_policy_texts *x)
+{
+	if (x == NULL)
+		return;
+	if (x->map != NULL)
+		munmap(x->map, x->bytes);
+	if (x->file != NULL)
+		fclose(x->file);
+	lpo_free(x);
+}
+
+int64_t
+lpo_policy_texts_count(const lpo_policy_texts *x)
+{
+	return x->n;
+}
+
+int64_t
+lpo_policy_texts_bytes(const lpo_policy_texts *x)
+{
+	return (int64_t)x->bytes;
+}
+
+/* --------------------------------------------------------------- network */
+
+struct lpo_policy {
+	lpo_ctx *ctx;
+	lpo_unet *unet;
+	lpo_tape *tape;
+	struct lpo_policy_shape s;
+	struct lpo_plan plan;
+	struct lpo_unet_in in;
+	lpo_var *out;
+	int64_t count;		/* elements of one latent */
+	int copies;
+	float *x, *time, *ctxrow, *pooled, *ids, *eps;	/* host staging */
+};
+
+static int
+staging(lpo_policy *p)
+{
+	const struct lpo_unet_config *cfg = lpo_unet_cfg(p->unet);
+	int64_t g = p->s.groups, k = p->copies;
+
+	p->x = lpo_alloc(p->ctx, (size_t)(g * p->count), sizeof(float));
+	p->time = lpo_alloc(p->ctx, (size_t)(g * cfg->channels[0]),
+	    sizeof(float));
+	p->ctxrow = lpo_alloc(p->ctx, (size_t)(g * k * p->s.length *
+	    p->s.dim), sizeof(float));
+	p->eps = lpo_alloc(p->ctx, (size_t)(g * k * p->count),
+	    sizeof(float));
+	if (p->x == NULL || p->time == NULL || p->ctxrow == NULL ||
+	    p->eps == NULL)
+		return LPO_ENOMEM;
+	if (!cfg->text_time)
+		return 0;
+	p->pooled = lpo_alloc(p->ctx, (size_t)(g * k * p->s.pooled_dim),
+	    sizeof(float));
+	p->ids = lpo_alloc(p->ctx, (size_t)(g * k * 6 * cfg->add_time_dim),
+	    sizeof(float));
+	return p->pooled != NULL && p->ids != NULL ? 0 : LPO_ENOMEM;
+}
+
+/* SDXL: (height, width, crop top, crop left, target height, width). */
+static void
+fill_time_ids(lpo_policy *p)
+{
+	const struct lpo_unet_config *cfg = lpo_unet_cfg(p->unet);
+	float v[6] = { (float)p->s.height_px, (float)p->s.width_px, 0, 0,
+	    (float)p->s.height_px, (float)p->s.width_px };
+	int64_t i;
+
+	for (i = 0; i < p->s.groups * p->copies * 6; i++)
+		lpo_sinusoid(p->ids + i * cfg->add_time_dim, v[i % 6],
+		    cfg->add_time_dim, cfg->flip_sin_to_cos,
+		    cfg->freq_shift);
+}
+
+int
+lpo_policy_new(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
+    enum lpo_dtype dt, const struct lpo_policy_shape *s)
+{
+	const struct lpo_unet_config *cfg = lpo_unet_cfg(unet);
+	lpo_policy *p;
+	lpo_tape *t;
+	int rc = LPO_ENOMEM;
+
+	*out = NULL;
+	if ((p = lpo_alloc(c, 1, sizeof(*p))) == NULL)
+		return LPO_ENOMEM;
+	p->ctx = c;
+	p->unet = unet;
+	p->s = *s;
+	p->copies = s->guidance == 1 ? 1 : 2;
+	p->count = s->h * s->w * cfg->in_channels;
+	if ((t = p->tape = lpo_tape_new(c, be, dt, s->groups)) == NULL ||
+	    (rc = staging(p)) < 0)
+		goto fail;
+	p->in.copies = p->copies;
+	p->in.sample = lpo_input(t, s->groups, s->h, s->w, cfg->in_channels,
+	    LPO_F32, 0);
+	p->in.time = lpo_input(t, s->groups, 1, 1, cfg->channels[0], LPO_F32,
+	    0);
+	p->in.context = lpo_input(t, s->groups * p->copies, s->length, 1,
+	    s->dim, LPO_F32, 0);
+	if (cfg->text_time) {
+		p->in.text_embeds = lpo_input(t, s->groups * p->copies, 1, 1,
+		    s->pooled_dim, LPO_F32, 0);
+		p->in.time_ids = lpo_input(t, s->groups * p->copies, 1, 1,
+		    6 * cfg->add_time_dim, LPO_F32, 0);
+		fill_time_ids(p);
+	}
+	p->out = lpo_unet_fwd(t, unet, &p->in);
+	lpo_output(t, p->out, s->backward);
+	if ((rc = lpo_tape_plan(t, s->backward, &p->plan)) < 0)
+		goto fail;
+	*out = p;
+	return 0;
+fail:
+	lpo_policy_free(p);
+	return rc;
+}
+
+void
+lpo_policy_free(lpo_policy *p)
+{
+	if (p == NULL)
+		return;
+	lpo_tape_free(p->tape);
+	lpo_free(p->x);
+	lpo_free(p->time);
+	lpo_free(p->ctxrow);
+	lpo_free(p->pooled);
+	lpo_free(p->ids);
+	lpo_free(p->eps);
+	lpo_free(p);
+}
+
+const struct lpo_plan *
+lpo_policy_plan(const lpo_policy *p)
+{
+	return &p->plan;
+}
+
+int64_t
+lpo_policy_groups(const lpo_policy *p)
+{
+	return p->s.groups;
+}
+
+int
+lpo_policy_commit(lpo_policy *p, lpo_arena *arena)
+{
+	return lpo_tape_commit(p->tape, arena);
+}
+
+int
+lpo_policy_fit(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
+    enum lpo_dtype dt, struct lpo_policy_shape *s, int64_t want, size_t bytes)
+{
+	size_t need;
+	int rc;
+
+	for (s->groups = want;; s->groups = (s->groups + 1) / 2) {
+		if ((rc = lpo_policy_new(c, out, be, unet, dt, s)) < 0)
+			return rc;
+		need = (*out)->plan.arena_bytes;
+		if (need <= bytes)
+			return 0;
+		lpo_policy_free(*out);
+		*out = NULL;
+		if (s->groups == 1)
+			return lpo_fail(c, LPO_ENOMEM, "one pair needs %zu MiB "
+			    "for activations and --memory leaves %zu MiB",
+			    need >> 20, bytes >> 20);
+	}
+}
+
+/* Latents, timesteps and texts of n groups; the rest repeat the last. */
+static void
+stage(lpo_policy *p, const lpo_policy_texts *x, const float *latent,
+    const int64_t *t, const int64_t *prompt, int64_t n)
+{
+	const struct lpo_unet_config *cfg = lpo_unet_cfg(p->unet);
+	int64_t g, i, k, row = p->s.length * p->s.dim;
+	const float *text;
+
+	for (g = 0; g < p->s.groups; g++) {
+		i = g < n ? g : n - 1;
+		memcpy(p->x + g * p->count, latent + i * p->count,
+		    (size_t)p->count * sizeof(float));
+		lpo_sinusoid(p->time + g * cfg->channels[0], (float)t[i],
+		    cfg->channels[0], cfg->flip_sin_to_cos, cfg->freq_shift);
+		for (k = 0; k < p->copies; k++) {
+			text = row_of(x, k == 0 ? prompt[i] : x->n);
+			memcpy(p->ctxrow + (g * p->copies + k) * row, text,
+			    (size_t)row * sizeof(float));
+			if (cfg->text_time)
+				memcpy(p->pooled + (g * p->copies + k) *
+				    x->pooled, text + x->row,
+				    (size_t)x->pooled * sizeof(float));
+		}
+	}
+}
+
+int
+lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
+    const float *latent, const int64_t *t, const int64_t *prompt, int64_t n,
+    int flags)
+{
+	float g = (float)p->s.guidance;
+	const float *c, *u;
+	int64_t i, j;
+	int rc;
+
+	stage(p, x, latent, t, prompt, n);
+	if ((rc = lpo_var_set(p->tape, p->in.sample, p->x)) < 0 ||
+	    (rc = lpo_var_set(p->tape, p->in.time, p->time)) < 0 ||
+	    (rc = lpo_var_set(p->tape, p->in.context, p->ctxrow)) < 0)
+		return rc;
+	if (p->in.text_embeds != NULL && ((rc = lpo_var_set(p->tape,
+	    p->in.text_embeds, p->pooled)) < 0 ||
+	    (rc = lpo_var_set(p->tape, p->in.time_ids, p->ids)) < 0))
+		return rc;
+	if ((rc = lpo_tape_forward(p->tape, flags)) < 0 ||
+	    (rc = lpo_var_get(p->tape, p->out, p->eps)) < 0)
+		return rc;
+	for (i = 0; i < n; i++) {
+		c = p->eps + i * p->copies * p->count;
+		u = c + p->count;
+		for (j = 0; j < p->count; j++)
+			out[i * p->count + j] = p->copies == 1 ? c[j] :
+			    u[j] + g * (c[j] - u[j]);
+	}
+	return 0;
+}
+
+int
+lpo_policy_backward(lpo_policy *p, const float *d_out, int64_t n)
+{
+	float g = (float)p->s.guidance, d;
+	float *c;
+	int64_t i, j;
+	int rc;
+
+	for (i = 0; i < p->s.groups; i++) {
+		c = p->eps + i * p->copies * p->count;
+		for (j = 0; j < p->count; j++) {
+			d = i < n ? d_out[i * p->count + j] : 0;
+			c[j] = p->copies == 1 ? d : g * d;
+			if (p->copies == 2)
+				c[p->count + j] = (1 - g) * d;
+		}
+	}
+	if ((rc = lpo_var_set_grad(p->tape, p->out, p->eps)) < 0)
+		return rc;
+	return lpo_tape_backward(p->tape);
+}

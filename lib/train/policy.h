@@ -1,0 +1,70 @@
+/*
+ * The diffusion model as LPO meets it: one UNet with guidance at a fixed
+ * number of rows, forward and, where asked for, backward; and the text of
+ * every prompt, encoded once per run.  Latents are channels-last f32.
+ */
+#ifndef LPO_TRAIN_POLICY_H
+#define LPO_TRAIN_POLICY_H
+
+#include "lib/model/text.h"
+#include "lib/model/unet.h"
+
+/* ---- texts: context rows in an unlinked mapped file, resident on demand */
+
+typedef struct lpo_policy_texts lpo_policy_texts;
+
+/*
+ * Encode n prompts with the encoders of `text`, which may be freed after.
+ * The unconditional row is the encoded empty prompt, or zeros for models with
+ * a pooled embedding (SDXL), as the pipelines do (method.md 3.1).
+ */
+int	 lpo_policy_texts_new(lpo_ctx *, lpo_policy_texts **, lpo_text *text,
+	    const char *const *prompts, int64_t n);
+void	 lpo_policy_texts_free(lpo_policy_texts *);
+int64_t	 lpo_policy_texts_count(const lpo_policy_texts *);
+int64_t	 lpo_policy_texts_bytes(const lpo_policy_texts *);
+
+/* ---- the network */
+
+typedef struct lpo_policy lpo_policy;
+
+/*
+ * `groups` latents [h, w, c] in one evaluation.  guidance 1: one row each,
+ * else two.  size_px: the picture's height and width, for SDXL's time ids.
+ * length, dim and pooled are the text's.  backward 1: lpo_policy_backward()
+ * may be called.  Not yet committed: lpo_policy_plan() first.
+ */
+struct lpo_policy_shape {
+	int64_t groups, h, w, height_px, width_px, length, dim, pooled_dim;
+	double guidance;
+	int backward;
+};
+int	 lpo_policy_new(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
+	    enum lpo_dtype, const struct lpo_policy_shape *);
+void	 lpo_policy_free(lpo_policy *);
+const struct lpo_plan *lpo_policy_plan(const lpo_policy *);
+int64_t	 lpo_policy_groups(const lpo_policy *);
+int	 lpo_policy_commit(lpo_policy *, lpo_arena *);
+/*
+ * The largest number of groups <= want whose plan fits into `bytes`, as a
+ * policy not yet committed; LPO_ENOMEM, with what one group needs, if none.
+ */
+int	 lpo_policy_fit(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
+	    enum lpo_dtype, struct lpo_policy_shape *, int64_t want,
+	    size_t bytes);
+
+/*
+ * out[n, h*w*c] = u + guidance (c - u) of the first n <= groups latents x at
+ * timesteps t[n] with prompts prompt[n] (index into texts).  flags as
+ * lpo_tape_forward().
+ */
+int	 lpo_policy_eval(lpo_policy *, float *out, const lpo_policy_texts *,
+	    const float *x, const int64_t *t, const int64_t *prompt, int64_t n,
+	    int flags);
+/*
+ * Add the gradients of the last lpo_policy_eval(), d_out[n, h*w*c] being the
+ * loss's with respect to its output.
+ */
+int	 lpo_policy_backward(lpo_policy *, const float *d_out, int64_t n);
+
+#endif
