@@ -19,7 +19,7 @@ struct lpo_png_text {
 /*
  * Encode rgb [h, w, 3] u8.  *out (lpo_free) holds *bytes bytes.  The `count`
  * texts follow the header in the order given: tEXt where the text is ASCII,
- * iTXt (uncompressed UTF-8) elsewhere, as Pillow and A1111 write them.
+ * iTXt (uncompressed UTF-8) elsewhere; Pillow reads both back as the same str.
  * LPO_EINVAL: a size or keyword PNG does not allow, or text that is not UTF-8.
  */
 int	lpo_png_encode(lpo_ctx *, uint8_t **out, size_t *bytes,
