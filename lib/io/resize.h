@@ -1,5 +1,7 @@
 /*
- * Pillow's antialiased resize, bit for bit.  spec/models.md 9.1.
+ * Pillow's antialiased resize, bit for bit.  spec/models.md 9.1.  As Pillow up
+ * to 12, the horizontal pass comes first; Pillow 13 swaps the passes where the
+ * height shrinks more than the width, and differs there by one level in places.
  */
 #ifndef LPO_IO_RESIZE_H
 #define LPO_IO_RESIZE_H
