@@ -1,0 +1,549 @@
+/* The LPO trainer: its life, its optimiser steps, its state. */
+#include <math.h>
+#include <string.h>
+
+#include "lib/base/json.h"
+#include "lib/train/lpo_priv.h"
+
+enum { BAD_STEPS = 5 };		/* not finite, in a row */
+
+/* ----------------------------------------------------------------- life */
+
+static int64_t
+max64(int64_t a, int64_t b)
+{
+	return a > b ? a : b;
+}
+
+static int
+schedule_steps(lpo_lpo *l)
+{
+	int64_t *t, T = l->o.steps, i;
+	int rc;
+
+	l->ddim = lpo_alloc(l->ctx, (size_t)T, sizeof(*l->ddim));
+	t = lpo_alloc(l->ctx, (size_t)T, sizeof(*t));
+	if (l->ddim == NULL || t == NULL) {
+		rc = LPO_ENOMEM;
+		goto out;
+	}
+	if ((rc = lpo_schedule_timesteps(l->ctx, l->in.schedule, t, T)) < 0)
+		goto out;
+	l->first = T;
+	for (i = 0; i < T; i++) {
+		lpo_schedule_ddim(l->in.schedule, &l->ddim[i], t[i], T,
+		    l->o.eta, 1);
+		if (t[i] < l->o.t_lo || t[i] > l->o.t_hi)
+			continue;
+		if (l->first == T)
+			l->first = i;
+		l->last = i + 1;
+		if (!(l->ddim[i].sigma > 0)) {
+			rc = lpo_fail(l->ctx, LPO_EINVAL, "no noise at "
+			    "timestep %lld: eta must be above 0",
+			    (long long)t[i]);
+			goto out;
+		}
+	}
+	if (l->first >= l->last)
+		rc = lpo_fail(l->ctx, LPO_EINVAL, "no sampling step has a "
+		    "timestep in %lld..%lld", (long long)l->o.t_lo,
+		    (long long)l->o.t_hi);
+out:
+	lpo_free(t);
+	return rc;
+}
+
+/*
+ * The three networks in one arena.  Rows go up to what fits; results do not
+ * depend on them.
+ */
+static int
+networks(lpo_lpo *l)
+{
+	struct lpo_policy_shape s = {
+		.h = l->o.h, .w = l->o.w, .height_px = l->o.height_px,
+		.width_px = l->o.width_px, .length = l->in.length,
+		.dim = l->in.dim, .pooled_dim = l->in.pooled_dim,
+		.guidance = l->o.guidance
+	};
+	int64_t want = l->o.micro_batch ? l->o.micro_batch : l->o.batch, g;
+	int rc;
+
+	if ((rc = lpo_policy_fit(l->ctx, &l->rollout, l->in.be, l->in.unet,
+	    l->in.dtype, &s, l->o.prompts, l->o.memory_bytes)) < 0)
+		return rc;
+	s.backward = 1;
+	if ((rc = lpo_policy_fit(l->ctx, &l->train, l->in.be, l->in.unet,
+	    l->in.dtype, &s, want, l->o.memory_bytes)) < 0)
+		return rc;
+	for (g = l->o.prompts;; g = (g + 1) / 2) {
+		if ((rc = lpo_lrm_scorer_new(l->ctx, &l->scorer, l->in.lrm,
+		    l->o.candidates, g, l->o.h, l->o.w, &l->arena)) < 0)
+			return rc;
+		if (g == 1 || lpo_lrm_scorer_plan(l->scorer)->arena_bytes <=
+		    l->o.memory_bytes)
+			break;
+		lpo_lrm_scorer_free(l->scorer);
+		l->scorer = NULL;
+	}
+	l->score_groups = g;
+	if ((rc = lpo_policy_commit(l->rollout, &l->arena)) < 0 ||
+	    (rc = lpo_policy_commit(l->train, &l->arena)) < 0)
+		return rc;
+	return 0;
+}
+
+static void *
+floats(lpo_lpo *l, int64_t n)
+{
+	return lpo_alloc(l->ctx, (size_t)n, sizeof(float));
+}
+
+static int
+buffers(lpo_lpo *l)
+{
+	int64_t T = l->o.steps, P = l->o.prompts, K = l->o.candidates;
+	int64_t m = lpo_policy_groups(l->train);
+	int64_t rows = max64(m, lpo_policy_groups(l->rollout));
+	int64_t g = l->score_groups;
+
+	l->x = floats(l, (T + 1) * P * l->count);
+	l->mu = floats(l, T * P * l->count);
+	l->score = floats(l, T * P * K);
+	l->pair = lpo_alloc(l->ctx, (size_t)(T * P), sizeof(*l->pair));
+	l->prompt = lpo_alloc(l->ctx, (size_t)P, sizeof(int64_t));
+	l->epoch = lpo_alloc(l->ctx, (size_t)P, sizeof(int64_t));
+	l->cand = floats(l, g * K * l->count);
+	l->chunk_score = floats(l, g * K);
+	l->eps = floats(l, rows * l->count);
+	l->eps_ref = floats(l, m * l->count);
+	l->d_eps = floats(l, m * l->count);
+	l->xt = floats(l, m * l->count);
+	l->xw = floats(l, m * l->count);
+	l->xl = floats(l, m * l->count);
+	l->t = lpo_alloc(l->ctx, (size_t)max64(rows, g * K),
+	    sizeof(int64_t));
+	l->who = lpo_alloc(l->ctx, (size_t)max64(rows, g), sizeof(int64_t));
+	return lpo_errcode(l->ctx);
+}
+
+int
+lpo_lpo_new(lpo_ctx *c, lpo_lpo **out, const struct lpo_lpo_parts *in,
+    const struct lpo_lpo_options *o)
+{
+	lpo_lpo *l;
+	int rc;
+
+	*out = NULL;
+	if (o->candidates < 2 || o->prompts < 1 || o->batch < 1)
+		return lpo_fail(c, LPO_EINVAL,
+		    "LPO needs 2 candidates, a prompt and a batch at least");
+	if ((l = lpo_alloc(c, 1, sizeof(*l))) == NULL)
+		return LPO_ENOMEM;
+	l->ctx = c;
+	l->in = *in;
+	l->o = *o;
+	l->th = o->threshold;
+	l->npairs = -1;
+	l->count = o->h * o->w * lpo_unet_cfg(in->unet)->in_channels;
+	if ((rc = schedule_steps(l)) < 0 || (rc = networks(l)) < 0 ||
+	    (rc = buffers(l)) < 0) {
+		lpo_lpo_free(l);
+		return rc;
+	}
+	lpo_lpo_choose_prompts(l);
+	*out = l;
+	return 0;
+}
+
+void
+lpo_lpo_free(lpo_lpo *l)
+{
+	if (l == NULL)
+		return;
+	lpo_policy_free(l->rollout);
+	lpo_policy_free(l->train);
+	lpo_lrm_scorer_free(l->scorer);
+	lpo_arena_free(l->in.be, &l->arena);
+	lpo_free(l->ddim);
+	lpo_free(l->x);
+	lpo_free(l->mu);
+	lpo_free(l->score);
+	lpo_free(l->pair);
+	lpo_free(l->prompt);
+	lpo_free(l->epoch);
+	lpo_free(l->cand);
+	lpo_free(l->chunk_score);
+	lpo_free(l->eps);
+	lpo_free(l->eps_ref);
+	lpo_free(l->d_eps);
+	lpo_free(l->xt);
+	lpo_free(l->xw);
+	lpo_free(l->xl);
+	lpo_free(l->t);
+	lpo_free(l->who);
+	lpo_free(l);
+}
+
+void
+lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
+{
+	const struct lpo_plan *r = lpo_policy_plan(l->rollout);
+	const struct lpo_plan *t = lpo_policy_plan(l->train);
+	const struct lpo_plan *s = lpo_lrm_scorer_plan(l->scorer);
+	int64_t T = l->o.steps, P = l->o.prompts, K = l->o.candidates;
+
+	memset(p, 0, sizeof(*p));
+	p->rollout_groups = lpo_policy_groups(l->rollout);
+	p->micro_batch = lpo_policy_groups(l->train);
+	p->score_groups = l->score_groups;
+	p->activation_bytes = r->arena_bytes;
+	if (t->arena_bytes > p->activation_bytes)
+		p->activation_bytes = t->arena_bytes;
+	if (s->arena_bytes > p->activation_bytes)
+		p->activation_bytes = s->arena_bytes;
+	p->host_bytes = sizeof(float) * (size_t)l->count *
+	    (size_t)((2 * T + 1) * P + l->score_groups * K +
+	    6 * p->micro_batch);
+	p->rollout_flops = r->fwd_flops / (double)p->rollout_groups *
+	    (double)(T * P);
+	p->score_flops = s->fwd_flops / (double)l->score_groups *
+	    (double)((l->last - l->first) * P);
+	p->pair_flops = (2 * t->fwd_flops + t->bwd_flops +
+	    t->recompute_flops) / (double)p->micro_batch;
+}
+
+/* -------------------------------------------------------------- training */
+
+static int64_t
+batches(const lpo_lpo *l)
+{
+	return (l->npairs + l->o.batch - 1) / l->o.batch;
+}
+
+/* Inputs of n pairs from pair[from]. */
+static void
+stage_pairs(lpo_lpo *l, int64_t from, int64_t n)
+{
+	const struct lpo_transition *tr;
+	int64_t i;
+
+	for (i = 0; i < n; i++) {
+		tr = &l->pair[from + i];
+		memcpy(l->xt + i * l->count, lpo_lpo_at(l->x, l, tr->s, tr->p),
+		    (size_t)l->count * sizeof(float));
+		lpo_lpo_candidate(l, l->xw + i * l->count, tr->s, tr->p,
+		    tr->win);
+		lpo_lpo_candidate(l, l->xl + i * l->count, tr->s, tr->p,
+		    tr->lose);
+		l->t[i] = l->ddim[tr->s].t;
+		l->who[i] = l->prompt[tr->p];
+	}
+}
+
+/* The batch's sums, added to the report when its step is taken. */
+struct sums {
+	double loss, implicit, ratio_win, ratio_lose;
+	double clipped_win, clipped_lose;
+};
+
+/* Reference, policy, loss and backward of one micro-batch. */
+static int
+micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
+{
+	struct lpo_pair_out o;
+	int64_t i, at;
+	int rc;
+
+	stage_pairs(l, from, n);
+	if ((rc = lpo_policy_eval(l->train, l->eps_ref, l->in.texts, l->xt,
+	    l->t, l->who, n, LPO_LORA_OFF)) < 0 ||
+	    (rc = lpo_policy_eval(l->train, l->eps, l->in.texts, l->xt, l->t,
+	    l->who, n, 0)) < 0)
+		return rc;
+	for (i = 0; i < n; i++) {
+		at = i * l->count;
+		lpo_pair_loss_eval(&l->o.loss, &o, l->d_eps + at,
+		    1.0 / (double)batch, &l->ddim[l->pair[from + i].s],
+		    l->eps + at, l->eps_ref + at, l->xt + at, l->xw + at,
+		    l->xl + at, l->count);
+		sum->loss += o.loss;
+		sum->implicit += o.ratio_win > o.ratio_lose;
+		sum->ratio_win += o.ratio_win;
+		sum->ratio_lose += o.ratio_lose;
+		sum->clipped_win += o.clipped_win;
+		sum->clipped_lose += o.clipped_lose;
+	}
+	return lpo_policy_backward(l->train, l->d_eps, n);
+}
+
+/* A step that is not finite is left out; five in a row end the run. */
+static int
+update(lpo_lpo *l, const struct sums *sum, int64_t n)
+{
+	struct lpo_adamw a = l->o.adamw;
+	struct lpo_lpo_report *r = &l->report;
+	double sq, norm;
+	int rc;
+
+	if ((rc = lpo_params_grad_sumsq(lpo_lora_params(l->in.lora),
+	    &sq)) < 0)
+		return rc;
+	norm = sqrt(sq);
+	if (!isfinite(norm) || !isfinite(sum->loss)) {
+		r->skipped_steps++;
+		if (++l->bad_in_a_row >= BAD_STEPS)
+			return lpo_fail(l->ctx, LPO_EFORMAT, "%d optimiser "
+			    "steps in a row were not finite (iteration %lld, "
+			    "first prompt %lld, timestep %lld)", BAD_STEPS,
+			    (long long)l->iteration, (long long)l->who[0],
+			    (long long)l->t[0]);
+		return 0;
+	}
+	l->bad_in_a_row = 0;
+	a.grad_scale = 1;
+	if (l->o.max_grad_norm > 0 && norm > l->o.max_grad_norm)
+		a.grad_scale = (float)(l->o.max_grad_norm / norm);
+	a.step = ++l->optimiser_step;
+	r->batches++;
+	r->pairs += n;
+	r->loss += sum->loss;
+	r->implicit_accuracy += sum->implicit;
+	r->ratio_win += sum->ratio_win;
+	r->ratio_lose += sum->ratio_lose;
+	r->clipped_win += sum->clipped_win;
+	r->clipped_lose += sum->clipped_lose;
+	r->grad_norm += norm;
+	return lpo_params_adamw(lpo_lora_params(l->in.lora), &a);
+}
+
+static int
+train_batch(lpo_lpo *l, int64_t b)
+{
+	int64_t from = b * l->o.batch, n, i, some;
+	int64_t m = lpo_policy_groups(l->train);
+	struct sums sum = { 0 };
+	int rc;
+
+	n = l->npairs - from < l->o.batch ? l->npairs - from : l->o.batch;
+	if ((rc = lpo_params_zero_grad(lpo_lora_params(l->in.lora))) < 0)
+		return rc;
+	for (i = 0; i < n; i += some) {
+		some = n - i < m ? n - i : m;
+		if ((rc = micro(l, &sum, from + i, some, n)) < 0)
+			return rc;
+	}
+	return update(l, &sum, n);
+}
+
+/* Sums to means; the next iteration. */
+static void
+finish(lpo_lpo *l)
+{
+	struct lpo_lpo_report *r = &l->report;
+	double n = r->pairs > 0 ? (double)r->pairs : NAN;
+
+	r->loss /= n;
+	r->implicit_accuracy /= n;
+	r->ratio_win /= n;
+	r->ratio_lose /= n;
+	r->clipped_win /= n;
+	r->clipped_lose /= n;
+	r->grad_norm /= r->batches > 0 ? (double)r->batches : NAN;
+	l->iteration++;
+	l->phase = LPO_PH_ROLLOUT;
+	l->index = 0;
+	l->npairs = -1;
+}
+
+int
+lpo_lpo_advance(lpo_lpo *l)
+{
+	int rc;
+
+	if (lpo_ctx_stopped(l->ctx))
+		return lpo_fail(l->ctx, LPO_ESTOP, "stopped");
+	switch (l->phase) {
+	case LPO_PH_ROLLOUT:
+		if (l->index == 0) {
+			memset(&l->report, 0, sizeof(l->report));
+			l->report.iteration = l->iteration;
+			lpo_lpo_choose_prompts(l);
+		}
+		if ((rc = lpo_lpo_rollout_step(l, l->index)) < 0)
+			return rc;
+		if (++l->index == l->last) {	/* later steps don't count */
+			l->phase = LPO_PH_SCORE;
+			l->index = 0;
+		}
+		return 0;
+	case LPO_PH_SCORE:
+		if ((rc = lpo_lpo_score_chunk(l, l->index)) < 0)
+			return rc;
+		if (++l->index == lpo_lpo_score_chunks(l)) {
+			l->phase = LPO_PH_TRAIN;
+			l->index = 0;
+		}
+		return 0;
+	case LPO_PH_TRAIN:
+		break;
+	}
+	if (l->npairs < 0 && (rc = lpo_lpo_select(l)) < 0)
+		return rc;
+	if (l->index < batches(l)) {
+		if ((rc = train_batch(l, l->index)) < 0)
+			return rc;
+		l->index++;
+	}
+	if (l->index < batches(l))
+		return 0;
+	finish(l);
+	return 1;
+}
+
+int64_t
+lpo_lpo_iteration(const lpo_lpo *l)
+{
+	return l->iteration;
+}
+
+const struct lpo_lpo_report *
+lpo_lpo_report(const lpo_lpo *l)
+{
+	return &l->report;
+}
+
+enum lpo_lpo_phase
+lpo_lpo_where(const lpo_lpo *l, int64_t *done, int64_t *total)
+{
+	*done = l->index;
+	*total = l->phase == LPO_PH_ROLLOUT ? l->last :
+	    l->phase == LPO_PH_SCORE ? lpo_lpo_score_chunks(l) :
+	    l->npairs < 0 ? 0 : batches(l);
+	return l->phase;
+}
+
+int64_t
+lpo_lpo_optimiser_steps(const lpo_lpo *l)
+{
+	return l->optimiser_step;
+}
+
+const struct lpo_threshold *
+lpo_lpo_threshold(const lpo_lpo *l)
+{
+	return &l->th;
+}
+
+/* ----------------------------------------------------------------- state */
+
+/* Name, memory and size of what a snapshot holds besides the LoRA. */
+static int
+each_blob(lpo_lpo *l, int (*fn)(lpo_snap *, const char *, void *, size_t),
+    lpo_snap *s)
+{
+	size_t latent = sizeof(float) * (size_t)(l->count * l->o.prompts);
+	int64_t rolled = l->phase == LPO_PH_ROLLOUT ? l->index : l->last;
+	int rc;
+
+	if ((rc = fn(s, "report", &l->report, sizeof(l->report))) < 0)
+		return rc;
+	if (rolled == 0)
+		return 0;
+	if ((rc = fn(s, "x", l->x, latent * (size_t)(rolled + 1))) < 0 ||
+	    (rc = fn(s, "mu", l->mu, latent * (size_t)rolled)) < 0)
+		return rc;
+	return l->phase == LPO_PH_ROLLOUT ? 0 : fn(s, "score", l->score,
+	    sizeof(float) * (size_t)(l->o.steps * l->o.prompts *
+	    l->o.candidates));
+}
+
+static int
+write_blob(lpo_snap *s, const char *name, void *data, size_t bytes)
+{
+	return lpo_snap_blob(s, name, data, bytes);
+}
+
+static int
+read_blob(lpo_snap *s, const char *name, void *data, size_t bytes)
+{
+	return lpo_snap_read(s, name, data, bytes);
+}
+
+int
+lpo_lpo_save(lpo_lpo *l, lpo_snap *s)
+{
+	lpo_params *ps = lpo_lora_params(l->in.lora);
+	int64_t n = lpo_params_state_count(ps);
+	json_t *j = NULL;
+	float *state = NULL;
+	char *text = NULL;
+	int rc = LPO_ENOMEM;
+
+	if ((state = floats(l, n)) == NULL)
+		goto out;
+	j = json_pack("{sI sI sI sI si sf}", "iteration",
+	    (json_int_t)l->iteration, "index", (json_int_t)l->index,
+	    "optimiser_step", (json_int_t)l->optimiser_step, "bad_in_a_row",
+	    (json_int_t)l->bad_in_a_row, "phase", (int)l->phase,
+	    "threshold_scale", l->th.scale);
+	if (j == NULL) {
+		rc = lpo_fail(l->ctx, LPO_ENOMEM, "no memory for a snapshot");
+		goto out;
+	}
+	if ((text = lpo_json_dumps(l->ctx, j)) == NULL)
+		goto out;
+	if ((rc = lpo_params_get_state(ps, state)) < 0 ||
+	    (rc = lpo_snap_begin(s)) < 0 ||
+	    (rc = lpo_snap_blob(s, "lora", state, (size_t)n *
+	    sizeof(float))) < 0 ||
+	    (rc = each_blob(l, write_blob, s)) < 0)
+		goto out;
+	rc = lpo_snap_commit(s, text);
+out:
+	json_decref(j);
+	lpo_free(text);
+	lpo_free(state);
+	return rc;
+}
+
+int
+lpo_lpo_restore(lpo_lpo *l, lpo_snap *s)
+{
+	lpo_params *ps = lpo_lora_params(l->in.lora);
+	int64_t n = lpo_params_state_count(ps);
+	json_int_t it, ix, step, bad;
+	json_t *j = NULL;
+	float *state = NULL;
+	int phase, rc = LPO_ENOMEM;
+	double scale;
+
+	if ((state = floats(l, n)) == NULL)
+		goto out;
+	j = json_loads(lpo_snap_counters(s), 0, NULL);
+	if (json_unpack(j, "{sI sI sI sI si sF}", "iteration", &it, "index",
+	    &ix, "optimiser_step", &step, "bad_in_a_row", &bad, "phase",
+	    &phase, "threshold_scale", &scale) < 0) {
+		rc = lpo_fail(l->ctx, LPO_EFORMAT,
+		    "the saved state's counters make no sense");
+		goto out;
+	}
+	l->iteration = it;
+	l->index = ix;
+	l->optimiser_step = step;
+	l->bad_in_a_row = bad;
+	l->phase = (enum lpo_lpo_phase)phase;
+	l->th.scale = scale;
+	l->npairs = -1;
+	if ((rc = lpo_snap_read(s, "lora", state, (size_t)n *
+	    sizeof(float))) < 0 ||
+	    (rc = lpo_params_set_state(ps, state)) < 0 ||
+	    (rc = each_blob(l, read_blob, s)) < 0)
+		goto out;
+	lpo_lpo_choose_prompts(l);
+out:
+	json_decref(j);
+	lpo_free(state);
+	return rc;
+}

@@ -1,0 +1,112 @@
+/*
+ * Step-level preference optimisation (method.md 3).  One iteration:
+ *
+ *	rollout	  per DDIM step one evaluation of the policy for all prompts;
+ *		  K candidates mu + sigma z_k; one, picked at random, goes on
+ *	score	  all candidates of all steps, in large batches
+ *	select	  best and worst of each step where their margin passes
+ *	train	  per pair one reference and one policy evaluation, one backward;
+ *		  one AdamW step per batch
+ *
+ * lpo_lpo_advance() does one piece of that at a time, and between any two
+ * pieces the state can be saved.  Candidates are never stored: they are mu and
+ * counter-based draws, made again where they are needed.
+ */
+#ifndef LPO_TRAIN_LPO_H
+#define LPO_TRAIN_LPO_H
+
+#include "lib/model/lora.h"
+#include "lib/train/lpo_loss.h"
+#include "lib/train/lrm_score.h"
+#include "lib/train/policy.h"
+#include "lib/train/snapshot.h"
+
+struct lpo_lpo_options {
+	uint64_t seed;
+	int64_t h, w;			/* latent */
+	int64_t height_px, width_px;
+	int64_t steps;			/* T, 20 */
+	int64_t candidates;		/* K, 4 */
+	int64_t prompts;		/* per iteration */
+	int64_t batch;			/* pairs per optimiser step */
+	int64_t micro_batch;		/* pairs per evaluation; 0: what fits */
+	int64_t t_lo, t_hi;		/* only steps with t in lo .. hi count */
+	double eta, guidance;
+	struct lpo_threshold threshold;
+	struct lpo_pair_loss loss;
+	int real_timestep;		/* score candidates at their own t */
+	struct lpo_adamw adamw;		/* lr, betas, eps, decay */
+	double max_grad_norm;		/* 0: off, as the official run */
+	size_t memory_bytes;		/* for activations */
+};
+
+enum lpo_lpo_phase { LPO_PH_ROLLOUT, LPO_PH_SCORE, LPO_PH_TRAIN };
+
+enum { LPO_LPO_RANGES = 4 };	/* t > 751, 501-750, 251-500, 1-250 */
+
+/* What one iteration was like; complete when advance() returns 1. */
+struct lpo_lpo_report {
+	int64_t iteration;
+	int64_t transitions, valid, bad_scores;
+	int64_t valid_in[LPO_LPO_RANGES], total_in[LPO_LPO_RANGES];
+	double score_mean;
+	double score_spread;	/* mean over transitions of the candidates' sd */
+	double margin_mean;
+	int64_t batches, pairs, skipped_steps;
+	double loss, implicit_accuracy;	/* means over pairs */
+	double ratio_win, ratio_lose;
+	double clipped_win, clipped_lose;	/* shares */
+	double grad_norm;		/* mean over steps */
+};
+
+typedef struct lpo_lpo lpo_lpo;
+
+/* What a trainer works with; all borrowed until lpo_lpo_free(). */
+struct lpo_lpo_parts {
+	lpo_backend *be;
+	enum lpo_dtype dtype;
+	lpo_unet *unet;
+	lpo_lora_set *lora;		/* trainable */
+	const struct lpo_schedule *schedule;
+	const lpo_policy_texts *texts;
+	int64_t length, dim, pooled_dim;	/* of the texts */
+	lpo_lrm *lrm;
+	const lpo_lrm_texts *lrm_texts;
+};
+
+/*
+ * Plans and allocates; lpo_lpo_plan() then says what it took.  LPO_ENOMEM
+ * with the bytes one pair needs where memory_bytes is too little.
+ */
+int	 lpo_lpo_new(lpo_ctx *, lpo_lpo **, const struct lpo_lpo_parts *,
+	    const struct lpo_lpo_options *);
+void	 lpo_lpo_free(lpo_lpo *);
+
+struct lpo_lpo_plan {
+	int64_t rollout_groups, micro_batch, score_groups;
+	size_t activation_bytes;	/* the largest of the three */
+	size_t host_bytes;		/* rollouts and staging */
+	double rollout_flops, score_flops;	/* per iteration */
+	double pair_flops;		/* reference + policy + backward */
+};
+void	 lpo_lpo_plan(const lpo_lpo *, struct lpo_lpo_plan *);
+
+/*
+ * One piece of work.  0: there is more in this iteration; 1: the iteration is
+ * finished; LPO_ESTOP and other errors.  Five steps in a row with a loss or
+ * gradient that is not finite: LPO_EFORMAT.
+ */
+int	 lpo_lpo_advance(lpo_lpo *);
+int64_t	 lpo_lpo_iteration(const lpo_lpo *);	/* finished so far */
+const struct lpo_lpo_report *lpo_lpo_report(const lpo_lpo *);
+/* Where it stands within the iteration: phase, and done of total in it. */
+enum lpo_lpo_phase lpo_lpo_where(const lpo_lpo *, int64_t *done,
+	    int64_t *total);
+int64_t	 lpo_lpo_optimiser_steps(const lpo_lpo *);
+/* The threshold in use; quantile: its scale is known after the first scoring.*/
+const struct lpo_threshold *lpo_lpo_threshold(const lpo_lpo *);
+
+int	 lpo_lpo_save(lpo_lpo *, lpo_snap *);
+int	 lpo_lpo_restore(lpo_lpo *, lpo_snap *);
+
+#endif
