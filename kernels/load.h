@@ -1,0 +1,198 @@
+/*
+ * Loads and stores of activations by dtype, with tails: element i of an array
+ * that ends at `end`.  Lanes at or past the end read as 0 and are not
+ * written, so one loop body serves whole vectors and the last piece, and an
+ * element's bits do not depend on where in the array it stands.
+ */
+#ifndef LPO_LOAD_H
+#define LPO_LOAD_H
+
+#include "kernels/vmath.h"
+
+static inline float
+f16_to_f32(uint16_t h)
+{
+	uint32_t sign = (uint32_t)(h & 0x8000) << 16, u = h & 0x7fff;
+	float f;
+
+	if (u >= 0x7c00) {			/* Inf, NaN (made quiet) */
+		u = sign | 0x7f800000 | (u & 0x3ff) << 13;
+		if (u & 0x7fffff)
+			u |= 0x400000;
+		memcpy(&f, &u, 4);
+		return f;
+	}
+	u <<= 13;				/* exponent is off by 112 */
+	memcpy(&f, &u, 4);
+	f *= 5.192296858534828e33f;		/* 2^112, exact */
+	memcpy(&u, &f, 4);
+	u |= sign;
+	memcpy(&f, &u, 4);
+	return f;
+}
+
+/* Round to nearest even; the adder does it where f16 is denormal. */
+static inline uint16_t
+f32_to_f16(float f)
+{
+	uint32_t u, sign;
+	float a;
+
+	memcpy(&u, &f, 4);
+	sign = u >> 16 & 0x8000;
+	u &= 0x7fffffff;
+	if (u > 0x7f800000)
+		return (uint16_t)(sign | 0x7e00 | (u >> 13 & 0x1ff));
+	if (u >= 0x477ff000)			/* rounds to 65536 */
+		return (uint16_t)(sign | 0x7c00);
+	if (u < 0x38800000) {			/* below 2^-14 */
+		memcpy(&a, &u, 4);
+		a += 0.5f;
+		memcpy(&u, &a, 4);
+		return (uint16_t)(sign | (u - 0x3f000000));
+	}
+	u += 0xfff + (u >> 13 & 1);
+	return (uint16_t)(sign | ((u - 0x38000000) >> 13));
+}
+
+static inline vf
+vf_load_f16(const uint16_t *p)
+{
+#if defined(__AVX512F__)
+	return (vf)_mm512_cvtph_ps(_mm256_loadu_si256((const void *)p));
+#elif defined(__F16C__)
+	return (vf)_mm256_cvtph_ps(_mm_loadu_si128((const void *)p));
+#else
+	vf v;
+	int j;
+
+	for (j = 0; j < VL; j++)
+		v[j] = f16_to_f32(p[j]);
+	return v;
+#endif
+}
+
+static inline void
+vf_store_f16(uint16_t *p, vf v)
+{
+#if defined(__AVX512F__)
+	_mm256_storeu_si256((void *)p, _mm512_cvtps_ph((__m512)v,
+	    _MM_FROUND_TO_NEAREST_INT | _MM_FROUND_NO_EXC));
+#elif defined(__F16C__)
+	_mm_storeu_si128((void *)p, _mm256_cvtps_ph((__m256)v,
+	    _MM_FROUND_TO_NEAREST_INT));
+#else
+	int j;
+
+	for (j = 0; j < VL; j++)
+		p[j] = f32_to_f16(v[j]);
+#endif
+}
+
+static inline vf
+vld_whole(enum lpo_dtype dt, const void *p, int64_t i)
+{
+	if (dt == LPO_F32)
+		return vf_load((const float *)p + i);
+	if (dt == LPO_BF16)
+		return vf_load_bf16((const uint16_t *)p + i);
+	return vf_load_f16((const uint16_t *)p + i);
+}
+
+static inline void
+vst_whole(enum lpo_dtype dt, void *p, int64_t i, vf v)
+{
+	if (dt == LPO_F32)
+		vf_store((float *)p + i, v);
+	else if (dt == LPO_BF16)
+		vf_store_bf16((uint16_t *)p + i, v);
+	else
+		vf_store_f16((uint16_t *)p + i, v);
+}
+
+/* The first n < VL elements at p; the rest of the vector is 0. */
+static inline vf
+vld_part(enum lpo_dtype dt, const void *p, int64_t i, int64_t n)
+{
+#if defined(__AVX512F__)
+	if (dt == LPO_F32)
+		return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1),
+		    (const float *)p + i);
+#endif
+	float f[VL] = {0};
+	uint16_t h[VL] = {0};
+	int64_t j;
+
+	if (dt == LPO_F32) {
+		for (j = 0; j < n; j++)
+			f[j] = ((const float *)p)[i + j];
+		return vf_load(f);
+	}
+	for (j = 0; j < n; j++)
+		h[j] = ((const uint16_t *)p)[i + j];
+	return vld_whole(dt, h, 0);
+}
+
+static inline void
+vst_part(enum lpo_dtype dt, void *p, int64_t i, int64_t n, vf v)
+{
+#if defined(__AVX512F__)
+	if (dt == LPO_F32) {
+		_mm512_mask_storeu_ps((float *)p + i,
+		    (__mmask16)((1u << n) - 1), (__m512)v);
+		return;
+	}
+#endif
+	float f[VL];
+	uint16_t h[VL];
+	int64_t j;
+
+	if (dt == LPO_F32) {
+		vf_store(f, v);
+		for (j = 0; j < n; j++)
+			((float *)p)[i + j] = f[j];
+		return;
+	}
+	vst_whole(dt, h, 0, v);
+	for (j = 0; j < n; j++)
+		((uint16_t *)p)[i + j] = h[j];
+}
+
+static inline vf
+vld(enum lpo_dtype dt, const void *p, int64_t i, int64_t end)
+{
+	if (i + VL <= end)
+		return vld_whole(dt, p, i);
+	return vld_part(dt, p, i, end - i);
+}
+
+static inline void
+vst(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf v)
+{
+	if (i + VL <= end)
+		vst_whole(dt, p, i, v);
+	else
+		vst_part(dt, p, i, end - i, v);
+}
+
+/* p[i] += v, rounded once. */
+static inline void
+vacc(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf v)
+{
+	vst(dt, p, i, end, vld(dt, p, i, end) + v);
+}
+
+static inline int64_t
+elem_bytes(enum lpo_dtype dt)
+{
+	return dt == LPO_F32 ? 4 : 2;
+}
+
+/* Element i of an activation array. */
+static inline void *
+elem(enum lpo_dtype dt, const void *p, int64_t i)
+{
+	return (char *)p + i * elem_bytes(dt);
+}
+
+#endif

@@ -1,0 +1,353 @@
+/*
+ * Ops on rows of channels: broadcast add, nearest-neighbour resize, concat,
+ * mean over positions, gather, token embedding.  Sums over rows are cut by
+ * columns, never by rows, so threads never meet in one element.
+ */
+#include "kernels/load.h"
+#include "kernels/levels.h"
+
+enum {
+	SERIAL = 32768,		/* elements below which threads cost more */
+	COLS = 64,		/* columns of one piece of a sum over rows */
+	RUN = 64		/* rows summed before they join the total */
+};
+
+static inline int64_t
+min64(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
+static inline int64_t
+col_blocks(int64_t c)
+{
+	return (c + COLS - 1) / COLS;
+}
+
+/*
+ * Sum over hw rows of one vector of columns, in runs: a plain f32 sum of
+ * 4096 rows would lose three digits.
+ */
+static inline vf
+column_sum(enum lpo_dtype dt, const void *x, int64_t hw, int64_t c, int64_t i)
+{
+	vf total = {0}, run;
+	int64_t p, at, end;
+
+	for (at = 0; at < hw; at = end) {
+		end = min64(at + RUN, hw);
+		run = (vf){0};
+		for (p = at; p < end; p++)
+			run += vld(dt, elem(dt, x, p * c), i, c);
+		total += run;
+	}
+	return total;
+}
+
+int
+LPO_FN(lpo_add_rows_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
+    const void *x, const void *r, int64_t n, int64_t hw, int64_t c)
+{
+	int64_t p;
+
+	(void)b;
+#pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
+	for (p = 0; p < n * hw; p++) {
+		const void *xr = elem(dt, x, p * c);
+		const void *rr = elem(dt, r, p / hw * c);
+		void *yr = elem(dt, y, p * c);
+		int64_t i;
+
+		for (i = 0; i < c; i += VL)
+			vst(dt, yr, i, c, vld(dt, xr, i, c) +
+			    vld(dt, rr, i, c));
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_add_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dr,
+    const void *dy, int64_t n, int64_t hw, int64_t c)
+{
+	int64_t blocks = col_blocks(c), u;
+
+	(void)b;
+	if (dr == NULL)
+		return 0;
+#pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
+	for (u = 0; u < n * blocks; u++) {
+		int64_t k = u / blocks, i = u % blocks * COLS;
+		int64_t end = min64(i + COLS, c);
+		const void *dyk = elem(dt, dy, k * hw * c);
+		void *drk = elem(dt, dr, k * c);
+
+		for (; i < end; i += VL)
+			vacc(dt, drk, i, c, column_sum(dt, dyk, hw, c, i));
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_mean_pool_fwd)(lpo_backend *b, enum lpo_dtype dt, float *y,
+    const void *x, int64_t n, int64_t hw, int64_t c)
+{
+	int64_t blocks = col_blocks(c), u;
+
+	(void)b;
+#pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
+	for (u = 0; u < n * blocks; u++) {
+		int64_t k = u / blocks, i = u % blocks * COLS;
+		int64_t end = min64(i + COLS, c);
+		const void *xk = elem(dt, x, k * hw * c);
+
+		for (; i < end; i += VL)
+			vst(LPO_F32, y + k * c, i, c,
+			    column_sum(dt, xk, hw, c, i) / (float)hw);
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_mean_pool_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
+    const float *dy, int64_t n, int64_t hw, int64_t c)
+{
+	int64_t p;
+
+	(void)b;
+	if (dx == NULL)
+		return 0;
+#pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
+	for (p = 0; p < n * hw; p++) {
+		const float *dyk = dy + p / hw * c;
+		void *dxr = elem(dt, dx, p * c);
+		int64_t i;
+
+		for (i = 0; i < c; i += VL)
+			vacc(dt, dxr, i, c,
+			    vld(LPO_F32, dyk, i, c) / (float)hw);
+	}
+	return 0;
+}
+
+/* torch's nearest: the general case is computed in f32, as there. */
+static inline int64_t
+source_of(int64_t dst, int64_t src_len, int64_t dst_len)
+{
+	if (dst_len == 2 * src_len)
+		return dst >> 1;
+	return min64((int64_t)((float)dst * ((float)src_len / (float)dst_len)),
+	    src_len - 1);
+}
+
+/* The first destination whose source is at or after s (dst_len: none). */
+static inline int64_t
+first_of(int64_t s, int64_t src_len, int64_t dst_len)
+{
+	int64_t d = min64(s * dst_len / src_len, dst_len);
+
+	while (d > 0 && source_of(d - 1, src_len, dst_len) >= s)
+		d--;
+	while (d < dst_len && source_of(d, src_len, dst_len) < s)
+		d++;
+	return d;
+}
+
+int
+LPO_FN(lpo_upsample_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
+    const void *x, int64_t n, int64_t h, int64_t w, int64_t c, int64_t ho,
+    int64_t wo)
+{
+	size_t bytes = (size_t)(c * elem_bytes(dt));
+	int64_t u;
+
+	(void)b;
+#pragma omp parallel for schedule(static) if (n * ho * wo * c > SERIAL)
+	for (u = 0; u < n * ho; u++) {
+		int64_t row = u / ho * h + source_of(u % ho, h, ho), q;
+
+		for (q = 0; q < wo; q++)
+			memcpy(elem(dt, y, (u * wo + q) * c), elem(dt, x,
+			    (row * w + source_of(q, w, wo)) * c), bytes);
+	}
+	return 0;
+}
+
+/* dx of one source pixel += the sum of its copies, row by row. */
+static void
+upsample_pixel(enum lpo_dtype dt, void *dx, const void *dy, int64_t c,
+    int64_t wo, int64_t p0, int64_t p1, int64_t q0, int64_t q1)
+{
+	int64_t i, p, q;
+	vf s;
+
+	for (i = 0; i < c; i += VL) {
+		s = (vf){0};
+		for (p = p0; p < p1; p++)
+			for (q = q0; q < q1; q++)
+				s += vld(dt, elem(dt, dy, (p * wo + q) * c),
+				    i, c);
+		vacc(dt, dx, i, c, s);
+	}
+}
+
+int
+LPO_FN(lpo_upsample_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
+    const void *dy, int64_t n, int64_t h, int64_t w, int64_t c, int64_t ho,
+    int64_t wo)
+{
+	int64_t u;
+
+	(void)b;
+	if (dx == NULL)
+		return 0;
+#pragma omp parallel for schedule(static) if (n * ho * wo * c > SERIAL)
+	for (u = 0; u < n * h; u++) {
+		const void *img = elem(dt, dy, u / h * ho * wo * c);
+		int64_t p0 = first_of(u % h, h, ho);
+		int64_t p1 = first_of(u % h + 1, h, ho), q0, q1 = 0, s;
+
+		for (s = 0; s < w; s++) {
+			q0 = q1;
+			q1 = first_of(s + 1, w, wo);
+			upsample_pixel(dt, elem(dt, dx, (u * w + s) * c), img,
+			    c, wo, p0, p1, q0, q1);
+		}
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_concat_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
+    const void *a, const void *b, int64_t m, int64_t ca, int64_t cb)
+{
+	int64_t e = elem_bytes(dt), r;
+
+	(void)be;
+#pragma omp parallel for schedule(static) if (m * (ca + cb) > SERIAL)
+	for (r = 0; r < m; r++) {
+		memcpy(elem(dt, y, r * (ca + cb)), elem(dt, a, r * ca),
+		    (size_t)(ca * e));
+		memcpy(elem(dt, y, r * (ca + cb) + ca), elem(dt, b, r * cb),
+		    (size_t)(cb * e));
+	}
+	return 0;
+}
+
+static inline void
+acc_row(enum lpo_dtype dt, void *y, const void *a, int64_t from, int64_t to)
+{
+	int64_t i;
+
+	for (i = from; i < to; i += VL)
+		vacc(dt, y, i, to, vld(dt, a, i, to));
+}
+
+int
+LPO_FN(lpo_concat_bwd)(lpo_backend *be, enum lpo_dtype dt, void *da, void *db,
+    const void *dy, int64_t m, int64_t ca, int64_t cb)
+{
+	int64_t r;
+
+	(void)be;
+#pragma omp parallel for schedule(static) if (m * (ca + cb) > SERIAL)
+	for (r = 0; r < m; r++) {
+		const void *dyr = elem(dt, dy, r * (ca + cb));
+
+		if (da != NULL)
+			acc_row(dt, elem(dt, da, r * ca), dyr, 0, ca);
+		if (db != NULL)
+			acc_row(dt, elem(dt, db, r * cb), elem(dt, dyr, ca),
+			    0, cb);
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_gather_rows_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
+    const void *x, const int32_t *index, int64_t n, int64_t c, int64_t rows)
+{
+	size_t bytes = (size_t)(c * elem_bytes(dt));
+	int64_t i;
+
+	(void)b;
+	for (i = 0; i < n; i++)
+		if (index[i] < 0 || index[i] >= rows)
+			return LPO_EINVAL;
+#pragma omp parallel for schedule(static) if (n * c > SERIAL)
+	for (i = 0; i < n; i++)
+		memcpy(elem(dt, y, i * c), elem(dt, x, index[i] * c), bytes);
+	return 0;
+}
+
+int
+LPO_FN(lpo_gather_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
+    const void *dy, const int32_t *index, int64_t n, int64_t c, int64_t rows)
+{
+	int64_t i, u;
+
+	(void)b;
+	for (i = 0; i < n; i++)
+		if (index[i] < 0 || index[i] >= rows)
+			return LPO_EINVAL;
+	if (dx == NULL)
+		return 0;
+	/* two rows may share a target: threads split the columns */
+#pragma omp parallel for schedule(static) if (n * c > SERIAL)
+	for (u = 0; u < col_blocks(c); u++) {
+		int64_t from = u * COLS, to = min64(from + COLS, c), k;
+
+		for (k = 0; k < n; k++)
+			acc_row(dt, elem(dt, dx, index[k] * c),
+			    elem(dt, dy, k * c), from, to);
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_embed_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
+    const int32_t *id, const float *table, const float *position, int64_t n,
+    int64_t l, int64_t c)
+{
+	int64_t r;
+
+	(void)b;
+#pragma omp parallel for schedule(static) if (n * l * c > SERIAL)
+	for (r = 0; r < n * l; r++) {
+		const float *t = table + id[r] * c;
+		const float *pos = position + r % l * c;
+		void *yr = elem(dt, y, r * c);
+		int64_t i;
+
+		for (i = 0; i < c; i += VL)
+			vst(dt, yr, i, c, vld(LPO_F32, t, i, c) +
+			    vld(LPO_F32, pos, i, c));
+	}
+	return 0;
+}
+
+int
+LPO_FN(lpo_embed_bwd)(lpo_backend *b, enum lpo_dtype dt, float *dtable,
+    float *dposition, const void *dy, const int32_t *id, int64_t n,
+    int64_t l, int64_t c)
+{
+	int64_t u;
+
+	(void)b;
+#pragma omp parallel for schedule(static) if (n * l * c > SERIAL)
+	for (u = 0; u < col_blocks(c); u++) {
+		int64_t from = u * COLS, to = min64(from + COLS, c), r, i;
+
+		for (r = 0; r < n * l; r++)
+			for (i = from; i < to; i += VL) {
+				vf d = vld(dt, elem(dt, dy, r * c), i, to);
+
+				if (dtable != NULL)
+					vacc(LPO_F32, dtable + id[r] * c, i,
+					    to, d);
+				if (dposition != NULL)
+					vacc(LPO_F32, dposition + r % l * c,
+					    i, to, d);
+			}
+	}
+	return 0;
+}

@@ -1,0 +1,168 @@
+/*
+ * Vector mathematics for the per-level kernels: exp, sigmoid, the normal
+ * distribution (for GELU) and erf, on the vf of vec.h.  Coefficients are our
+ * own minimax fits (Remez, 40 digits).  NaN goes in, NaN comes out; that is
+ * why comparisons are written so that NaN falls on the side that keeps x.
+ *
+ *	vf_exp		<= 2 ulp; overflows to Inf, denormals kept
+ *	vf_exp2_soft	relative 1.5e-7 for x > -125, else 0; x <= 127
+ *	vf_sigmoid	relative 3e-7
+ *	vf_cdf		relative 5e-7 + |x|^2 6e-8, also in the far left tail
+ *	vf_erf		absolute 2e-7
+ */
+#ifndef LPO_VMATH_H
+#define LPO_VMATH_H
+
+#include "kernels/vec.h"
+
+#if defined(__SSE2__)
+#include <immintrin.h>
+#endif
+
+/* The larger of a and b; b where either is NaN. */
+static inline vf
+vf_max(vf a, vf b)
+{
+#if defined(__AVX512F__)
+	return (vf)_mm512_max_ps((__m512)a, (__m512)b);
+#elif defined(__AVX2__)
+	return (vf)_mm256_max_ps((__m256)a, (__m256)b);
+#elif defined(__SSE2__)
+	return (vf)_mm_max_ps((__m128)a, (__m128)b);
+#else
+	return vf_select(a > b, a, b);
+#endif
+}
+
+static inline vf
+vf_sqrt(vf a)
+{
+#if defined(__AVX512F__)
+	return (vf)_mm512_sqrt_ps((__m512)a);
+#elif defined(__AVX2__)
+	return (vf)_mm256_sqrt_ps((__m256)a);
+#elif defined(__SSE2__)
+	return (vf)_mm_sqrt_ps((__m128)a);
+#else
+	int i;
+
+	for (i = 0; i < VL; i++)
+		a[i] = __builtin_sqrtf(a[i]);
+	return a;
+#endif
+}
+
+static inline vf
+vf_abs(vf a)
+{
+	return (vf)((vi)a & 0x7fffffff);
+}
+
+/* 2^n for an integer held as n + 127 in the low bits of t's mantissa. */
+static inline vf
+vf_pow2_bits(vi t)
+{
+	return (vf)(t << 23);
+}
+
+/*
+ * e^x = 2^n e^r, r = x - n ln2 in two pieces (the first has 9 bits, so n
+ * times it is exact with or without fma), |r| <= ln2 / 2.  2^n is applied as
+ * two factors: n = 128 and the denormal results need more range than one.
+ */
+static inline vf
+vf_exp(vf x)
+{
+	const float magic = 12582912.0f;	/* 1.5 * 2^23: rounds */
+	vf t, n, r, p;
+	vi k, k1;
+
+	x = vf_select(x > 89.0f, vf_set1(89.0f), x);
+	x = vf_select(x < -104.0f, vf_set1(-104.0f), x);
+	t = x * 1.44269504f + magic;
+	n = t - magic;
+	r = x - n * 0.693359375f;
+	r = r - n * -2.12194440e-4f;
+	p = 0.001381459861f * r + 0.008368716882f;
+	p = p * r + 0.04166838805f;
+	p = p * r + 0.1666652063f;
+	p = p * r + 0.4999999345f;
+	p = p * (r * r) + r;
+	p = p + 1.0f;
+	k = (vi)t - 0x4b400000;
+	k1 = k >> 1;
+	return p * vf_pow2_bits(k1 + 127) * vf_pow2_bits(k - k1 + 127);
+}
+
+/*
+ * 2^x for softmax, where x <= 0 up to rounding and -Inf is a masked key that
+ * must weigh exactly 0.  The bias 127 sits in the magic number.
+ */
+static inline vf
+vf_exp2_soft(vf x)
+{
+	const float magic = 12582912.0f + 127.0f;
+	vf t, f, p;
+
+	t = x + magic;
+	f = x - (t - magic);
+	p = 0.001327647187f * f + 0.009675541328f;
+	p = p * f + 0.05550713274f;
+	p = p * f + 0.2402211972f;
+	p = p * f + 0.6931469671f;
+	p = p * f + 1.000000072f;
+	p = p * vf_pow2_bits((vi)t);
+	return vf_select(x < -125.0f, (vf){0}, p);
+}
+
+/* 1 / (1 + e^-x) */
+static inline vf
+vf_sigmoid(vf x)
+{
+	return 1.0f / (1.0f + vf_exp(-x));
+}
+
+/*
+ * e^(a^2) erfc(a) for a >= 0: P(q) / (a + 2), q = 4 / (a + 2) - 1, fitted on
+ * [0, 10]; beyond that the Gaussian factor has underflown.
+ */
+static inline vf
+vf_erfcx(vf a)
+{
+	vf t = 1.0f / (a + 2.0f), q = 4.0f * t - 1.0f, p;
+
+	p = -0.0004614760682f * q + 0.000754673501f;
+	p = p * q + 0.002979054674f;
+	p = p * q - 0.006437293441f;
+	p = p * q - 0.02148357771f;
+	p = p * q + 0.03643518574f;
+	p = p * q + 0.2794696313f;
+	p = p * q + 0.6871609734f;
+	p = p * q + 1.021582743f;
+	return p * t;
+}
+
+/*
+ * The normal distribution function; *pdf gets its density.  Computed from
+ * the tail, so that GELU keeps its relative accuracy for negative x, where
+ * (1 + erf) / 2 would cancel.
+ */
+static inline vf
+vf_cdf(vf x, vf *pdf)
+{
+	vf g = vf_exp(-0.5f * (x * x));
+	vf tail = 0.5f * g * vf_erfcx(vf_abs(x) * 0.707106781f);
+
+	*pdf = g * 0.398942280f;
+	return vf_select(x > 0.0f, 1.0f - tail, tail);
+}
+
+static inline vf
+vf_erf(vf x)
+{
+	vf e = 1.0f - vf_exp(-(x * x)) * vf_erfcx(vf_abs(x));
+
+	return (vf)((vi)e | ((vi)x & (int32_t)0x80000000));
+}
+
+#endif
