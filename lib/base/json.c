@@ -276,7 +276,7 @@ put_string(struct text *t, const char *s, size_t n)
 	for (i = 0; i < n; i++) {
 		unsigned char ch = (unsigned char)s[i];
 
-		if (ch >= 0x20 && ch != '"' && ch != '\\' && ch != 0x7f)
+		if (ch >= 0x20 && ch != '"' && ch != '\\')
 			continue;
 		put(t, s + from, i - from);
 		from = i + 1;
@@ -498,4 +498,34 @@ lpo_json_cell(lpo_ctx *c, const char *text)
 		lpo_fail(c, LPO_ENOMEM, "cannot keep '%.40s': out of memory",
 		    text);
 	return v;
+}
+
+int
+lpo_utf8_valid(const char *text, size_t bytes)
+{
+	const unsigned char *p = (const unsigned char *)text, *end = p + bytes;
+	uint32_t u;
+	int more, i;
+
+	while (p < end) {
+		if (*p < 0x80) {
+			if (*p++ == 0)
+				return 0;
+			continue;
+		}
+		more = *p >= 0xf0 ? 3 : *p >= 0xe0 ? 2 : 1;
+		if (*p < 0xc2 || *p > 0xf4 || end - p <= more)
+			return 0;
+		u = *p & (0x3fu >> more);
+		for (i = 1; i <= more; i++) {
+			if ((p[i] & 0xc0) != 0x80)
+				return 0;
+			u = u << 6 | (p[i] & 0x3f);
+		}
+		if ((more == 2 && u < 0x800) || (more == 3 && u < 0x10000) ||
+		    (u >= 0xd800 && u < 0xe000) || u > 0x10ffff)
+			return 0;
+		p += more + 1;
+	}
+	return 1;
 }

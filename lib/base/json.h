@@ -75,4 +75,7 @@ char	*lpo_json_pretty(lpo_ctx *, const json_t *);
  */
 json_t	*lpo_json_cell(lpo_ctx *, const char *text);
 
+/* 1: valid UTF-8 without overlong forms, surrogates and NUL. */
+int	 lpo_utf8_valid(const char *, size_t bytes);
+
 #endif
