@@ -1,0 +1,541 @@
+/*
+ * The blocked product (see gemm.h).  B is packed once into panels of NR
+ * columns that all threads share; a thread takes a block of MC rows of A,
+ * walks K in blocks of KC, and a register tile of MR x NR does the work.
+ * A keeps its row-major form: the tile broadcasts from MR rows, which costs
+ * nothing and spares the transposition of the usual packing.
+ */
+#include <omp.h>
+
+#include "kernels/gemm.h"
+
+#define KC	LPO_GEMM_KC
+#define NV	2			/* vectors in a row of the tile */
+#define NR	(NV * VL)
+#if VL == 16
+#define MR	12			/* 24 of 32 registers hold sums */
+#elif VL == 8
+#define MR	6			/* 12 of 16 */
+#else
+#define MR	4			/* 8 of 16 */
+#endif
+#define MC	96			/* rows of A per block: 104 kB of L2 */
+#define LDA	(KC + 16)		/* not a power of two: L1 has few ways */
+#define NC	512			/* columns of B packed at a time */
+#define NT	256			/* columns of a tile of a weight sum */
+#define LDT	(NT + 16)
+#define LDM	(MC + 16)
+#define B_FLOATS (2 << 20)		/* NC shrinks for long K: 8 MB */
+#define SERIAL_FLOPS 200000		/* waking threads costs more */
+
+static inline int64_t
+min64(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
+static inline int64_t
+div_up(int64_t a, int64_t b)
+{
+	return (a + b - 1) / b;
+}
+
+static inline int64_t
+round_up(int64_t a, int64_t b)
+{
+	return div_up(a, b) * b;
+}
+
+/*
+ * c[m][nv * VL] (+)= sum over kc of a[i * rs + k * cs] b[k * sb + j].  m and
+ * nv are constants after inlining, so that `sum` lives in registers.
+ */
+static inline __attribute__((always_inline)) void
+tile(const int m, const int nv, int64_t kc, const float *a, int64_t rs,
+    int64_t cs, const float *b, int64_t sb, float *c, int more)
+{
+	vf sum[MR][NV], row[NV], x;
+	int64_t k;
+	int i, j;
+
+#pragma GCC unroll 12
+	for (i = 0; i < m; i++)
+#pragma GCC unroll 2
+		for (j = 0; j < nv; j++)
+			sum[i][j] = (vf){0};
+	for (k = 0; k < kc; k++, a += cs, b += sb) {
+#pragma GCC unroll 2
+		for (j = 0; j < nv; j++)
+			row[j] = vf_load(b + j * VL);
+#pragma GCC unroll 12
+		for (i = 0; i < m; i++) {
+			x = vf_set1(a[i * rs]);
+#pragma GCC unroll 2
+			for (j = 0; j < nv; j++)
+				sum[i][j] += x * row[j];
+		}
+	}
+#pragma GCC unroll 12
+	for (i = 0; i < m; i++)
+#pragma GCC unroll 2
+		for (j = 0; j < nv; j++, c += VL)
+			vf_store(c, more ? vf_load(c) + sum[i][j] : sum[i][j]);
+}
+
+typedef void tile_fn(int64_t, const float *, int64_t, const float *, int64_t,
+    float *, int);
+
+/* A by rows (stride s between rows) and by columns (s between columns). */
+#define TILE(m, nv)							\
+static void								\
+tile_row_##m##_##nv(int64_t kc, const float *a, int64_t s,		\
+    const float *b, int64_t sb, float *c, int more)			\
+{									\
+	tile(m, nv, kc, a, s, 1, b, sb, c, more);			\
+}									\
+static void								\
+tile_col_##m##_##nv(int64_t kc, const float *a, int64_t s,		\
+    const float *b, int64_t sb, float *c, int more)			\
+{									\
+	tile(m, nv, kc, a, 1, s, b, sb, c, more);			\
+}
+#if VL == 16
+#define ALL_M(X, nv)							\
+	X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)		\
+	X(7, nv) X(8, nv) X(9, nv) X(10, nv) X(11, nv) X(12, nv)
+#elif VL == 8
+#define ALL_M(X, nv)							\
+	X(1, nv) X(2, nv) X(3, nv) X(4, nv) X(5, nv) X(6, nv)
+#else
+#define ALL_M(X, nv)	X(1, nv) X(2, nv) X(3, nv) X(4, nv)
+#endif
+ALL_M(TILE, 1)
+ALL_M(TILE, 2)
+
+#define ROW_NAME(m, nv)	tile_row_##m##_##nv,
+#define COL_NAME(m, nv)	tile_col_##m##_##nv,
+static tile_fn *const row_tile[NV][MR] = {
+	{ ALL_M(ROW_NAME, 1) }, { ALL_M(ROW_NAME, 2) }
+};
+static tile_fn *const col_tile[NV][MR] = {
+	{ ALL_M(COL_NAME, 1) }, { ALL_M(COL_NAME, 2) }
+};
+
+static void
+fetch(const struct lpo_src *s, float *dst, int64_t ld, int64_t r0, int64_t nr,
+    int64_t c0, int64_t nc)
+{
+	int64_t r;
+
+	if (s->fetch != NULL) {
+		s->fetch(s, dst, ld, r0, nr, c0, nc);
+		return;
+	}
+	for (r = 0; r < nr; r++)
+		lpo_widen(dst + r * ld, s->base, s->dt, (r0 + r) * s->ld + c0,
+		    nc);
+}
+
+typedef float v4 __attribute__((vector_size(16)));
+
+/* dst[4][ld] = transposed src[4][ls] */
+static inline void
+transpose4(float *dst, int64_t ld, const float *src, int64_t ls)
+{
+	v4 r[4], a, b, c, d;
+	int i;
+
+	for (i = 0; i < 4; i++)
+		memcpy(&r[i], src + i * ls, 16);
+	a = __builtin_shufflevector(r[0], r[1], 0, 4, 1, 5);
+	b = __builtin_shufflevector(r[2], r[3], 0, 4, 1, 5);
+	c = __builtin_shufflevector(r[0], r[1], 2, 6, 3, 7);
+	d = __builtin_shufflevector(r[2], r[3], 2, 6, 3, 7);
+	r[0] = __builtin_shufflevector(a, b, 0, 1, 4, 5);
+	r[1] = __builtin_shufflevector(a, b, 2, 3, 6, 7);
+	r[2] = __builtin_shufflevector(c, d, 0, 1, 4, 5);
+	r[3] = __builtin_shufflevector(c, d, 2, 3, 6, 7);
+	for (i = 0; i < 4; i++)
+		memcpy(dst + i * ld, &r[i], 16);
+}
+
+/* dst[kc][w] = transposed src[n][ls]; columns n.. of dst become 0 */
+static void
+transpose(float *dst, int64_t w, const float *src, int64_t ls, int64_t n,
+    int64_t kc)
+{
+	int64_t i, k;
+
+	for (i = 0; i + 4 <= n; i += 4) {
+		for (k = 0; k + 4 <= kc; k += 4)
+			transpose4(dst + k * w + i, w, src + i * ls + k, ls);
+		for (; k < kc; k++) {
+			dst[k * w + i] = src[i * ls + k];
+			dst[k * w + i + 1] = src[(i + 1) * ls + k];
+			dst[k * w + i + 2] = src[(i + 2) * ls + k];
+			dst[k * w + i + 3] = src[(i + 3) * ls + k];
+		}
+	}
+	for (; i < n; i++)
+		for (k = 0; k < kc; k++)
+			dst[k * w + i] = src[i * ls + k];
+	for (; i < w; i++)
+		for (k = 0; k < kc; k++)
+			dst[k * w + i] = 0;
+}
+
+/* Columns n0 .. n0+n-1, n <= NR, of rows k0.. of B to a panel w wide. */
+static void
+pack_b(const struct lpo_gemm *g, float *dst, int64_t w, int64_t n0, int64_t n,
+    int64_t k0, int64_t kc, float *tmp)
+{
+	const struct lpo_src *s = g->b;
+	int64_t k, j;
+
+	if (g->b_transposed && s->fetch == NULL && s->dt == LPO_F32) {
+		transpose(dst, w, (const float *)s->base + n0 * s->ld + k0,
+		    s->ld, n, kc);
+	} else if (g->b_transposed) {
+		fetch(s, tmp, LDA, n0, n, k0, kc);
+		transpose(dst, w, tmp, LDA, n, kc);
+	} else {
+		fetch(s, dst, w, k0, kc, n0, n);
+		for (k = 0; n < w && k < kc; k++)
+			for (j = n; j < w; j++)
+				dst[k * w + j] = 0;
+	}
+}
+
+/* How a product is cut; depends on sizes and threads, and changes no bit. */
+struct plan {
+	int64_t nc;		/* columns packed at a time */
+	int64_t mc, m_blocks;	/* rows per tile */
+	int64_t splits;		/* tiles side by side in n */
+	int threads;
+};
+
+static struct plan
+make_plan(int64_t m, int64_t n, int64_t k, int threads)
+{
+	struct plan p;
+	int64_t fit = B_FLOATS / (k > 0 ? k : 1) / NR * NR;
+
+	p.threads = (double)m * n * k * 2 < SERIAL_FLOPS ? 1 : threads;
+	p.nc = fit < 2 * NR ? 2 * NR : fit;
+	p.nc = min64(min64(p.nc, NC), round_up(n, NR));
+	p.m_blocks = round_up(div_up(m, MC), p.threads);
+	p.mc = round_up(div_up(m, p.m_blocks), MR);
+	p.m_blocks = div_up(m, p.mc);
+	p.splits = min64(div_up(p.threads, p.m_blocks), p.nc / NR);
+	return p;
+}
+
+/* A's block, one KC of a tile of A transposed, the sums of a tile. */
+static size_t
+thread_floats(int64_t nc)
+{
+	return (size_t)(MC * LDA + MC * nc);
+}
+
+size_t
+LPO_FN(lpo_gemm_scratch_bytes)(int64_t m, int64_t n, int64_t k, int threads)
+{
+	struct plan p = make_plan(m, n, k, threads);
+
+	return ((size_t)(p.nc * k) + thread_floats(p.nc) * (size_t)threads) *
+	    sizeof(float) + 64;
+}
+
+static void *
+row_at(const struct lpo_dst *y, int64_t i)
+{
+	int64_t off = i / (y->p * y->q) * y->sn +
+	    i / y->q % y->p * y->sp + i % y->q * y->sq;
+
+	return (char *)y->base + off * (y->dt == LPO_F32 ? 4 : 2);
+}
+
+/* y[n] = alpha c[n] + bias[n], or += */
+static inline void
+store_row(void *y, enum lpo_dtype dt, const float *c, const float *bias,
+    int64_t n, float alpha, int add)
+{
+	float *f = y;
+	uint16_t *h = y;
+	int64_t j;
+	vf v;
+	float x;
+
+	for (j = 0; j + VL <= n; j += VL) {
+		v = vf_load(c + j) * alpha;
+		if (bias != NULL)
+			v += vf_load(bias + j);
+		if (add)
+			v += dt == LPO_F32 ? vf_load(f + j) :
+			    vf_load_bf16(h + j);
+		if (dt == LPO_F32)
+			vf_store(f + j, v);
+		else
+			vf_store_bf16(h + j, v);
+	}
+	for (; j < n; j++) {
+		x = c[j] * alpha;
+		if (bias != NULL)
+			x += bias[j];
+		if (add)
+			x += dt == LPO_F32 ? f[j] : bf16_to_f32(h[j]);
+		if (dt == LPO_F32)
+			f[j] = x;
+		else
+			h[j] = f32_to_bf16(x);
+	}
+}
+
+/* Store the sums c[m][w] of rows i0.. and columns n0.. */
+static void
+store_tile(const struct lpo_gemm *g, const float *c, int64_t w, int64_t i0,
+    int64_t m, int64_t n0, int64_t n)
+{
+	const float *bias = g->bias == NULL ? NULL : g->bias + n0;
+	int64_t bytes = g->y.dt == LPO_F32 ? 4 : 2;
+	int64_t i;
+
+	for (i = 0; i < m; i++)
+		store_row((char *)row_at(&g->y, i0 + i) + n0 * bytes, g->y.dt,
+		    c + i * w, bias, n, g->alpha, g->add);
+}
+
+/*
+ * Rows i0 .. i0+m-1 times the panels j0 .. j1-1 of the packed columns n0..;
+ * with one block of K the tile of sums stays in L1.
+ */
+static void
+block(const struct lpo_gemm *g, const struct plan *p, const float *packed,
+    int64_t n0, int64_t i0, int64_t m, int64_t j0, int64_t j1, float *mine)
+{
+	const struct lpo_src *s = g->a;
+	float *sums = mine + MC * LDA, *c;
+	int in_place = s->fetch == NULL && s->dt == LPO_F32;
+	int64_t k0, kc, i, j, n, w, sa, mr, cols = min64(p->nc, g->n - n0);
+	const float *a;
+	int nv;
+
+	for (k0 = 0; k0 < g->k; k0 += KC) {
+		kc = min64(KC, g->k - k0);
+		a = mine;
+		sa = LDA;
+		if (in_place) {
+			a = (const float *)s->base + i0 * s->ld + k0;
+			sa = s->ld;
+		} else
+			fetch(s, mine, LDA, i0, m, k0, kc);
+		c = sums;
+		for (j = j0; j < j1; j++) {
+			n = min64(NR, cols - j * NR);
+			nv = (int)div_up(n, VL);
+			w = nv * VL;
+			for (i = 0; i < m; i += MR) {
+				mr = min64(MR, m - i);
+				row_tile[nv - 1][mr - 1](kc, a + i * sa, sa,
+				    packed + j * NR * g->k + k0 * w, w, c,
+				    k0 > 0);
+				if (k0 + kc == g->k)
+					store_tile(g, c, w, i0 + i, mr,
+					    n0 + j * NR, n);
+				if (g->k > KC)
+					c += MR * NR;
+			}
+		}
+	}
+}
+
+/* Pack unit u of the columns n0..: one panel, one block of K. */
+static void
+pack_unit(const struct lpo_gemm *g, const struct plan *p, float *packed,
+    int64_t n0, int64_t u, float *tmp)
+{
+	int64_t k_blocks = div_up(g->k, KC), j = u / k_blocks;
+	int64_t k0 = u % k_blocks * KC;
+	int64_t n = min64(NR, min64(p->nc, g->n - n0) - j * NR);
+	int64_t w = round_up(n, VL);
+
+	pack_b(g, packed + j * NR * g->k + k0 * w, w, n0 + j * NR, n, k0,
+	    min64(KC, g->k - k0), tmp);
+}
+
+/* Tile t of the grid (m_blocks, splits) over the packed columns n0.. */
+static void
+run_tile(const struct lpo_gemm *g, const struct plan *p, const float *packed,
+    int64_t n0, int64_t t, float *mine)
+{
+	int64_t panels = div_up(min64(p->nc, g->n - n0), NR);
+	int64_t i0 = t / p->splits * p->mc, s = t % p->splits;
+
+	block(g, p, packed, n0, i0, min64(p->mc, g->m - i0),
+	    panels * s / p->splits, panels * (s + 1) / p->splits, mine);
+}
+
+void
+LPO_FN(lpo_gemm)(const struct lpo_gemm *g)
+{
+	struct plan p = make_plan(g->m, g->n, g->k, g->threads);
+	float *packed = (float *)(((uintptr_t)g->scratch + 63) &
+	    ~(uintptr_t)63);
+	float *first = packed + p.nc * g->k;
+
+	if (g->m <= 0 || g->n <= 0)
+		return;
+#pragma omp parallel num_threads(p.threads) if (p.threads > 1)
+	{
+		float *mine = first + thread_floats(p.nc) *
+		    (size_t)omp_get_thread_num();
+		int64_t n0, u, units;
+
+		for (n0 = 0; n0 < g->n; n0 += p.nc) {
+			units = div_up(min64(p.nc, g->n - n0), NR) *
+			    div_up(g->k, KC);
+#pragma omp for schedule(static)
+			for (u = 0; u < units; u++)
+				pack_unit(g, &p, packed, n0, u, mine);
+#pragma omp for schedule(dynamic)
+			for (u = 0; u < p.m_blocks * p.splits; u++)
+				run_tile(g, &p, packed, n0, u, mine);
+		}
+	}
+}
+
+/* A transposed by KC, B by KC, the sums of a tile. */
+static size_t
+group_floats(void)
+{
+	return KC * LDM + KC * LDT + (MC + MR) * (size_t)(NT + NR);
+}
+
+size_t
+LPO_FN(lpo_gemm_groups_scratch_bytes)(int threads)
+{
+	return group_floats() * (size_t)threads * sizeof(float) + 64;
+}
+
+/* One KC of products of one tile; `last`: y += alpha times the sums. */
+static void
+group_step(const struct lpo_gemm_groups *g, int64_t i0, int64_t m, int64_t n0,
+    int64_t n, int64_t kc, float *mine, int more, int last)
+{
+	const float *a = mine, *b = mine + KC * LDM;
+	float *c = mine + KC * LDM + KC * LDT;
+	int64_t i, j, r, nn, mr, w;
+	int nv;
+
+	for (j = 0; j < n; j += NR) {
+		nn = min64(NR, n - j);
+		nv = (int)div_up(nn, VL);
+		w = nv * VL;
+		for (i = 0; i < m; i += MR, c += MR * NR) {
+			mr = min64(MR, m - i);
+			col_tile[nv - 1][mr - 1](kc, a + i, LDM, b + j, LDT,
+			    c, more);
+			for (r = 0; last && r < mr; r++)
+				store_row(g->y + (i0 + i + r) * g->n + n0 + j,
+				    LPO_F32, c + r * w, NULL, nn, g->alpha, 1);
+		}
+	}
+}
+
+static void
+group_tile(const struct lpo_gemm_groups *g, int64_t i0, int64_t m, int64_t n0,
+    int64_t n, float *mine)
+{
+	float *a = mine, *b = mine + KC * LDM;
+	int64_t q, k0, kc, k, j;
+
+	for (q = 0; q < g->groups; q++)
+		for (k0 = 0; k0 < g->k; k0 += KC) {
+			kc = min64(KC, g->k - k0);
+			fetch(g->a, a, LDM, q * g->k + k0, kc, i0, m);
+			fetch(g->b, b, LDT, q * g->k + k0, kc, n0, n);
+			for (k = 0; k < kc; k++)
+				for (j = n; j < round_up(n, VL); j++)
+					b[k * LDT + j] = 0;
+			group_step(g, i0, m, n0, n, kc, mine, k0 > 0,
+			    k0 + kc == g->k);
+		}
+}
+
+void
+LPO_FN(lpo_gemm_groups)(const struct lpo_gemm_groups *g)
+{
+	int64_t m_blocks = div_up(g->m, MC), n_blocks = div_up(g->n, NT);
+	int64_t mt, nt, t;
+	double flops = 2. * g->m * g->n * g->k * g->groups;
+	int threads = flops < SERIAL_FLOPS ? 1 : g->threads;
+	float *first = (float *)(((uintptr_t)g->scratch + 63) &
+	    ~(uintptr_t)63);
+
+	if (g->m <= 0 || g->n <= 0)
+		return;
+	n_blocks = div_up(round_up(m_blocks * n_blocks, threads), m_blocks);
+	mt = round_up(div_up(g->m, m_blocks), MR);
+	nt = round_up(div_up(g->n, n_blocks), NR);
+	m_blocks = div_up(g->m, mt);
+	n_blocks = div_up(g->n, nt);
+#pragma omp parallel for schedule(dynamic) num_threads(threads) \
+    if (threads > 1)
+	for (t = 0; t < m_blocks * n_blocks; t++) {
+		int64_t i0 = t % m_blocks * mt, n0 = t / m_blocks * nt;
+
+		group_tile(g, i0, min64(mt, g->m - i0), n0,
+		    min64(nt, g->n - n0), first + group_floats() *
+		    (size_t)omp_get_thread_num());
+	}
+}
+
+/* Sums of up to 64 rows of VL columns, one after the other. */
+static vf
+sum_rows(enum lpo_dtype dt, const void *dy, int64_t row, int64_t rows,
+    int64_t n, int64_t j, int64_t nj)
+{
+	float tmp[VL] = {0};
+	vf s = {0};
+	int64_t i;
+
+	for (i = row; i < row + rows; i++) {
+		if (nj < VL) {
+			lpo_widen(tmp, dy, dt, i * n + j, nj);
+			s += vf_load(tmp);
+		} else if (dt == LPO_F32)
+			s += vf_load((const float *)dy + i * n + j);
+		else
+			s += vf_load_bf16((const uint16_t *)dy + i * n + j);
+	}
+	return s;
+}
+
+/*
+ * db[n] += alpha * column sums of dy[groups * m, n], group by group; in a
+ * group 64 rows at a time, for the precision of long sums.
+ */
+void
+LPO_FN(lpo_column_sums)(float *db, enum lpo_dtype dt, const void *dy,
+    int64_t m, int64_t n, float alpha, int64_t groups, int threads)
+{
+	int64_t j, q, i;
+
+#pragma omp parallel for schedule(static) num_threads(threads) \
+    private(q, i) if (m * n * groups > SERIAL_FLOPS)
+	for (j = 0; j < n; j += VL) {
+		int64_t l, nj = min64(VL, n - j);
+		float out[VL];
+
+		for (q = 0; q < groups; q++) {
+			vf s = {0};
+
+			for (i = 0; i < m; i += 64)
+				s += sum_rows(dt, dy, q * m + i,
+				    min64(64, m - i), n, j, nj);
+			vf_store(out, s * alpha);
+			for (l = 0; l < nj; l++)
+				db[j + l] += out[l];
+		}
+	}
+}

@@ -1,0 +1,108 @@
+/*
+ * Matrix products of the CPU backend, private to kernels/: one blocked product
+ * whose operands are fetched in blocks, so that a linear layer, its transposes
+ * and the three passes of a convolution are the same loop with other fetches.
+ *
+ * Bits: an element of the result is a sum of blocks of LPO_GEMM_KC products,
+ * each block summed in the order of k, the blocks added in that order.  Tiles
+ * and threads divide m and n only, so they cannot change it.
+ */
+#ifndef LPO_GEMM_H
+#define LPO_GEMM_H
+
+#include "kernels/vec.h"
+
+#define LPO_GEMM_KC 256
+
+/*
+ * A matrix of f32 or bf16, given by a function that copies (and widens) the
+ * block of rows r0.. and columns c0.. to dst, rows ld floats apart.  fetch
+ * NULL: plain rows, ld elements apart; then the product may read them in
+ * place.
+ */
+struct lpo_src {
+	void (*fetch)(const struct lpo_src *, float *dst, int64_t dst_ld,
+	    int64_t r0, int64_t nr, int64_t c0, int64_t nc);
+	const void *base;
+	enum lpo_dtype dt;
+	int64_t ld;
+	/* Patches of images (conv.c): row = one output pixel (n, p, q). */
+	int64_t h, w, c;	/* the image that is read */
+	int64_t p, q;		/* pixels per image that are computed */
+	int64_t th, tw;		/* taps; columns are (th, tw, c) */
+	int64_t stride, off_h, off_w;
+	/* Weight of a convolution seen from the input side (conv.c). */
+	int64_t co, kh, kw, i0, j0, step;
+};
+
+/* Where row i = (n, p, q) of the result lies: base + n sn + p sp + q sq. */
+struct lpo_dst {
+	void *base;
+	enum lpo_dtype dt;
+	int64_t p, q, sn, sp, sq;
+};
+
+/*
+ * y[m,n] = alpha A B + bias[n]    (add: y += ...)
+ * a has m rows of k; b has k rows of n, or with b_transposed n rows of k.
+ */
+struct lpo_gemm {
+	int64_t m, n, k;
+	const struct lpo_src *a, *b;
+	int b_transposed;
+	struct lpo_dst y;
+	const float *bias;	/* NULL: none */
+	float alpha;
+	int add, threads;
+	void *scratch;		/* lpo_gemm_scratch_bytes */
+};
+
+/*
+ * y[m,n] += alpha A^T B, one group of k rows after the other: the sum of a
+ * group is finished before it is added, so calls with some of the groups each
+ * give the bits of one call with all.  a has groups * k rows of m, b as many
+ * rows of n; y is dense f32.
+ */
+struct lpo_gemm_groups {
+	int64_t m, n, k, groups;
+	const struct lpo_src *a, *b;
+	float *y;
+	float alpha;
+	int threads;
+	void *scratch;		/* lpo_gemm_groups_scratch_bytes */
+};
+
+#define LPO_GEMM_INTERNALS(s)						\
+	void	lpo_gemm##s(const struct lpo_gemm *);			\
+	void	lpo_gemm_groups##s(const struct lpo_gemm_groups *);	\
+	size_t	lpo_gemm_scratch_bytes##s(int64_t m, int64_t n,		\
+		    int64_t k, int threads);				\
+	size_t	lpo_gemm_groups_scratch_bytes##s(int threads);		\
+	void	lpo_column_sums##s(float *db, enum lpo_dtype,		\
+		    const void *dy, int64_t m, int64_t n, float alpha,	\
+		    int64_t groups, int threads);
+
+LPO_GEMM_INTERNALS(_portable)
+LPO_GEMM_INTERNALS(_avx2)
+LPO_GEMM_INTERNALS(_avx512)
+
+/* n elements from element `off` of base, widened. */
+static inline void
+lpo_widen(float *dst, const void *base, enum lpo_dtype dt, int64_t off,
+    int64_t n)
+{
+	const uint16_t *h;
+	int64_t i;
+
+	if (dt == LPO_F32) {
+		memcpy(dst, (const float *)base + off, (size_t)n * 4);
+		return;
+	}
+	h = (const uint16_t *)base + off;
+	for (i = 0; i + VL <= n; i += VL)
+		vf_store(dst + i, vf_load_bf16(h + i));
+	for (; i < n; i++)
+		dst[i] = bf16_to_f32(h[i]);
+}
+
+#endif
