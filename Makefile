@@ -114,8 +114,39 @@ include mk/deps.mk
 -include $(OBJ:.o=.d) $(TOOLS:$(BIN)/%=$(BUILD)/tools/%.d) \
 	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)
 
+# prove's last lines are counted into one: N passed, N failed, N skipped.
 check: all $(TESTS) $(BUILD)/demo/selftest.t
-	@prove -e '' $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)
+	@BIN=$(BIN) BUILD=$(BUILD) CC='$(CC)' tests/run.sh \
+	    $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)
+
+# The same under AddressSanitizer and UBSan.  The library's threads are
+# OpenMP's, which the address sanitizer understands.
+asan:
+	@ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1 \
+	LSAN_OPTIONS=suppressions=tests/lsan.supp:print_suppressions=0 \
+	$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan \
+	    BIN=$(BUILD)/asan/bin CFLAGS='-O1 -g -fno-omit-frame-pointer \
+	    -fsanitize=address,undefined -fno-sanitize-recover=undefined'
+
+demo: all
+	@BIN=$(BIN) demo/run.sh
+demo-seeds: all
+	@BIN=$(BIN) demo/seeds.sh
+
+lint:
+	@mandoc -T lint -W warning man/*.[157]
+	@shellcheck demo/*.sh tests/*.sh tests/cli/*.t .ci/run
+	@for f in schemas/*.sql; do sqlite3 -bail :memory: < $$f || exit 1; done
+
+bench: $(BUILD)/tests/bench/ops.t
+	@$(BUILD)/tests/bench/ops.t
+
+install: all
+	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
+	    $(DESTDIR)$(PREFIX)/share/man/man7
+	install $(TOOLS) $(DESTDIR)$(PREFIX)/bin
+	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
+	install -m 644 $(wildcard man/*.7) $(DESTDIR)$(PREFIX)/share/man/man7
 
 clean:
 	rm -rf $(BUILD) $(BIN)
