@@ -1,0 +1,355 @@
+/*
+ * The tape: gradients of a small network against central differences, and
+ * what must not change a bit: checkpointed segments, LoRA that is off, the
+ * split of a batch into whole groups.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/philox.h"
+#include "lib/nn/tape.h"
+#include "tests/tap.h"
+
+enum { G = 3, H = 5, W = 4, CI = 3, C = 8, HEADS = 2, R = 2 };
+
+static lpo_ctx *ctx;
+static lpo_backend be;
+
+struct net {
+	lpo_params ps, lora_ps;
+	lpo_conv_layer in, down;
+	lpo_norm_layer norm, ln;
+	lpo_linear_layer q, k, v, o, ff;
+	lpo_lora lora_q, lora_in;
+};
+
+static lpo_param *
+param(lpo_params *ps, const char *key, enum lpo_param_kind kind, int rank,
+    int64_t a, int64_t b, int64_t kh, float scale, float mean)
+{
+	int64_t shape[4] = { a, b, kh, kh }, i;
+	static uint32_t item;
+	struct lpo_draw d = { .seed = 7, .purpose = LPO_DRAW_INIT };
+	lpo_param *p = lpo_param_add(ps, key, kind, rank, shape);
+	float *v;
+
+	if (p == NULL)
+		return NULL;
+	v = lpo_alloc(ctx, (size_t)p->count, sizeof(float));
+	d.item = item++;
+	lpo_draw_normal(&d, 0, v, p->count);
+	for (i = 0; i < p->count; i++)
+		v[i] = mean + scale * v[i];
+	lpo_param_import(ps, p, v);
+	lpo_free(v);
+	return p;
+}
+
+static void
+linear(lpo_params *ps, lpo_linear_layer *l, const char *name, int64_t n,
+    int64_t k)
+{
+	l->name = name;
+	l->w = param(ps, name, LPO_MATRIX, 2, n, k, 1, 0.4f, 0);
+	l->b = param(ps, "bias", LPO_VECTOR, 1, n, 1, 1, 0.1f, 0);
+}
+
+static void
+net_new(struct net *n, enum lpo_dtype dt, int train_base)
+{
+	memset(n, 0, sizeof(*n));
+	lpo_params_init(&n->ps, ctx, &be, dt);
+	lpo_params_init(&n->lora_ps, ctx, &be, dt);
+	n->in.name = "conv_in";
+	n->in.w = param(&n->ps, "in.w", LPO_KERNEL, 4, C, CI, 3, 0.3f, 0);
+	n->in.b = param(&n->ps, "in.b", LPO_VECTOR, 1, C, 1, 1, 0.1f, 0);
+	n->in.stride = n->in.pad = 1;
+	n->down = n->in;
+	n->down.w = param(&n->ps, "down.w", LPO_KERNEL, 4, C, C, 3, 0.2f, 0);
+	n->down.stride = 2;
+	n->norm.name = "norm";
+	n->norm.gamma = param(&n->ps, "g", LPO_VECTOR, 1, C, 1, 1, 0.1f, 1);
+	n->norm.beta = param(&n->ps, "b", LPO_VECTOR, 1, C, 1, 1, 0.1f, 0);
+	n->norm.groups = 4;
+	n->norm.eps = 1e-5f;
+	n->ln = n->norm;
+	linear(&n->ps, &n->q, "q", C, C);
+	linear(&n->ps, &n->k, "k", C, C);
+	linear(&n->ps, &n->v, "v", C, C);
+	linear(&n->ps, &n->o, "o", C, C);
+	linear(&n->ps, &n->ff, "ff", 2 * C, C);
+	n->lora_q.a = param(&n->lora_ps, "a", LPO_MATRIX, 2, R, C, 1, 0.5f, 0);
+	n->lora_q.b = param(&n->lora_ps, "b", LPO_MATRIX, 2, C, R, 1, 0.5f, 0);
+	n->lora_q.rank = R;
+	n->lora_q.scale = 0.7f;
+	n->lora_in = n->lora_q;
+	n->lora_in.a = param(&n->lora_ps, "ca", LPO_KERNEL, 4, R, CI, 3, 0.5f,
+	    0);
+	n->lora_in.b = param(&n->lora_ps, "cb", LPO_MATRIX, 4, C, R, 1, 0.5f,
+	    0);
+	n->q.lora = &n->lora_q;
+	n->in.lora = &n->lora_in;
+	lpo_params_train_all(&n->lora_ps);
+	if (train_base)
+		lpo_params_train_all(&n->ps);
+}
+
+static void
+net_free(struct net *n)
+{
+	lpo_params_free(&n->ps);
+	lpo_params_free(&n->lora_ps);
+}
+
+struct run {
+	lpo_tape *t;
+	lpo_var *x, *ctxv, *y;
+	struct lpo_plan plan;
+};
+
+/* Guidance halves, a skip, self-attention, a gated unit, stride 2. */
+static void
+record(struct run *r, struct net *n, int64_t groups, enum lpo_dtype dt,
+    int segments)
+{
+	lpo_tape *t = r->t = lpo_tape_new(ctx, &be, dt, groups);
+	lpo_var *h, *s, *a;
+
+	r->x = lpo_input(t, groups, H, W, CI, LPO_F32, 1);
+	r->ctxv = lpo_input(t, groups * 2, 3, 1, C, LPO_F32, 1);
+	s = lpo_conv(t, &n->in, lpo_cast(t, r->x, dt));
+	if (segments)
+		lpo_segment_begin(t);
+	h = lpo_norm_silu(t, &n->norm, s);
+	h = lpo_repeat(t, h, 2);
+	a = lpo_layer_norm(t, &n->ln, h);
+	a = lpo_attention(t, lpo_linear(t, &n->q, a), lpo_linear(t, &n->k,
+	    lpo_cast(t, r->ctxv, dt)), lpo_linear(t, &n->v,
+	    lpo_cast(t, r->ctxv, dt)), HEADS, 0);
+	h = lpo_add(t, h, lpo_linear(t, &n->o, a));
+	if (segments) {
+		lpo_segment_end(t);
+		lpo_segment_begin(t);
+	}
+	h = lpo_add(t, h, lpo_geglu(t, lpo_linear(t, &n->ff, h)));
+	h = lpo_conv(t, &n->down, lpo_add(t, h, lpo_repeat(t, s, 2)));
+	if (segments)
+		lpo_segment_end(t);
+	r->y = lpo_guide(t, lpo_mean_pool(t, h), 2.5f);
+	lpo_output(t, r->y, 1);
+	if (lpo_tape_plan(t, 1, &r->plan) < 0 || lpo_tape_commit(t, NULL) < 0)
+		printf("# %s\n", lpo_errmsg(ctx));
+}
+
+static void
+draw(float *v, int64_t n, uint32_t item)
+{
+	struct lpo_draw d = { .seed = 3, .purpose = LPO_DRAW_NOISE,
+	    .item = item };
+
+	lpo_draw_normal(&d, 0, v, n);
+}
+
+static float x0[G * H * W * CI], c0[G * 2 * 3 * C], w0[G * C];
+
+static double
+forward(struct run *r, int64_t first, int64_t groups, int flags, float *y)
+{
+	double loss = 0;
+	int64_t i;
+
+	lpo_var_set(r->t, r->x, x0 + first * H * W * CI);
+	lpo_var_set(r->t, r->ctxv, c0 + first * 2 * 3 * C);
+	if (lpo_tape_forward(r->t, flags) < 0 ||
+	    lpo_var_get(r->t, r->y, y) < 0)
+		printf("# %s\n", lpo_errmsg(ctx));
+	for (i = 0; i < groups * C; i++)
+		loss += (double)y[i] * w0[first * C + i];
+	return loss;
+}
+
+static void
+backward(struct run *r, int64_t first)
+{
+	lpo_var_set_grad(r->t, r->y, w0 + first * C);
+	if (lpo_tape_backward(r->t) < 0)
+		printf("# %s\n", lpo_errmsg(ctx));
+}
+
+/* Central differences of a parameter's elements. */
+static double
+worst(struct run *r, lpo_params *ps, lpo_param *p)
+{
+	float *v = lpo_alloc(ctx, (size_t)p->count, 4), y[G * C], keep;
+	float *g = lpo_alloc(ctx, (size_t)p->count, 4);
+	double num, err = 0, max = 1e-3, e = 4e-3;
+	int64_t i, step = p->count > 40 ? p->count / 20 : 1;
+
+	lpo_param_export(ps, p, v);
+	lpo_param_export_grad(ps, p, g);
+	for (i = 0; i < p->count; i += step) {
+		keep = v[i];
+		v[i] = keep + (float)e;
+		lpo_param_import(ps, p, v);
+		num = forward(r, 0, G, 0, y);
+		v[i] = keep - (float)e;
+		lpo_param_import(ps, p, v);
+		num = (num - forward(r, 0, G, 0, y)) / (2 * e);
+		v[i] = keep;
+		err = fmax(err, fabs(num - g[i]));
+		max = fmax(max, fabs(num));
+	}
+	lpo_param_import(ps, p, v);
+	lpo_free(v);
+	lpo_free(g);
+	return err / max;
+}
+
+static void
+differences(void)
+{
+	struct net n;
+	struct run r;
+	float y[G * C], gx[G * H * W * CI];
+	double num, err = 0, max = 0, e = 4e-3;
+	int64_t i, j;
+
+	net_new(&n, LPO_F32, 1);
+	record(&r, &n, G, LPO_F32, 0);
+	forward(&r, 0, G, 0, y);
+	backward(&r, 0);
+	lpo_var_get_grad(r.t, r.x, gx);
+	for (j = 0; j < 2; j++) {
+		lpo_params *ps = j ? &n.lora_ps : &n.ps;
+
+		for (i = 0; i < ps->n; i++) {
+			err = worst(&r, ps, ps->p[i]);
+			ok(err < 5e-3, "gradient of %s (%.1e)", ps->p[i]->key,
+			    err);
+		}
+	}
+	for (err = 0, i = 0; i < G * H * W * CI; i += 7) {
+		float keep = x0[i];
+
+		x0[i] = keep + (float)e;
+		num = forward(&r, 0, G, 0, y);
+		x0[i] = keep - (float)e;
+		num = (num - forward(&r, 0, G, 0, y)) / (2 * e);
+		x0[i] = keep;
+		err = fmax(err, fabs(num - gx[i]));
+		max = fmax(max, fabs(num));
+	}
+	ok(err < 5e-3 * max, "gradient of the input (%.1e)", err / max);
+	lpo_tape_free(r.t);
+	net_free(&n);
+}
+
+/* All gradients of a net in one array. */
+static int64_t
+gradients(struct net *n, float *out)
+{
+	int64_t i, at = 0;
+
+	for (i = 0; i < n->ps.n; i++) {
+		lpo_param_export_grad(&n->ps, n->ps.p[i], out + at);
+		at += n->ps.p[i]->count;
+	}
+	for (i = 0; i < n->lora_ps.n; i++) {
+		lpo_param_export_grad(&n->lora_ps, n->lora_ps.p[i], out + at);
+		at += n->lora_ps.p[i]->count;
+	}
+	return at;
+}
+
+static void
+bits(enum lpo_dtype dt)
+{
+	static float a[20000], b[20000];
+	float y[G * C], y2[G * C];
+	struct net n;
+	struct run whole, seg, one;
+	int64_t len, i;
+
+	net_new(&n, dt, 1);
+	record(&whole, &n, G, dt, 0);
+	record(&seg, &n, G, dt, 1);
+	record(&one, &n, 1, dt, 0);
+	forward(&whole, 0, G, 0, y);
+	backward(&whole, 0);
+	len = gradients(&n, a);
+
+	lpo_params_zero_grad(&n.ps);
+	lpo_params_zero_grad(&n.lora_ps);
+	forward(&seg, 0, G, 0, y2);
+	backward(&seg, 0);
+	gradients(&n, b);
+	ok(memcmp(y, y2, sizeof(y)) == 0 &&
+	    memcmp(a, b, (size_t)len * 4) == 0,
+	    "%s: checkpointed segments change no bit", lpo_dtype_name(dt));
+	ok(seg.plan.recompute_flops > 0 && whole.plan.recompute_flops == 0,
+	    "segments are walked again");
+
+	lpo_params_zero_grad(&n.ps);
+	lpo_params_zero_grad(&n.lora_ps);
+	for (i = 0; i < G; i++) {
+		forward(&one, i, 1, 0, y2 + i * C);
+		backward(&one, i);
+	}
+	gradients(&n, b);
+	ok(memcmp(y, y2, sizeof(y)) == 0 &&
+	    memcmp(a, b, (size_t)len * 4) == 0,
+	    "%s: %d groups at once or one by one: the same bits",
+	    lpo_dtype_name(dt), G);
+
+	forward(&whole, 0, G, LPO_LORA_OFF, y);
+	n.q.lora = n.in.lora = NULL;
+	lpo_tape_free(one.t);
+	record(&one, &n, G, dt, 0);
+	forward(&one, 0, G, 0, y2);
+	ok(memcmp(y, y2, sizeof(y)) == 0, "%s: LoRA off is the model without",
+	    lpo_dtype_name(dt));
+	lpo_tape_free(whole.t);
+	lpo_tape_free(seg.t);
+	lpo_tape_free(one.t);
+	net_free(&n);
+}
+
+static void
+errors(void)
+{
+	struct net n;
+	lpo_tape *t;
+	lpo_var *x;
+
+	net_new(&n, LPO_F32, 0);
+	t = lpo_tape_new(ctx, &be, LPO_F32, 1);
+	x = lpo_input(t, 1, H, W, C, LPO_F32, 0);
+	x = lpo_conv(t, &n.in, x);
+	x = lpo_norm_silu(t, &n.norm, x);
+	ok(x == NULL && lpo_tape_error(t) == LPO_EINVAL &&
+	    strstr(lpo_errmsg(ctx), "conv_in") != NULL,
+	    "a wrong shape is named: %s", lpo_errmsg(ctx));
+	ok(lpo_tape_plan(t, 0, NULL) == LPO_EINVAL, "and sticks");
+	lpo_clear(ctx);
+	lpo_tape_free(t);
+	net_free(&n);
+}
+
+int
+main(void)
+{
+	ctx = lpo_ctx_new();
+	if (lpo_cpu_open(&be, LPO_ISA_AUTO, 0) < 0)
+		return 1;
+	draw(x0, G * H * W * CI, 0);
+	draw(c0, G * 2 * 3 * C, 1);
+	draw(w0, G * C, 2);
+	differences();
+	bits(LPO_F32);
+	bits(LPO_BF16);
+	errors();
+	lpo_cpu_close(&be);
+	lpo_ctx_free(ctx);
+	return done_testing();
+}
