@@ -27,6 +27,7 @@ struct lpo_pairset {
 	struct item *item;
 	int64_t items, cap;
 	int64_t rows;
+	int64_t label[3];	/* before filters: first, second, tie */
 	uint32_t crc;
 	int fd;			/* the spool; -1: none */
 };
@@ -366,6 +367,7 @@ select_one(lpo_pairset *s, lpo_filters *f, struct item *it)
 	rc = get_record(s->ctx, &r, s, it->shard, it->index);
 	if (rc != 0)
 		goto out;
+	s->label[lpo_record_is_tie(&r) ? 2 : r.label_0 < r.label_1]++;
 	before = json_deep_copy(r.extra);
 	rc = lpo_filter_keep(f, &keep, &r);
 	if (rc != 0 || !keep)
@@ -422,7 +424,7 @@ check_rows(lpo_pairset *s)
 int
 lpo_pairset_select(lpo_pairset *s, lpo_filters *f, int cross)
 {
-	int64_t k, i, n, first = 0;
+	int64_t k, i, n;
 	int rc;
 
 	if ((rc = lpo_filter_rows(f, s->rows)) != 0)
@@ -443,7 +445,7 @@ lpo_pairset_select(lpo_pairset *s, lpo_filters *f, int cross)
 	if ((rc = check_rows(s)) != 0 || !cross)
 		return rc;
 	n = s->items;
-	for (i = first; i < n; i++) {
+	for (i = 0; i < n; i++) {
 		struct item it = s->item[i];
 
 		if (it.tie)
@@ -462,6 +464,12 @@ int64_t
 lpo_pairset_items(const lpo_pairset *s)
 {
 	return s->items;
+}
+
+void
+lpo_pairset_labels(const lpo_pairset *s, int64_t count[3])
+{
+	memcpy(count, s->label, sizeof s->label);
 }
 
 /* --------------------------------------------------------------- items */

@@ -40,6 +40,8 @@ uint32_t lpo_pairset_crc32c(const lpo_pairset *);
  */
 int	 lpo_pairset_select(lpo_pairset *, lpo_filters *, int cross);
 int64_t	 lpo_pairset_items(const lpo_pairset *);
+/* Rows before filters by label: first preferred, second, tie. */
+void	 lpo_pairset_labels(const lpo_pairset *, int64_t count[3]);
 
 /*
  * Item number `at` of the output: epochs of all items, each in the order of a
