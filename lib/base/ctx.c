@@ -22,7 +22,7 @@ struct lpo_ctx {
 	const volatile sig_atomic_t *stop;
 };
 
-static _Atomic long fail_at = -1;
+static _Atomic long fail_at = -1, failures;
 
 void
 lpo_alloc_fail_at(long n)
@@ -39,16 +39,30 @@ must_fail(void)
 	return atomic_fetch_sub(&fail_at, 1) == 0;
 }
 
+static void *
+counted(void *p)
+{
+	if (p == NULL)
+		atomic_fetch_add(&failures, 1);
+	return p;
+}
+
 void *
 lpo_raw_alloc(size_t bytes)
 {
-	return must_fail() ? NULL : malloc(bytes ? bytes : 1);
+	return counted(must_fail() ? NULL : malloc(bytes ? bytes : 1));
 }
 
 void *
 lpo_raw_realloc(void *p, size_t bytes)
 {
-	return must_fail() ? NULL : realloc(p, bytes ? bytes : 1);
+	return counted(must_fail() ? NULL : realloc(p, bytes ? bytes : 1));
+}
+
+long
+lpo_raw_failures(void)
+{
+	return atomic_load(&failures);
 }
 
 void

@@ -10,5 +10,7 @@
 void	*lpo_raw_alloc(size_t bytes);
 void	*lpo_raw_realloc(void *, size_t bytes);
 void	 lpo_raw_free(void *);
+/* How often they gave NULL so far, in any thread. */
+long	 lpo_raw_failures(void);
 
 #endif
