@@ -11,6 +11,7 @@
 #include <unistd.h>
 
 #include <archive.h>
+#include <omp.h>
 #include <sqlite3.h>
 
 #include "tools/cli_priv.h"
@@ -596,6 +597,47 @@ lpo_cli_to_stdout(const lpo_cli *cli)
 	return cli->o.output == NULL || strcmp(cli->o.output, "-") == 0;
 }
 
+/* The width of the only %d in a pattern, *at its place; -1 if there is none. */
+static int
+pattern_width(const char *s, const char **at, const char **rest)
+{
+	char *end;
+	long width;
+
+	*at = strchr(s, '%');
+	width = strtol(*at + 1, &end, 10);
+	*rest = end + 1;
+	if (*end != 'd' || width < 0 || width > 18 ||
+	    !(isdigit((unsigned char)(*at)[1]) || (*at)[1] == 'd') ||
+	    strchr(*rest, '%') != NULL)
+		return -1;
+	return (int)width;
+}
+
+int
+lpo_cli_pattern(lpo_cli *cli)
+{
+	const char *at, *rest;
+
+	if (lpo_cli_to_stdout(cli) || strchr(cli->o.output, '%') == NULL)
+		return 0;
+	if (pattern_width(cli->o.output, &at, &rest) < 0)
+		return lpo_cli_usage(cli, "-o '%s': a shard pattern has one "
+		    "%%d, as in enc-%%06d.tar", cli->o.output);
+	return 1;
+}
+
+char *
+lpo_cli_shard_path(lpo_cli *cli, int64_t k)
+{
+	const char *at, *rest;
+	int width = pattern_width(cli->o.output, &at, &rest);
+
+	return lpo_asprintf(cli->ctx, "%.*s%0*lld%s",
+	    (int)(at - cli->o.output), cli->o.output, width, (long long)k,
+	    rest);
+}
+
 int
 lpo_cli_binary_stdout(lpo_cli *cli)
 {
@@ -634,6 +676,30 @@ lpo_cli_tsv(FILE *f, const char *text, int sep)
 		}
 	}
 	putc(sep, f);
+}
+
+void
+lpo_cli_plan(lpo_cli *cli, const char *name, const char *fmt, ...)
+{
+	char text[1024];
+	json_t *o;
+	char *line;
+	va_list ap;
+
+	va_start(ap, fmt);
+	vsnprintf(text, sizeof text, fmt, ap);
+	va_end(ap);
+	if (!cli->o.json) {
+		lpo_cli_tsv(stdout, name, '\t');
+		lpo_cli_tsv(stdout, text, '\n');
+		return;
+	}
+	o = json_pack("{s:s, s:s}", "name", name, "value", text);
+	line = json_dumps(o, JSON_COMPACT);
+	if (line != NULL)
+		puts(line);
+	free(line);
+	json_decref(o);
 }
 
 /* ------------------------------------------------------------ progress */
@@ -743,6 +809,14 @@ lpo_cli_backend(lpo_cli *cli)
 		    lpo_cpu_features());
 	cli->priv->be_open = 1;
 	return 0;
+}
+
+int
+lpo_cli_threads(lpo_cli *cli)
+{
+	if (cli->o.threads > 0)
+		omp_set_num_threads((int)cli->o.threads);
+	return omp_get_max_threads();
 }
 
 enum lpo_dtype

@@ -141,6 +141,18 @@ int	 lpo_cli_parse_f64(const char *, double *out);
 
 /* 1 if the output is standard output: -o absent or '-'. */
 int	 lpo_cli_to_stdout(const lpo_cli *);
+/*
+ * Is -o a shard pattern, "enc-%06d.tar"?  1, 0, or LPO_CLI_USAGE, said, for
+ * a '%' that is not exactly one %d.
+ */
+int	 lpo_cli_pattern(lpo_cli *);
+/* Shard k's path by a pattern lpo_cli_pattern() liked; lpo_free() it. */
+char	*lpo_cli_shard_path(lpo_cli *, int64_t k);
+/*
+ * A shard that may be there: *there = 1 when it is this run's and whole;
+ * another's is an error without --force.  After lpo_cli_begin().
+ */
+int	 lpo_cli_shard_there(lpo_cli *, const char *path, int *there);
 /* LPO_CLI_USAGE, said, where binary would meet a terminal; else 0. */
 int	 lpo_cli_binary_stdout(lpo_cli *);
 int	 lpo_cli_binary_stdin(lpo_cli *);
@@ -149,6 +161,13 @@ int	 lpo_cli_binary_stdin(lpo_cli *);
  * `sep`, '\t' or '\n'.
  */
 void	 lpo_cli_tsv(FILE *f, const char *text, int sep);
+
+/*
+ * A line of --dry-run's plan to stdout: "name<TAB>value", or with --json
+ * {"name": ..., "value": ...}.
+ */
+void	 lpo_cli_plan(lpo_cli *, const char *name, const char *fmt, ...)
+	    __attribute__((format(printf, 3, 4)));
 
 /* ---- progress and status */
 
@@ -177,6 +196,8 @@ int	 lpo_cli_backend(lpo_cli *);
  * multiplies bf16 natively.  After lpo_cli_backend().
  */
 enum lpo_dtype lpo_cli_precision(const lpo_cli *);
+/* --threads for OpenMP; their number.  lpo_cli_backend() does it too. */
+int	 lpo_cli_threads(lpo_cli *);
 /* --memory, or what the machine (and cgroup) has to give now, in bytes. */
 int64_t	 lpo_cli_memory(const lpo_cli *);
 /* "MODEL/part" where -m was given; usage error without. Freed by lpo_free. */

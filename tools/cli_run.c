@@ -457,6 +457,24 @@ lpo_cli_existing_tar(lpo_ctx *c, const char *path, char run[17])
 	return 0;
 }
 
+int
+lpo_cli_shard_there(lpo_cli *cli, const char *path, int *there)
+{
+	char was[LPO_RUNID_SIZE];
+	int rc = lpo_cli_existing_tar(cli->ctx, path, was);
+
+	*there = 0;
+	if (rc == LPO_ENOTFOUND)
+		return 0;
+	if (rc != 0)
+		return rc;
+	*there = strcmp(was, lpo_cli_run(cli)) == 0 && !cli->o.fresh;
+	if (!*there && !cli->o.force && !cli->o.fresh)
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there "
+		    "already, of another origin: --force overwrites it", path);
+	return 0;
+}
+
 void
 lpo_cli_run_end(lpo_cli *cli, int status)
 {

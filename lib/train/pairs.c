@@ -211,6 +211,18 @@ load_moments(lpo_ctx *c, struct lpo_npy *a, const struct lpo_pair_in *in,
 	return 0;
 }
 
+void
+lpo_pair_relabel(struct lpo_record *r, const int64_t t[2], uint32_t epoch,
+    int cross)
+{
+	snprintf(r->key, sizeof r->key, "%09lld-e%u%s", (long long)r->row,
+	    epoch, cross ? "-t" : "");
+	if (cross) {
+		r->label_0 = t[0] < t[1];
+		r->label_1 = 1 - r->label_0;
+	}
+}
+
 static int
 pair_json(lpo_ctx *c, struct lpo_sample *out, const struct lpo_pair_in *in,
     const int64_t t[2])
@@ -218,12 +230,7 @@ pair_json(lpo_ctx *c, struct lpo_sample *out, const struct lpo_pair_in *in,
 	struct lpo_record r = *in->record;
 	int rc;
 
-	snprintf(r.key, sizeof r.key, "%09lld-e%u%s", (long long)r.row,
-	    in->epoch, in->cross ? "-t" : "");
-	if (in->cross) {
-		r.label_0 = t[0] < t[1];
-		r.label_1 = 1 - r.label_0;
-	}
+	lpo_pair_relabel(&r, t, in->epoch, in->cross);
 	if ((rc = lpo_record_to_json(c, &out->json, &r)) != 0 ||
 	    (rc = lpo_json_set(c, out->json, "timestep_0",
 	    json_integer(t[0]))) != 0 ||

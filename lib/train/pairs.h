@@ -36,6 +36,12 @@ int	 lpo_pair_opts_check(lpo_ctx *, const struct lpo_pair_opts *);
 void	 lpo_pair_timesteps(const struct lpo_pair_opts *, int64_t t[2],
 	    uint32_t row, uint32_t epoch, int cross);
 /*
+ * Give a record the pair's key (ROW-eE, cross ROW-eE-t) and, cross, its
+ * labels: the copy with the lower timestep wins.
+ */
+void	 lpo_pair_relabel(struct lpo_record *, const int64_t t[2],
+	    uint32_t epoch, int cross);
+/*
  * x_t [c, hw] of moments [2c, hw] (mean, logvar before clamping):
  * z = mean + exp(logvar / 2) e1, x_t = sqrt(abar) s z + sqrt(1 - abar) e2.
  * candidate: 0, 1 for the images of a pair, 2, 3 for a cross pair's copies.
