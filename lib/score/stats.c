@@ -1,0 +1,98 @@
+/* Bootstrap and binomial intervals. */
+#include "lib/score/stats.h"
+
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/philox.h"
+
+static int
+ascending(const void *a, const void *b)
+{
+	double x, y;
+
+	memcpy(&x, a, sizeof(x));
+	memcpy(&y, b, sizeof(y));
+	return (x > y) - (x < y);
+}
+
+/* The q-quantile of sorted v, linear between neighbours. */
+static double
+quantile(const double *v, int64_t n, double q)
+{
+	double at = q * (double)(n - 1);
+	int64_t i = (int64_t)at;
+
+	if (i >= n - 1)
+		return v[n - 1];
+	return v[i] + (at - (double)i) * (v[i + 1] - v[i]);
+}
+
+int
+lpo_bootstrap(lpo_ctx *c, struct lpo_interval *out, const double *value,
+    int64_t n, int64_t resamples, uint64_t seed, uint32_t stream)
+{
+	struct lpo_draw d = { .seed = seed, .purpose = LPO_DRAW_BOOTSTRAP,
+	    .candidate = stream };
+	double *means, sum = 0;
+	int64_t i, r;
+
+	out->mean = out->low = out->high = NAN;
+	if (n == 0)
+		return 0;
+	means = lpo_alloc(c, (size_t)resamples, sizeof(*means));
+	if (means == NULL)
+		return LPO_ENOMEM;
+	for (i = 0; i < n; i++)
+		sum += value[i];
+	out->mean = sum / (double)n;
+	for (r = 0; r < resamples; r++) {
+		d.item = (uint32_t)r;
+		for (sum = 0, i = 0; i < n; i++)
+			sum += value[lpo_draw_below(&d, (uint64_t)i,
+			    (uint32_t)n)];
+		means[r] = sum / (double)n;
+	}
+	qsort(means, (size_t)resamples, sizeof(*means), ascending);
+	out->low = quantile(means, resamples, 0.025);
+	out->high = quantile(means, resamples, 0.975);
+	lpo_free(means);
+	return 0;
+}
+
+void
+lpo_paired(double *difference, double *win, const double *a, const double *b,
+    int64_t prompts, int64_t images)
+{
+	int64_t p, i, at;
+
+	for (p = 0; p < prompts; p++) {
+		difference[p] = win[p] = 0;
+		for (i = 0; i < images; i++) {
+			at = p * images + i;
+			difference[p] += a[at] - b[at];
+			win[p] += a[at] > b[at] ? 1 : a[at] == b[at] ? 0.5 : 0;
+		}
+		difference[p] /= (double)images;
+		win[p] /= (double)images;
+	}
+}
+
+void
+lpo_wilson(struct lpo_interval *out, int64_t good, int64_t n)
+{
+	const double z = 1.959963984540054;
+	double p, m, h, N = (double)n;
+
+	out->mean = out->low = out->high = NAN;
+	if (n == 0)
+		return;
+	p = (double)good / N;
+	m = (p + z * z / (2 * N)) / (1 + z * z / N);
+	h = z / (1 + z * z / N) * sqrt(p * (1 - p) / N +
+	    z * z / (4 * N * N));
+	out->mean = p;
+	out->low = fmax(m - h, 0);
+	out->high = fmin(m + h, 1);
+}

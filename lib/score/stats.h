@@ -1,0 +1,33 @@
+/*
+ * Statistics of comparisons: means with bootstrap intervals over prompts.
+ * Draws are Philox (LPO_DRAW_BOOTSTRAP): the same numbers on every machine.
+ */
+#ifndef LPO_SCORE_STATS_H
+#define LPO_SCORE_STATS_H
+
+#include "lib/base/ctx.h"
+
+struct lpo_interval {
+	double mean, low, high;	/* percentile interval, 95 % */
+};
+
+/*
+ * Mean of value[n] (one value a prompt) and its interval over `resamples`
+ * bootstrap samples of the prompts; stream separates draws that must be
+ * independent.  n 0: all NaN.  LPO_ENOMEM.
+ */
+int	 lpo_bootstrap(lpo_ctx *, struct lpo_interval *, const double *value,
+	    int64_t n, int64_t resamples, uint64_t seed, uint32_t stream);
+
+/*
+ * One value a prompt from `images` paired scores each, a and b being
+ * [prompts, images]: the mean difference a - b, and the win rate of a, ties
+ * counting one half.
+ */
+void	 lpo_paired(double *difference, double *win, const double *a,
+	    const double *b, int64_t prompts, int64_t images);
+
+/* Wilson's 95 % interval of `good` of n. */
+void	 lpo_wilson(struct lpo_interval *, int64_t good, int64_t n);
+
+#endif
