@@ -75,12 +75,31 @@ int	 lpo_unet_features(lpo_tape *, lpo_unet *, const struct lpo_unet_in *,
 void	 lpo_sinusoid(float *out, float t, int64_t dim, int flip_sin_to_cos,
 	    float freq_shift);
 
-/* All layers a LoRA may sit on, in file order, for lib/model/lora.c. */
+/*
+ * 1: forwards recorded from now on put each resnet, with its transformer, in
+ * a checkpointed segment: backward walks it again instead of keeping it.
+ */
+void	 lpo_unet_set_checkpoint(lpo_unet *, int on);
+
+/* Where a layer stands. */
+enum lpo_unet_part {
+	LPO_UNET_ATTENTION,	/* to_q, to_k, to_v, to_out.0 */
+	LPO_UNET_BLOCK,		/* ff, proj_in/out, conv1, conv2,
+				 * conv_shortcut, down- and upsamplers */
+	LPO_UNET_TIME,		/* time_emb_proj of a resnet */
+	LPO_UNET_OUTER		/* conv_in, conv_out, time and add embedding */
+};
+
+/*
+ * All layers with a matrix or a kernel, in the order of the forward pass, for
+ * lib/model/lora.c.
+ */
 struct lpo_unet_layer {
 	const char *path;	/* "down_blocks.0.attentions.0. ... .to_q" */
 	lpo_linear_layer *linear;	/* one of the two */
 	lpo_conv_layer *conv;
-	int attention;		/* to_q, to_k, to_v, to_out.0 */
+	int attention;		/* part == LPO_UNET_ATTENTION */
+	enum lpo_unet_part part;
 };
 const struct lpo_unet_layer *lpo_unet_layers(const lpo_unet *, int64_t *n);
 
