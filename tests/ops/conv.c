@@ -1,0 +1,379 @@
+/*
+ * Convolutions at each level of this CPU, all three passes against f64 loops,
+ * and the promises about bits: images per call, threads and groups.
+ */
+#include "tests/ops/levels.h"
+
+/* n, h, w, ci, co, kh, kw, stride, pad_top, pad_left, ho, wo */
+static const struct lpo_conv_shape shapes[] = {
+	{ 1, 1, 1, 1, 1, 1, 1, 1, 0, 0, 1, 1 },
+	{ 2, 7, 9, 5, 11, 3, 3, 1, 1, 1, 7, 9 },
+	{ 4, 8, 8, 48, 33, 3, 3, 1, 1, 1, 8, 8 },
+	{ 2, 8, 8, 4, 48, 3, 3, 1, 1, 1, 8, 8 },
+	{ 2, 8, 8, 48, 4, 3, 3, 1, 1, 1, 8, 8 },
+	{ 2, 8, 8, 40, 56, 3, 3, 2, 1, 1, 4, 4 },
+	/* the VAE's: pad at bottom and right only */
+	{ 2, 8, 8, 16, 24, 3, 3, 2, 0, 0, 4, 4 },
+	{ 1, 9, 7, 6, 10, 3, 3, 2, 1, 1, 5, 4 },
+	{ 1, 7, 10, 3, 17, 3, 3, 2, 0, 0, 3, 5 },
+	{ 2, 6, 5, 33, 50, 1, 1, 1, 0, 0, 6, 5 },
+	{ 2, 6, 5, 33, 20, 1, 1, 2, 0, 0, 3, 3 },
+	/* patches of a vision transformer */
+	{ 2, 28, 28, 3, 19, 14, 14, 14, 0, 0, 2, 2 },
+	/* uneven kernels and paddings, and taps that see nothing */
+	{ 1, 5, 6, 7, 9, 2, 5, 1, 0, 3, 6, 8 },
+	{ 1, 4, 4, 3, 8, 5, 3, 3, 2, 0, 3, 2 },
+	{ 2, 3, 3, 64, 64, 3, 3, 1, 3, 3, 7, 7 },
+	/* sizes that oneDNN may take in bf16 */
+	{ 2, 12, 12, 64, 96, 3, 3, 1, 1, 1, 12, 12 },
+	{ 2, 12, 12, 128, 64, 3, 3, 2, 1, 1, 6, 6 },
+	{ 2, 13, 11, 64, 64, 3, 3, 2, 0, 0, 6, 6 },
+	{ 2, 12, 12, 96, 160, 1, 1, 1, 0, 0, 12, 12 }
+};
+
+static const char *
+text(const char *level, enum lpo_dtype dt, const struct lpo_conv_shape *s)
+{
+	static char t[128];
+
+	snprintf(t, sizeof(t), "%s %s %dx%d/%d on %dx%dx%dx%d to %d", level,
+	    dt == LPO_F32 ? "f32" : "bf16", (int)s->kh, (int)s->kw,
+	    (int)s->stride, (int)s->n, (int)s->h, (int)s->w, (int)s->ci,
+	    (int)s->co);
+	return t;
+}
+
+static int64_t
+x_count(const struct lpo_conv_shape *s)
+{
+	return s->n * s->h * s->w * s->ci;
+}
+
+static int64_t
+y_count(const struct lpo_conv_shape *s)
+{
+	return s->n * s->ho * s->wo * s->co;
+}
+
+static int64_t
+w_count(const struct lpo_conv_shape *s)
+{
+	return s->co * s->kh * s->kw * s->ci;
+}
+
+/* Sums of products, and of their absolute values, into each result. */
+struct truth {
+	double *y, *ay, *dx, *ax, *dw, *aw, *db, *ab;
+};
+
+static double *
+zeros(int64_t n)
+{
+	double *p = calloc((size_t)n, sizeof(double));
+
+	if (p == NULL)
+		abort();
+	return p;
+}
+
+static void
+add(double *sum, double *magnitude, double x)
+{
+	*sum += x;
+	*magnitude += fabs(x);
+}
+
+/* One pair of an input and an output pixel under weight w[.., i, j, ..]. */
+static void
+pixel(struct truth *t, const struct lpo_conv_shape *s, const struct buf *x,
+    const struct buf *w, const struct buf *dy, int64_t in, int64_t out,
+    int64_t tap)
+{
+	int64_t c, o, iw, ix, iy;
+
+	for (o = 0; o < s->co; o++)
+		for (c = 0; c < s->ci; c++) {
+			iw = (o * s->kh * s->kw + tap) * s->ci + c;
+			ix = in * s->ci + c;
+			iy = out * s->co + o;
+			add(&t->y[iy], &t->ay[iy], x->v[ix] * w->v[iw]);
+			add(&t->dx[ix], &t->ax[ix], dy->v[iy] * w->v[iw]);
+			add(&t->dw[iw], &t->aw[iw], dy->v[iy] * x->v[ix]);
+		}
+}
+
+static void
+reference(struct truth *t, const struct lpo_conv_shape *s,
+    const struct buf *x, const struct buf *w, const struct buf *dy)
+{
+	int64_t n, p, q, i, j, ih, iw, out, o;
+
+	for (out = 0; out < s->n * s->ho * s->wo; out++) {
+		n = out / (s->ho * s->wo);
+		p = out / s->wo % s->ho;
+		q = out % s->wo;
+		for (i = 0; i < s->kh; i++)
+			for (j = 0; j < s->kw; j++) {
+				ih = p * s->stride - s->pad_top + i;
+				iw = q * s->stride - s->pad_left + j;
+				if (ih >= 0 && ih < s->h && iw >= 0 &&
+				    iw < s->w)
+					pixel(t, s, x, w, dy, (n * s->h + ih) *
+					    s->w + iw, out, i * s->kw + j);
+			}
+		for (o = 0; o < s->co; o++)
+			add(&t->db[o], &t->ab[o], dy->v[out * s->co + o]);
+	}
+}
+
+/* What was in the buffer before. */
+static void
+add_start(double *want, double *magnitude, const struct buf *start)
+{
+	int64_t i;
+
+	for (i = 0; i < start->count; i++)
+		add(&want[i], &magnitude[i], start->v[i]);
+}
+
+static void
+check(const char *what, const char *name, const struct buf *got,
+    const double *want, const double *magnitude, int rc, struct scratch *s)
+{
+	double e = worst(got, want, magnitude);
+	int whole = scratch_done(s);
+
+	ok(rc == 0 && e <= 1 && whole && guard_whole(got),
+	    "%s %s: error %.2g of what is allowed", name, what, e);
+}
+
+static struct scratch
+scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
+    const struct lpo_conv_shape *s, int64_t groups)
+{
+	return scratch_new(be->k->conv_scratch_bytes(be, pass, dt, s, groups));
+}
+
+static void
+check_forward(lpo_backend *be, enum lpo_dtype dt,
+    const struct lpo_conv_shape *s, const char *name, struct truth *t,
+    const struct buf *x, const struct buf *w)
+{
+	struct buf y = buf_new(dt, y_count(s), 4);
+	struct buf bias = buf_new(LPO_F32, s->co, 5);
+	struct scratch tmp = scratch_for(be, LPO_FWD, dt, s, 1);
+	int64_t i;
+	int rc;
+
+	memset(y.p, 0xff, (size_t)y.count * lpo_dtype_bytes(dt));
+	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, NULL, s, 0, tmp.p);
+	check("forward", name, &y, t->y, t->ay, rc, &tmp);
+
+	tmp = scratch_for(be, LPO_FWD, dt, s, 1);
+	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, bias.p, s, 0, tmp.p);
+	for (i = 0; i < y.count; i++)
+		add(&t->y[i], &t->ay[i], bias.v[i % s->co]);
+	check("forward with bias", name, &y, t->y, t->ay, rc, &tmp);
+
+	buf_reset(&y);
+	tmp = scratch_for(be, LPO_FWD, dt, s, 1);
+	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, bias.p, s, 1, tmp.p);
+	add_start(t->y, t->ay, &y);
+	check("forward added", name, &y, t->y, t->ay, rc, &tmp);
+	buf_free(&y);
+	buf_free(&bias);
+}
+
+static void
+check_backward(lpo_backend *be, enum lpo_dtype dt,
+    const struct lpo_conv_shape *s, const char *name, struct truth *t,
+    const struct buf *x, const struct buf *w, const struct buf *dy)
+{
+	struct buf dx = buf_new(dt, x_count(s), 6);
+	struct buf dw = buf_new(LPO_F32, w_count(s), 7);
+	struct buf db = buf_new(LPO_F32, s->co, 8);
+	struct scratch tmp = scratch_for(be, LPO_BWD_DATA, dt, s, 1);
+	int rc;
+
+	add_start(t->dx, t->ax, &dx);
+	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, tmp.p);
+	check("backward to x", name, &dx, t->dx, t->ax, rc, &tmp);
+	tmp = scratch_for(be, LPO_BWD_WEIGHT, dt, s, s->n);
+	rc = be->k->conv_bwd_weight(be, dt, dw.p, db.p, dy->p, x->p, s, s->n,
+	    tmp.p);
+	add_start(t->dw, t->aw, &dw);
+	add_start(t->db, t->ab, &db);
+	check("backward to w", name, &dw, t->dw, t->aw, rc, &tmp);
+	tmp = scratch_new(1);
+	check("backward to b", name, &db, t->db, t->ab, rc, &tmp);
+	buf_free(&dx);
+	buf_free(&dw);
+	buf_free(&db);
+}
+
+static void
+check_shape(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct lpo_conv_shape *s)
+{
+	const char *name = text(level, dt, s);
+	struct buf x = buf_new(dt, x_count(s), 1);
+	struct buf w = buf_new(dt, w_count(s), 2);
+	struct buf dy = buf_new(dt, y_count(s), 3);
+	struct truth t = {
+		.y = zeros(y_count(s)), .ay = zeros(y_count(s)),
+		.dx = zeros(x_count(s)), .ax = zeros(x_count(s)),
+		.dw = zeros(w_count(s)), .aw = zeros(w_count(s)),
+		.db = zeros(s->co), .ab = zeros(s->co)
+	};
+
+	reference(&t, s, &x, &w, &dy);
+	check_forward(be, dt, s, name, &t, &x, &w);
+	check_backward(be, dt, s, name, &t, &x, &w, &dy);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&dy);
+	free(t.y);
+	free(t.ay);
+	free(t.dx);
+	free(t.ax);
+	free(t.dw);
+	free(t.aw);
+	free(t.db);
+	free(t.ab);
+}
+
+/* The results of the three passes on some of the images. */
+struct result {
+	struct buf y, dx, dw, db;
+};
+
+/* Images first .. first+n-1 of s, in place in `r`; weights add up. */
+static int
+run_images(lpo_backend *be, enum lpo_dtype dt, struct lpo_conv_shape s,
+    int64_t first, int64_t n, int64_t groups, struct result *r,
+    const struct buf *x, const struct buf *w, const struct buf *dy)
+{
+	size_t e = lpo_dtype_bytes(dt);
+	size_t at_x = (size_t)(first * s.h * s.w * s.ci) * e;
+	size_t at_y = (size_t)(first * s.ho * s.wo * s.co) * e;
+	struct scratch f, d, g;
+	int rc;
+
+	s.n = n;
+	f = scratch_for(be, LPO_FWD, dt, &s, groups);
+	d = scratch_for(be, LPO_BWD_DATA, dt, &s, groups);
+	g = scratch_for(be, LPO_BWD_WEIGHT, dt, &s, groups);
+	rc = be->k->conv_fwd(be, dt, (char *)r->y.p + at_y,
+	    (char *)x->p + at_x, w->p, NULL, &s, 1, f.p);
+	rc |= be->k->conv_bwd_data(be, dt, (char *)r->dx.p + at_x,
+	    (char *)dy->p + at_y, w->p, &s, d.p);
+	rc |= be->k->conv_bwd_weight(be, dt, r->dw.p, r->db.p,
+	    (char *)dy->p + at_y, (char *)x->p + at_x, &s, groups, g.p);
+	return (rc == 0) & scratch_done(&f) & scratch_done(&d) &
+	    scratch_done(&g);
+}
+
+static struct result
+result_new(const struct lpo_conv_shape *s, enum lpo_dtype dt)
+{
+	return (struct result){ buf_new(dt, y_count(s), 4),
+	    buf_new(dt, x_count(s), 5), buf_new(LPO_F32, w_count(s), 6),
+	    buf_new(LPO_F32, s->co, 7) };
+}
+
+static int
+same_bits(const struct buf *a, const struct buf *b)
+{
+	return memcmp(a->p, b->p, (size_t)a->count * lpo_dtype_bytes(a->dt))
+	    == 0;
+}
+
+static int
+result_same(const struct result *a, const struct result *b)
+{
+	return same_bits(&a->y, &b->y) && same_bits(&a->dx, &b->dx) &&
+	    same_bits(&a->dw, &b->dw) && same_bits(&a->db, &b->db);
+}
+
+static void
+result_free(struct result *r)
+{
+	buf_free(&r->y);
+	buf_free(&r->dx);
+	buf_free(&r->dw);
+	buf_free(&r->db);
+}
+
+/*
+ * 8 images as four groups: at once with 1 .. 4 threads, and one group, two,
+ * and one and three groups at a time.
+ */
+static void
+check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    struct lpo_conv_shape s)
+{
+	static const int cuts[][4] = {
+		{ 1, 1, 1, 1 }, { 2, 2 }, { 1, 3 }, { 3, 1 }
+	};
+	struct buf x, w, dy;
+	struct result all, r;
+	int threads, i, j, first, same = 1;
+	lpo_backend b;
+
+	s.n = 8;
+	x = buf_new(dt, x_count(&s), 1);
+	w = buf_new(dt, w_count(&s), 2);
+	dy = buf_new(dt, y_count(&s), 3);
+	all = result_new(&s, dt);
+	same &= run_images(be, dt, s, 0, 8, 4, &all, &x, &w, &dy);
+	for (threads = 1; threads <= 4; threads++) {
+		if (lpo_cpu_open(&b, be->isa, threads) != 0)
+			abort();
+		r = result_new(&s, dt);
+		same &= run_images(&b, dt, s, 0, 8, 4, &r, &x, &w, &dy);
+		same &= result_same(&all, &r);
+		result_free(&r);
+		lpo_cpu_close(&b);
+	}
+	ok(same, "%s: same bits with 1 .. 4 threads", text(level, dt, &s));
+	for (i = 0, same = 1; i < 4; i++) {
+		r = result_new(&s, dt);
+		for (j = first = 0; j < 4; first += cuts[i][j++])
+			if (cuts[i][j] > 0)
+				same &= run_images(be, dt, s, 2 * first,
+				    2 * cuts[i][j], cuts[i][j], &r, &x, &w,
+				    &dy);
+		same &= result_same(&all, &r);
+		result_free(&r);
+	}
+	ok(same, "%s: same bits in any cut into groups", text(level, dt, &s));
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&dy);
+	result_free(&all);
+}
+
+static void
+one_level(lpo_backend *be, const char *level)
+{
+	const int count = sizeof(shapes) / sizeof(*shapes);
+	struct lpo_conv_shape wide = { 8, 8, 8, 160, 160, 3, 3, 1, 1, 1, 8,
+	    8 };
+	enum lpo_dtype dt;
+	int i;
+
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++) {
+		for (i = 0; i < count; i++)
+			check_shape(be, level, dt, &shapes[i]);
+		for (i = 1; i < count; i++)
+			check_bits(be, level, dt, shapes[i]);
+		check_bits(be, level, dt, wide);
+	}
+}
+
+int
+main(void)
+{
+	each_level(one_level);
+	return done_testing();
+}

@@ -1,0 +1,377 @@
+/*
+ * Linear layers at each level of this CPU: against f64, and the promises about
+ * bits: rows, threads and groups do not change them.
+ */
+#include "tests/ops/levels.h"
+
+struct problem {
+	int64_t m, n, k, groups;
+};
+
+/* Odd ones, one row, the demo's, and some that oneDNN may take in bf16. */
+static const struct problem problems[] = {
+	{ 1, 1, 1, 1 }, { 5, 3, 7, 5 }, { 64, 48, 48, 2 }, { 24, 48, 320, 4 },
+	{ 257, 33, 65, 1 }, { 130, 97, 600, 2 }, { 13, 320, 1030, 1 },
+	{ 2, 257, 257, 2 }, { 96, 4, 160, 3 }, { 96, 160, 4, 3 },
+	{ 192, 256, 512, 2 }, { 308, 640, 64, 4 }
+};
+
+static const char *
+dt_name(enum lpo_dtype dt)
+{
+	return dt == LPO_F32 ? "f32" : "bf16";
+}
+
+/* want[m,n] += alpha a b^T, by strides; magnitude gets absolute values */
+static void
+reference(double *want, double *magnitude, int64_t m, int64_t n, int64_t k,
+    const double *a, int64_t ai, int64_t ak, const double *b, int64_t bj,
+    int64_t bk, double alpha)
+{
+	int64_t i, j, l;
+
+	for (i = 0; i < m; i++)
+		for (j = 0; j < n; j++) {
+			double s = 0, t = 0, x;
+
+			for (l = 0; l < k; l++) {
+				x = a[i * ai + l * ak] * b[j * bj + l * bk];
+				s += x;
+				t += fabs(x);
+			}
+			want[i * n + j] += alpha * s;
+			magnitude[i * n + j] += fabs(alpha) * t;
+		}
+}
+
+struct truth {
+	double *want, *magnitude;
+};
+
+static struct truth
+truth_new(const struct buf *start, const double *row, int64_t n)
+{
+	struct truth t;
+	int64_t i;
+
+	t.want = calloc((size_t)start->count, sizeof(double));
+	t.magnitude = calloc((size_t)start->count, sizeof(double));
+	if (t.want == NULL || t.magnitude == NULL)
+		abort();
+	for (i = 0; i < start->count; i++) {
+		t.want[i] = start->v[i] + (row ? row[i % n] : 0);
+		t.magnitude[i] = fabs(start->v[i]) +
+		    (row ? fabs(row[i % n]) : 0);
+	}
+	return t;
+}
+
+static void
+truth_free(struct truth *t)
+{
+	free(t->want);
+	free(t->magnitude);
+}
+
+static void
+check(const char *level, const char *what, const struct problem *p,
+    enum lpo_dtype dt, const struct buf *got, struct truth *t, int rc,
+    struct scratch *s)
+{
+	double e = worst(got, t->want, t->magnitude);
+	int whole = scratch_done(s);
+
+	ok(rc == 0 && e <= 1 && guard_whole(got) && whole,
+	    "%s %s %s %dx%dx%d: error %.2g of what is allowed", level,
+	    dt_name(dt), what, (int)p->m, (int)p->n, (int)p->k, e);
+	truth_free(t);
+}
+
+static struct scratch
+scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
+    const struct problem *p)
+{
+	return scratch_new(be->k->linear_scratch_bytes(be, pass, dt, p->m,
+	    p->n, p->k, p->groups));
+}
+
+static void
+check_forward(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct problem *p)
+{
+	struct buf x = buf_new(dt, p->m * p->k, 1);
+	struct buf w = buf_new(dt, p->n * p->k, 2);
+	struct buf y = buf_new(dt, p->m * p->n, 3);
+	struct buf zero = buf_new(dt, p->m * p->n, 3);
+	struct buf bias = buf_new(LPO_F32, p->n, 4);
+	struct scratch s = scratch_for(be, LPO_FWD, dt, p);
+	struct truth t;
+	int rc;
+
+	memset(zero.v, 0, (size_t)zero.count * sizeof(double));
+	memset(y.p, 0xff, (size_t)y.count * lpo_dtype_bytes(dt));
+	t = truth_new(&zero, bias.v, p->n);
+	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
+	    p->k, 1, 1);
+	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, p->m, p->n,
+	    p->k, 1, 0, s.p);
+	check(level, "forward", p, dt, &y, &t, rc, &s);
+
+	buf_reset(&y);
+	s = scratch_for(be, LPO_FWD, dt, p);
+	t = truth_new(&y, NULL, p->n);
+	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
+	    p->k, 1, -0.75);
+	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, NULL, p->m, p->n, p->k,
+	    -0.75f, 1, s.p);
+	check(level, "forward, alpha, added", p, dt, &y, &t, rc, &s);
+
+	buf_reset(&y);
+	s = scratch_for(be, LPO_FWD, dt, p);
+	t = truth_new(&y, bias.v, p->n);
+	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
+	    p->k, 1, 1);
+	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, p->m, p->n,
+	    p->k, 1, 1, s.p);
+	check(level, "forward, added", p, dt, &y, &t, rc, &s);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&y);
+	buf_free(&zero);
+	buf_free(&bias);
+}
+
+static void
+check_backward(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct problem *p)
+{
+	struct buf x = buf_new(dt, p->m * p->k, 1);
+	struct buf w = buf_new(dt, p->n * p->k, 2);
+	struct buf dy = buf_new(dt, p->m * p->n, 3);
+	struct buf dx = buf_new(dt, p->m * p->k, 4);
+	struct buf dw = buf_new(LPO_F32, p->n * p->k, 5);
+	struct buf db = buf_new(LPO_F32, p->n, 6);
+	double one = 1;
+	struct scratch s;
+	struct truth t, tb;
+	int rc, pass;
+
+	for (pass = 0; pass < 2; pass++) {
+		double alpha = pass ? 1 : 0.5;
+
+		buf_reset(&dx);
+		s = scratch_for(be, LPO_BWD_DATA, dt, p);
+		t = truth_new(&dx, NULL, 1);
+		reference(t.want, t.magnitude, p->m, p->k, p->n, dy.v, p->n,
+		    1, w.v, 1, p->k, alpha);
+		rc = be->k->linear_bwd_data(be, dt, dx.p, dy.p, w.p, p->m,
+		    p->n, p->k, (float)alpha, s.p);
+		check(level, "backward to x", p, dt, &dx, &t, rc, &s);
+	}
+	s = scratch_for(be, LPO_BWD_WEIGHT, dt, p);
+	t = truth_new(&dw, NULL, 1);
+	reference(t.want, t.magnitude, p->n, p->k, p->m, dy.v, 1, p->n, x.v,
+	    1, p->k, 2);
+	rc = be->k->linear_bwd_weight(be, dt, dw.p, db.p, dy.p, x.p, p->m,
+	    p->n, p->k, 2, p->groups, s.p);
+	check(level, "backward to w", p, dt, &dw, &t, rc, &s);
+	tb = truth_new(&db, NULL, 1);
+	reference(tb.want, tb.magnitude, p->n, 1, p->m, dy.v, 1, p->n, &one,
+	    0, 0, 2);
+	s = scratch_new(1);
+	check(level, "backward to b", p, dt, &db, &tb, rc, &s);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&dy);
+	buf_free(&dx);
+	buf_free(&dw);
+	buf_free(&db);
+}
+
+/* Rows r .. r+m-1 of 10 blocks of b rows: the bits they have in the whole. */
+static void
+check_rows(lpo_backend *be, const char *level, enum lpo_dtype dt, int64_t b,
+    int64_t n, int64_t k)
+{
+	size_t e = lpo_dtype_bytes(dt);
+	struct buf x = buf_new(dt, 10 * b * k, 1), w = buf_new(dt, n * k, 2);
+	struct buf y = buf_new(dt, 10 * b * n, 3);
+	struct buf y2 = buf_new(dt, 10 * b * n, 3);
+	struct buf bias = buf_new(LPO_F32, n, 4);
+	struct problem all = { 10 * b, n, k, 1 };
+	struct scratch s = scratch_for(be, LPO_FWD, dt, &all);
+	struct scratch t = scratch_for(be, LPO_BWD_DATA, dt, &all);
+	struct buf dx = buf_new(dt, 10 * b * k, 5);
+	struct buf dx2 = buf_new(dt, 10 * b * k, 5);
+	int64_t m, r, same = 0, count = 0, back = 0;
+
+	be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, 10 * b, n, k, 1, 0,
+	    s.p);
+	be->k->linear_bwd_data(be, dt, dx.p, y.p, w.p, 10 * b, n, k, 1, t.p);
+	for (m = 1; m < 10; m++)
+		for (r = 0; r + m <= 10; r += 3, count++) {
+			size_t at = (size_t)(r * b * n) * e;
+			size_t ax = (size_t)(r * b * k) * e;
+
+			be->k->linear_fwd(be, dt, y2.p, (char *)x.p + ax, w.p,
+			    bias.p, m * b, n, k, 1, 0, s.p);
+			same += memcmp(y2.p, (char *)y.p + at,
+			    (size_t)(m * b * n) * e) == 0;
+			buf_reset(&dx2);
+			be->k->linear_bwd_data(be, dt, (char *)dx2.p + ax,
+			    (char *)y.p + at, w.p, m * b, n, k, 1, t.p);
+			back += memcmp((char *)dx2.p + ax, (char *)dx.p + ax,
+			    (size_t)(m * b * k) * e) == 0;
+		}
+	ok(same == count && back == count, "%s %s: bits of rows alone and "
+	    "among 10 x %d, %dx%d: %d and %d of %d", level, dt_name(dt),
+	    (int)b, (int)n, (int)k, (int)same, (int)back, (int)count);
+	scratch_done(&s);
+	scratch_done(&t);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&y);
+	buf_free(&y2);
+	buf_free(&dx);
+	buf_free(&dx2);
+	buf_free(&bias);
+}
+
+/* One call with 4 groups, two with 2 and four with 1. */
+static void
+check_groups(lpo_backend *be, const char *level, enum lpo_dtype dt)
+{
+	enum { G = 4, M = 300, N = 50, K = 70 };
+	struct buf x = buf_new(dt, G * M * K, 1), dy = buf_new(dt, G * M * N, 2);
+	struct buf dw = buf_new(LPO_F32, N * K, 3), db = buf_new(LPO_F32, N, 4);
+	struct problem p = { G * M, N, K, G };
+	struct scratch s = scratch_for(be, LPO_BWD_WEIGHT, dt, &p);
+	float w0[N * K], b0[N];
+	size_t e = lpo_dtype_bytes(dt);
+	int per, g, same = 1;
+
+	for (per = G; per >= 1; per /= 2) {
+		buf_reset(&dw);
+		buf_reset(&db);
+		for (g = 0; g < G; g += per)
+			be->k->linear_bwd_weight(be, dt, dw.p, db.p,
+			    (char *)dy.p + (size_t)(g * M * N) * e,
+			    (char *)x.p + (size_t)(g * M * K) * e, per * M, N,
+			    K, 0.3f, per, s.p);
+		if (per == G) {
+			memcpy(w0, dw.p, sizeof(w0));
+			memcpy(b0, db.p, sizeof(b0));
+		}
+		same &= memcmp(w0, dw.p, sizeof(w0)) == 0;
+		same &= memcmp(b0, db.p, sizeof(b0)) == 0;
+	}
+	ok(same, "%s %s: 4 groups are 2 + 2 and 1 + 1 + 1 + 1, to the bit",
+	    level, dt_name(dt));
+	scratch_done(&s);
+	buf_free(&x);
+	buf_free(&dy);
+	buf_free(&dw);
+	buf_free(&db);
+}
+
+/* All three passes with 1 .. 4 threads. */
+static void
+check_threads(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct problem *p)
+{
+	struct buf x = buf_new(dt, p->m * p->k, 1);
+	struct buf w = buf_new(dt, p->n * p->k, 2);
+	struct buf y[2], dx[2], dw[2], db[2];
+	int threads, i, same = 1;
+
+	for (threads = 1; threads <= 4; threads++) {
+		struct scratch s[3];
+		lpo_backend b;
+
+		if (lpo_cpu_open(&b, be->isa, threads) != 0)
+			abort();
+		i = threads > 1;
+		y[i] = buf_new(dt, p->m * p->n, 3);
+		dx[i] = buf_new(dt, p->m * p->k, 4);
+		dw[i] = buf_new(LPO_F32, p->n * p->k, 5);
+		db[i] = buf_new(LPO_F32, p->n, 6);
+		s[0] = scratch_for(&b, LPO_FWD, dt, p);
+		s[1] = scratch_for(&b, LPO_BWD_DATA, dt, p);
+		s[2] = scratch_for(&b, LPO_BWD_WEIGHT, dt, p);
+		b.k->linear_fwd(&b, dt, y[i].p, x.p, w.p, NULL, p->m, p->n,
+		    p->k, 1, 1, s[0].p);
+		b.k->linear_bwd_data(&b, dt, dx[i].p, y[i].p, w.p, p->m, p->n,
+		    p->k, 1, s[1].p);
+		b.k->linear_bwd_weight(&b, dt, dw[i].p, db[i].p, y[i].p, x.p,
+		    p->m, p->n, p->k, 1, p->groups, s[2].p);
+		for (i = 0; i < 3; i++)
+			same &= scratch_done(&s[i]);
+		lpo_cpu_close(&b);
+		if (threads == 1)
+			continue;
+		same &= memcmp(y[0].p, y[1].p, (size_t)(p->m * p->n) *
+		    lpo_dtype_bytes(dt)) == 0;
+		same &= memcmp(dx[0].p, dx[1].p, (size_t)(p->m * p->k) *
+		    lpo_dtype_bytes(dt)) == 0;
+		same &= memcmp(dw[0].p, dw[1].p, (size_t)(p->n * p->k) * 4)
+		    == 0;
+		same &= memcmp(db[0].p, db[1].p, (size_t)p->n * 4) == 0;
+		buf_free(&y[1]);
+		buf_free(&dx[1]);
+		buf_free(&dw[1]);
+		buf_free(&db[1]);
+	}
+	ok(same, "%s %s: same bits with 1 .. 4 threads, %dx%dx%d", level,
+	    dt_name(dt), (int)p->m, (int)p->n, (int)p->k);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&y[0]);
+	buf_free(&dx[0]);
+	buf_free(&dw[0]);
+	buf_free(&db[0]);
+}
+
+static void
+one_level(lpo_backend *be, const char *level)
+{
+	const int count = sizeof(problems) / sizeof(*problems);
+	struct problem many = { 300, 1100, 80, 2 };
+	enum lpo_dtype dt;
+	int i;
+
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++) {
+		for (i = 0; i < count; i++) {
+			check_forward(be, level, dt, &problems[i]);
+			check_backward(be, level, dt, &problems[i]);
+		}
+		check_rows(be, level, dt, 1, 48, 320);
+		check_rows(be, level, dt, 1, 257, 65);
+		check_rows(be, level, dt, 64, 96, 96);
+		check_rows(be, level, dt, 64, 320, 640);
+		check_rows(be, level, dt, 77, 128, 768);
+		check_groups(be, level, dt);
+		for (i = 4; i < count; i++)
+			check_threads(be, level, dt, &problems[i]);
+		check_threads(be, level, dt, &many);
+	}
+}
+
+int
+main(void)
+{
+	lpo_backend be;
+
+	ok(lpo_cpu_open(&be, LPO_ISA_AUTO, 0) == 0 && be.threads > 0 &&
+	    be.isa == lpo_cpu_best_isa() && be.k->abi == LPO_KERNEL_ABI &&
+	    be.k->size_bytes == sizeof(struct lpo_kernels), "open: level %s, "
+	    "features %s, %s", lpo_isa_name(be.isa), lpo_cpu_features(),
+	    lpo_cpu_library_version());
+	lpo_cpu_close(&be);
+	ok(lpo_isa_parse("avx2") == LPO_ISA_AVX2 &&
+	    lpo_isa_parse("avx3") < 0, "levels are found by name");
+	ok(lpo_cpu_open(&be, (enum lpo_isa)77, 0) == LPO_EINVAL &&
+	    lpo_cpu_open(&be, LPO_ISA_AUTO, -1) == LPO_EINVAL,
+	    "a level or thread count that makes no sense is refused");
+	each_level(one_level);
+	return done_testing();
+}
