@@ -51,9 +51,9 @@ int	 lpo_lrm_new(lpo_ctx *, lpo_backend *, lpo_lrm **,
  * An LRM folder: ours (lrm.json, state_dict.safetensors) or an official one
  * (state_dict.pt).  model_dir: where tokenizer(s), and encoders of a run with
  * a frozen text side, are looked for when the folder lacks them; may be NULL.
- * cfg: values given by the user; one that differs from lrm.json is
- * LPO_EINVAL.  Without lrm.json what is not given has the paper's value, said
- * by lpo_notice().
+ * cfg: values given by the user (NULL: none), which win over lrm.json's; a
+ * guidance other than it was trained with is said by lpo_notice().  Without
+ * lrm.json what is not given has the paper's value, said likewise.
  */
 int	 lpo_lrm_open(lpo_ctx *, lpo_backend *, lpo_lrm **, const char *dir,
 	    const char *model_dir, enum lpo_dtype,
@@ -66,14 +66,17 @@ void	 lpo_lrm_free_text(lpo_lrm *);
 int	 lpo_lrm_load_unet(lpo_lrm *);
 
 const struct lpo_lrm_config *lpo_lrm_cfg(const lpo_lrm *);
-/* For messages and outputs: the run id, set before saving. */
-void	 lpo_lrm_set_run(lpo_lrm *, const char *run);
+/*
+ * Where it comes from, for lrm.json: scaling_factor, vae_sha256, base_sha256
+ * and run are taken from cfg where they are given (not 0, not "").
+ */
+void	 lpo_lrm_set_origin(lpo_lrm *, const struct lpo_lrm_config *cfg);
 lpo_ctx	*lpo_lrm_ctx(const lpo_lrm *);
 lpo_backend *lpo_lrm_backend(const lpo_lrm *);
 enum lpo_dtype lpo_lrm_dtype(const lpo_lrm *);
 int	 lpo_lrm_copies(const lpo_lrm *);	/* 2 with guidance, else 1 */
 int	 lpo_lrm_encoders(const lpo_lrm *);	/* 1; SDXL: 2 */
-int64_t	 lpo_lrm_length(const lpo_lrm *);	/* tokens of a prompt */
+int64_t	 lpo_lrm_length(lpo_lrm *);	/* tokens of a prompt */
 int64_t	 lpo_lrm_context_dim(const lpo_lrm *);
 int64_t	 lpo_lrm_pooled_dim(const lpo_lrm *);	/* SDXL's; 0 without */
 int64_t	 lpo_lrm_feature_dim(const lpo_lrm *);	/* of V and T */
@@ -133,9 +136,9 @@ int	 lpo_lrm_set_image(lpo_tape *, lpo_lrm *, struct lpo_lrm_image *,
 /* --------------------------------------------------------------- writing */
 
 /*
- * Write the folder `path` (which must not exist) whole or not at all: unet/,
+ * Write the folder `path` whole or not at all (an old one is replaced): unet/,
  * text_encoder[_2]/, tokenizer[_2]/, state_dict.safetensors, lrm.json.
- * storage: F32, BF16 or F16.  Both parts must be loaded.
+ * storage of UNet and encoders: F32, BF16 or F16; the head is f32.
  */
 int	 lpo_lrm_save(lpo_lrm *, const char *path, enum lpo_dtype storage);
 

@@ -1,0 +1,184 @@
+/* Writing a reward model: the official layout in safetensors, and lrm.json. */
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/file.h"
+#include "lib/base/json.h"
+#include "lib/io/safetensors.h"
+#include "lib/train/lrm_priv.h"
+
+#define SMALL_FILE ((size_t)64 << 20)	/* a tokenizer's */
+
+/* All parameters of a set, in the file's layout, to dir/name. */
+static int
+save_params(lpo_lrm *m, lpo_params *ps, const char *dir, const char *name,
+    enum lpo_dtype storage)
+{
+	char *path = lpo_path_join(m->ctx, dir, name);
+	float **host = NULL;
+	lpo_stw *w = NULL;
+	int64_t i;
+	int rc = LPO_ENOMEM;
+
+	if (path == NULL ||
+	    (host = lpo_alloc(m->ctx, (size_t)ps->n, sizeof(*host))) == NULL)
+		goto out;
+	if ((rc = lpo_stw_new(m->ctx, &w)) < 0 ||
+	    (rc = lpo_stw_meta(w, "format", "pt")) < 0)
+		goto out;
+	for (i = 0; i < ps->n; i++) {
+		const lpo_param *p = ps->p[i];
+
+		host[i] = lpo_alloc(m->ctx, (size_t)p->count, sizeof(float));
+		if (host[i] == NULL) {
+			rc = LPO_ENOMEM;
+			goto out;
+		}
+		if ((rc = lpo_param_export(ps, p, host[i])) < 0 ||
+		    (rc = lpo_stw_add_f32(w, p->key, storage, p->rank,
+		    p->shape, host[i])) < 0)
+			goto out;
+	}
+	rc = lpo_stw_write(w, path);
+out:
+	lpo_stw_free(w);
+	for (i = 0; host != NULL && i < ps->n; i++)
+		lpo_free(host[i]);
+	lpo_free(host);
+	lpo_free(path);
+	return rc;
+}
+
+static int
+save_text(lpo_ctx *c, const char *dir, const char *name, const char *text)
+{
+	char *path = lpo_path_join(c, dir, name);
+	int rc;
+
+	if (path == NULL)
+		return LPO_ENOMEM;
+	rc = lpo_file_write(c, path, text, strlen(text));
+	lpo_free(path);
+	return rc;
+}
+
+/* dir/sub with config.json and one file of weights. */
+static int
+save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
+    lpo_params *ps, const char *name, enum lpo_dtype storage)
+{
+	char *path = lpo_path_join(m->ctx, dir, sub);
+	int rc;
+
+	if (path == NULL)
+		return LPO_ENOMEM;
+	if ((rc = lpo_mkdir_p(m->ctx, path)) == 0 &&
+	    (rc = save_text(m->ctx, path, "config.json", config)) == 0)
+		rc = save_params(m, ps, path, name, storage);
+	lpo_free(path);
+	return rc;
+}
+
+/* So that the folder can score by itself: the tokenizer's files as they are. */
+static int
+copy_folder(lpo_ctx *c, const char *from, const char *dir, const char *sub)
+{
+	char **names = NULL, *to = NULL, *src, *data;
+	int64_t i, n = 0;
+	size_t bytes;
+	int rc;
+
+	if (!lpo_is_dir(from))
+		return 0;
+	if ((to = lpo_path_join(c, dir, sub)) == NULL)
+		return LPO_ENOMEM;
+	if ((rc = lpo_mkdir_p(c, to)) < 0 ||
+	    (rc = lpo_dir_list(c, &names, &n, from)) < 0)
+		goto out;
+	for (i = 0; i < n && rc == 0; i++) {
+		char *dst = lpo_path_join(c, to, names[i]);
+
+		data = NULL;
+		src = lpo_path_join(c, from, names[i]);
+		if (src == NULL || dst == NULL)
+			rc = LPO_ENOMEM;
+		else if (!lpo_is_dir(src) && (rc = lpo_file_read(c, &data,
+		    &bytes, src, SMALL_FILE)) == 0)
+			rc = lpo_file_write(c, dst, data, bytes);
+		lpo_free(data);
+		lpo_free(src);
+		lpo_free(dst);
+	}
+out:
+	lpo_names_free(names, n);
+	lpo_free(to);
+	return rc;
+}
+
+static int
+save_json(lpo_lrm *m, const char *dir)
+{
+	const struct lpo_lrm_config *f = &m->cfg;
+	json_t *j;
+	char *text = NULL;
+	int rc;
+
+	j = json_pack("{s:i, s:f, s:b, s:b, s:s, s:s, s:{s:I, s:f, s:I, s:s}}",
+	    "format", LPO_LRM_FORMAT, "guidance", f->guidance,
+	    "multi_scale", f->multi_scale,
+	    "multi_scale_cfg", f->multi_scale_cfg,
+	    "base_sha256", f->base_sha256, "run", f->run,
+	    "latent", "channels", (json_int_t)f->latent_channels,
+	    "scaling_factor", f->scaling_factor,
+	    "vae_factor", (json_int_t)f->vae_factor,
+	    "vae_sha256", f->vae_sha256);
+	if (j == NULL)
+		return lpo_fail(m->ctx, LPO_ENOMEM, "out of memory");
+	text = lpo_json_pretty(m->ctx, j);
+	json_decref(j);
+	if (text == NULL)
+		return LPO_ENOMEM;
+	rc = save_text(m->ctx, dir, "lrm.json", text);
+	lpo_free(text);
+	return rc;
+}
+
+static int
+save_all(lpo_lrm *m, const char *dir, enum lpo_dtype storage)
+{
+	static const char *const text[2] = { "text_encoder", "text_encoder_2" };
+	static const char *const tok[2] = { "tokenizer", "tokenizer_2" };
+	int i, rc;
+
+	rc = save_part(m, dir, "unet", lpo_unet_config_json(m->unet),
+	    lpo_unet_params(m->unet), "diffusion_pytorch_model.safetensors",
+	    storage);
+	for (i = 0; i < m->encoders && rc == 0; i++)
+		if ((rc = save_part(m, dir, text[i],
+		    lpo_clip_config_json(m->clip[i]),
+		    lpo_clip_params(m->clip[i]), "model.safetensors",
+		    storage)) == 0)
+			rc = copy_folder(m->ctx, m->tokenizer_dir[i], dir,
+			    tok[i]);
+	/* the head is small, and s decides every score: always f32 */
+	if (rc == 0)
+		rc = save_params(m, &m->head, dir, "state_dict.safetensors",
+		    LPO_F32);
+	return rc < 0 ? rc : save_json(m, dir);
+}
+
+int
+lpo_lrm_save(lpo_lrm *m, const char *path, enum lpo_dtype storage)
+{
+	char *tmp = NULL;
+	int rc;
+
+	if ((rc = lpo_lrm_load_unet(m)) < 0 || (rc = lpo_lrm_load_text(m)) < 0)
+		return rc;
+	if ((rc = lpo_folder_begin(m->ctx, &tmp, path)) < 0)
+		return rc;
+	if ((rc = save_all(m, tmp, storage)) < 0 ||
+	    (rc = lpo_folder_publish(m->ctx, &tmp, path, 1)) < 0)
+		lpo_folder_abort(&tmp);
+	return rc;
+}
