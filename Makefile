@@ -31,11 +31,12 @@ CLI_SRC		= $(filter-out $(TOOL_SRC),$(sort $(wildcard tools/*.c)))
 TOOLS		= $(TOOL_SRC:tools/%.c=$(BIN)/%)
 DEMO		= $(BIN)/demo-world $(BIN)/judge
 
-OBJ		= $(LIB_SRC:%.c=$(BUILD)/%.o) $(SCHEMAS) \
+OBJ		= $(LIB_SRC:%.c=$(BUILD)/%.o) $(SCHEMAS) $(PAGES) \
 		  $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(K_ONCE))) \
 		  $(K_AMX:%.c=$(BUILD)/%.o) \
 		  $(foreach i,$(ISAS),$(K_MULTI:%.c=$(BUILD)/%.$(i).o))
 SCHEMAS		= $(patsubst %.sql,$(BUILD)/%.sql.o,$(sort $(wildcard schemas/*.sql)))
+PAGES		= $(patsubst %.html,$(BUILD)/%.html.o,$(sort $(wildcard lib/*/*.html)))
 TESTS		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/unit/*.c \
 		  tests/ops/*.c tests/golden/*.c tests/fuzz/*.c)))
 SHTESTS		= $(sort $(wildcard tests/cli/*.t))
@@ -86,6 +87,15 @@ $(BUILD)/schemas/%.sql.o: schemas/%.sql $(BUILD)/flags
 	   sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; \
 	} > $(BUILD)/schemas/$*.sql.c
 	$(Q)$(CC) -std=c11 $(CFLAGS) -c -o $@ $(BUILD)/schemas/$*.sql.c
+
+# lib/x/y.html becomes the C string lpo_page_y.
+$(BUILD)/%.html.o: %.html $(BUILD)/flags
+	@mkdir -p $(@D)
+	@{ echo 'extern const char lpo_page_$(*F)[];'; \
+	   echo 'const char lpo_page_$(*F)[] ='; \
+	   sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; \
+	} > $(BUILD)/$*.html.c
+	$(Q)$(CC) -std=c11 $(CFLAGS) -c -o $@ $(BUILD)/$*.html.c
 
 $(BUILD)/liblpo.a: $(OBJ)
 	@rm -f $@
