@@ -9,6 +9,7 @@
 
 #include "lib/train/lrm.h"
 #include "lib/train/lrm_loss.h"
+#include "lib/train/snapshot.h"
 
 enum lpo_lr_schedule {
 	LPO_LR_OFFICIAL,	/* method.md 2.7: log warm-up, linear decay */
@@ -97,5 +98,12 @@ void	 lpo_lrm_trainer_counters(const lpo_lrm_trainer *,
 	    struct lpo_lrm_counters *);
 void	 lpo_lrm_trainer_set_counters(lpo_lrm_trainer *,
 	    const struct lpo_lrm_counters *);
+
+/*
+ * Weights and moments as blobs of a snapshot, a blob per parameter set; the
+ * caller begins and commits, and keeps the counters.
+ */
+int	 lpo_lrm_trainer_save(lpo_lrm_trainer *, lpo_snap *);
+int	 lpo_lrm_trainer_restore(lpo_lrm_trainer *, lpo_snap *);
 
 #endif
