@@ -63,19 +63,19 @@ lpo_bootstrap(lpo_ctx *c, struct lpo_interval *out, const double *value,
 
 void
 lpo_paired(double *difference, double *win, const double *a, const double *b,
-    int64_t prompts, int64_t images)
+    const int64_t *first, int64_t prompts)
 {
-	int64_t p, i, at;
+	int64_t p, i;
+	double n;
 
 	for (p = 0; p < prompts; p++) {
+		n = (double)(first[p + 1] - first[p]);
 		difference[p] = win[p] = 0;
-		for (i = 0; i < images; i++) {
-			at = p * images + i;
-			difference[p] += a[at] - b[at];
-			win[p] += a[at] > b[at] ? 1 : a[at] == b[at] ? 0.5 : 0;
+		for (i = first[p]; i < first[p + 1]; i++) {
+			difference[p] += (a[i] - b[i]) / n;
+			win[p] += (a[i] > b[i] ? 1 : a[i] == b[i] ? 0.5 : 0) /
+			    n;
 		}
-		difference[p] /= (double)images;
-		win[p] /= (double)images;
 	}
 }
 

@@ -20,12 +20,12 @@ int	 lpo_bootstrap(lpo_ctx *, struct lpo_interval *, const double *value,
 	    int64_t n, int64_t resamples, uint64_t seed, uint32_t stream);
 
 /*
- * One value a prompt from `images` paired scores each, a and b being
- * [prompts, images]: the mean difference a - b, and the win rate of a, ties
- * counting one half.
+ * One value a prompt from paired scores: prompt p owns scores
+ * first[p] .. first[p+1]-1 of a and b.  difference[p]: the mean of a - b;
+ * win[p]: the share in which a is higher, ties counting one half.
  */
 void	 lpo_paired(double *difference, double *win, const double *a,
-	    const double *b, int64_t prompts, int64_t images);
+	    const double *b, const int64_t *first, int64_t prompts);
 
 /* Wilson's 95 % interval of `good` of n. */
 void	 lpo_wilson(struct lpo_interval *, int64_t good, int64_t n);
