@@ -225,6 +225,8 @@ int	 lpo_cli_input_run(lpo_cli *, const char *role, const char *run);
  * SHA-256 of a file in hex through the cache (device, inode, size, mtime).
  */
 int	 lpo_cli_sha256(lpo_cli *, char hex[65], const char *path);
+/* The hash or run id that stands for an input, "" if there is none. */
+const char *lpo_cli_input_value(const lpo_cli *, const char *role);
 void	 lpo_cli_resolved(lpo_cli *, const char *name, json_t *value);
 
 /*

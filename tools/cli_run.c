@@ -185,6 +185,21 @@ lpo_cli_input_run(lpo_cli *cli, const char *role, const char *run)
 	return add_input(cli, role, run, NULL, 0, 1);
 }
 
+const char *
+lpo_cli_input_value(const lpo_cli *cli, const char *role)
+{
+	json_t *o;
+	size_t i;
+
+	if (cli->priv->run != NULL)
+		json_array_foreach(cli->priv->run->inputs, i, o)
+			if (strcmp(json_string_value(json_object_get(o,
+			    "role")), role) == 0)
+				return json_string_value(json_object_get(o,
+				    "value"));
+	return "";
+}
+
 void
 lpo_cli_resolved(lpo_cli *cli, const char *name, json_t *value)
 {

@@ -1,0 +1,762 @@
+/* lpo-encode: images and preferences to VAE moments. */
+#include <stdlib.h>
+#include <string.h>
+
+#include "lib/base/file.h"
+#include "lib/base/json.h"
+#include "lib/base/state.h"
+#include "lib/io/db.h"
+#include "lib/io/shard.h"
+#include "lib/train/encode.h"
+#include "lib/train/schedule.h"
+#include "tools/cli.h"
+#include "tools/cli_filter.h"
+
+struct opts {
+	struct lpo_cli_filter filter;
+	const char *part;
+	int64_t size_px, rows_per_shard;
+	int exif, images_only, dtype;
+};
+
+#define O(name, letter, arg, type, member, flags, min, max, help) \
+	{ name, letter, arg, help, type, offsetof(struct opts, member), \
+	  flags, min, max }
+static const struct lpo_cli_option options[] = {
+	O("size", 's', "PX", LPO_CLI_I64, size_px, 0, 1, 16384,
+	    "images become PX x PX (what the model was trained at)"),
+	O("images-only", 0, NULL, LPO_CLI_FLAG, images_only, LPO_CLI_RESULT,
+	    0, 0, "folders of images, no preferences"),
+	LPO_CLI_FILTER_ROWS(struct opts, filter),
+	O("exif", 0, NULL, LPO_CLI_FLAG, exif, LPO_CLI_RESULT, 0, 0,
+	    "turn images as their EXIF orientation says"),
+	O("dtype", 0, "f2|f4", LPO_CLI_CHOICE, dtype, LPO_CLI_RESULT, 0, 0,
+	    "type of the moments (f2)"),
+	O("rows-per-shard", 0, "N", LPO_CLI_I64, rows_per_shard, 0, 1, 1e9,
+	    "input rows in one shard (1000)"),
+	O("part", 0, "I/N", LPO_CLI_STRING, part, 0, 0, 0,
+	    "make only shards k with k mod N = I (for several machines)"),
+	{ NULL, 0, NULL, NULL, LPO_CLI_FLAG, 0, 0, 0, 0 }
+};
+
+static const struct lpo_cli_tool tool = {
+	"lpo-encode", "images and preferences to VAE moments",
+	"-m DIR [options] prefs.csv|folder|tar ...\n"
+	"-m DIR --images-only [options] folder ...", options
+};
+
+#define KEPT_ROWS 1000	/* written to the database at a time */
+
+struct job {
+	lpo_cli *cli;
+	const struct opts *o;
+	int64_t size_px, rows, kept;
+	int64_t part, parts;
+	lpo_records *records;
+	lpo_filters *filters;
+	char *keep;		/* [rows]: 1 used, 0 filtered, 2 bad row */
+	json_t **extra;		/* [rows] with joined scores, else NULL */
+	lpo_vae *vae;
+	lpo_encoder *encoder;
+	json_t *run;		/* __run__/run.json */
+	lpo_shardw *out;
+	int64_t shard_skipped, done;
+	struct lpo_record *row;	/* for the database: the last KEPT_ROWS */
+	int n_row;
+};
+
+/* One input row on its way through the encoder. */
+struct work_row {
+	struct lpo_record r;
+	uint8_t *data[2];
+	int64_t bytes[2];
+};
+
+/* ------------------------------------------------------------- the input */
+
+static int
+parse_part(struct job *j)
+{
+	int64_t n = 0, i = 0;
+	char text[64];
+	char *slash;
+
+	j->parts = 1;
+	if (j->o->part == NULL)
+		return 0;
+	snprintf(text, sizeof text, "%s", j->o->part);
+	if ((slash = strchr(text, '/')) != NULL)
+		*slash = '\0';
+	if (slash == NULL || lpo_cli_parse_i64(text, &i) != 0 ||
+	    lpo_cli_parse_i64(slash + 1, &n) != 0 || n < 1 || i < 0 || i >= n)
+		return lpo_cli_usage(j->cli, "--part '%s': want I/N with "
+		    "0 <= I < N", j->o->part);
+	j->part = i;
+	j->parts = n;
+	return 0;
+}
+
+static int
+select_row(struct job *j, int64_t i)
+{
+	struct lpo_record r;
+	json_t *before;
+	int keep = 0, rc;
+
+	memset(&r, 0, sizeof r);
+	if ((rc = lpo_records_get(j->cli->ctx, &r, j->records, i)) != 0)
+		goto out;
+	before = json_deep_copy(r.extra);
+	rc = lpo_filter_keep(j->filters, &keep, &r);
+	/* the filters joined scores: they belong to the output too */
+	if (rc == 0 && keep && !json_equal(before, r.extra))
+		j->extra[i] = json_incref(r.extra);
+	json_decref(before);
+	j->keep[i] = (char)keep;
+	j->kept += keep;
+out:
+	lpo_record_clear(&r);
+	return rc;
+}
+
+/* Filters act before any image is opened. */
+static int
+select_rows(struct job *j)
+{
+	lpo_ctx *c = j->cli->ctx;
+	int64_t i;
+	int rc;
+
+	j->keep = lpo_alloc(c, (size_t)j->rows + 1, 1);
+	j->extra = lpo_alloc(c, (size_t)j->rows + 1, sizeof *j->extra);
+	if (j->keep == NULL || j->extra == NULL)
+		return LPO_ENOMEM;
+	if ((rc = lpo_filter_rows(j->filters, j->rows)) != 0)
+		return rc;
+	for (i = 0; i < j->rows && rc == 0; i++) {
+		if (lpo_ctx_stopped(c))
+			return LPO_ESTOP;
+		if (lpo_records_error(j->records, i) != NULL)
+			j->keep[i] = 2;
+		else if (j->o->images_only) {
+			j->keep[i] = 1;
+			j->kept++;
+		} else
+			rc = select_row(j, i);
+	}
+	return rc;
+}
+
+/* sample_size of the UNet times the VAE's factor, as the pipelines do. */
+static int
+default_size(struct job *j)
+{
+	lpo_ctx *c = j->cli->ctx;
+	json_t *unet = NULL, *vae = NULL, *blocks;
+	char *u = NULL, *v = NULL;
+	int64_t n;
+	int rc;
+
+	if ((j->size_px = j->o->size_px) > 0)
+		return 0;
+	if ((rc = lpo_cli_model_part(j->cli, &u, "unet/config.json")) != 0 ||
+	    (rc = lpo_cli_model_part(j->cli, &v, "vae/config.json")) != 0 ||
+	    (rc = lpo_json_load_file(c, &unet, u, 0)) != 0 ||
+	    (rc = lpo_json_load_file(c, &vae, v, 0)) != 0)
+		goto out;
+	if ((rc = lpo_json_int(c, &n, unet, "sample_size", 64)) != 0) {
+		lpo_fail_prefix(c, "%s", u);
+		goto out;
+	}
+	blocks = json_object_get(vae, "block_out_channels");
+	j->size_px = n << (json_is_array(blocks) && json_array_size(blocks) <
+	    16 ? (int)json_array_size(blocks) - 1 : 3);
+out:
+	json_decref(unet);
+	json_decref(vae);
+	lpo_free(u);
+	lpo_free(v);
+	return rc;
+}
+
+/* -------------------------------------------------------------- describing */
+
+static int
+add_inputs(struct job *j)
+{
+	lpo_cli *cli = j->cli;
+	char *vae = NULL, *sched = NULL;
+	char hex[65];
+	int rc;
+
+	if ((rc = lpo_cli_model_part(cli, &vae, "vae")) != 0 ||
+	    (rc = lpo_cli_input_dir(cli, "vae", vae)) != 0 ||
+	    (rc = lpo_cli_model_part(cli, &sched,
+	    "scheduler/scheduler_config.json")) != 0 ||
+	    (rc = lpo_cli_input_file(cli, "scheduler", sched)) != 0 ||
+	    (rc = lpo_records_sha256(cli->ctx, hex, j->records)) != 0)
+		goto out;
+	rc = lpo_cli_input_hash(cli, "images", cli->args[0], hex);
+	lpo_cli_resolved(cli, "size_px", json_integer(j->size_px));
+	/* how rows are cut into files matters only where there are several */
+	if (lpo_cli_pattern(cli))
+		lpo_cli_resolved(cli, "rows_per_shard",
+		    json_integer(j->o->rows_per_shard));
+out:
+	lpo_free(vae);
+	lpo_free(sched);
+	return rc;
+}
+
+/* 0.18215, not 0.182150006: the shortest number that is the same float. */
+static double
+shortest(float x)
+{
+	char text[32];
+	int digits;
+
+	for (digits = 6; digits < 9; digits++) {
+		snprintf(text, sizeof text, "%.*g", digits, (double)x);
+		if (strtof(text, NULL) == x)
+			break;
+	}
+	snprintf(text, sizeof text, "%.*g", digits, (double)x);
+	return strtod(text, NULL);
+}
+
+static int
+make_run_json(struct job *j)
+{
+	lpo_ctx *c = j->cli->ctx;
+	const struct lpo_vae_config *v = lpo_vae_cfg(j->vae);
+	struct lpo_schedule s = { 0 };
+	json_t *sched = NULL;
+	char *text = NULL;
+	int rc;
+
+	if ((rc = lpo_schedule_load(c, &s, j->cli->o.model)) != 0)
+		return rc;
+	text = lpo_schedule_json(c, &s);
+	lpo_schedule_free(&s);
+	if (text == NULL)
+		return LPO_ENOMEM;
+	rc = lpo_json_load(c, &sched, text, strlen(text), "scheduler");
+	lpo_free(text);
+	if (rc != 0)
+		return rc;
+	/* samples: not known before all images have been looked at */
+	j->run = json_pack("{s:i, s:s, s:s, s:o, s:n, s:{s:f, s:I, s:s}, s:o,"
+	    " s:I}", "format", 1, "kind", "moments", "run",
+	    lpo_cli_run(j->cli), "parents", lpo_cli_parents(j->cli),
+	    "samples", "latent", "scaling_factor",
+	    shortest(v->scaling_factor), "channels",
+	    (json_int_t)v->latent_channels, "vae_sha256",
+	    lpo_cli_input_value(j->cli, "vae"), "scheduler", sched,
+	    "size_px", (json_int_t)j->size_px);
+	return j->run != NULL ? 0 : lpo_fail(c, LPO_ENOMEM, "out of memory");
+}
+
+static int
+open_encoder(struct job *j)
+{
+	lpo_cli *cli = j->cli;
+	struct lpo_encoder_opts eo = { .size_px = j->size_px,
+	    .exif = j->o->exif,
+	    .dtype = j->o->dtype ? LPO_NPY_F4 : LPO_NPY_F2,
+	    .memory_bytes = lpo_cli_memory(cli) };
+	enum lpo_dtype dt = lpo_cli_precision(cli);
+	char *dir;
+	int rc;
+
+	if ((rc = lpo_cli_model_part(cli, &dir, "vae")) != 0)
+		return rc;
+	rc = lpo_vae_load(cli->ctx, &cli->be, &j->vae, dir, dt,
+	    LPO_VAE_ENCODER);
+	lpo_free(dir);
+	if (rc != 0)
+		return rc;
+	return lpo_encoder_new(cli->ctx, &j->encoder, &cli->be, j->vae, dt,
+	    &eo);
+}
+
+static int
+plan(struct job *j)
+{
+	lpo_cli *cli = j->cli;
+	const struct lpo_plan *p = lpo_encoder_plan(j->encoder);
+	int64_t images = j->kept * (j->o->images_only ? 1 : 2), bad = 0, i;
+	int64_t shape[3];
+
+	for (i = 0; i < j->rows; i++)
+		bad += j->keep[i] == 2;
+	lpo_encoder_shape(j->encoder, shape);
+	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
+	lpo_cli_plan(cli, "rows", "%lld", (long long)j->rows);
+	lpo_cli_plan(cli, "bad rows", "%lld", (long long)bad);
+	lpo_cli_plan(cli, "rows after filters", "%lld", (long long)j->kept);
+	lpo_cli_plan(cli, "images at most", "%lld", (long long)images);
+	lpo_cli_plan(cli, "image", "%lldx%lld px", (long long)j->size_px,
+	    (long long)j->size_px);
+	lpo_cli_plan(cli, "moments", "%lldx%lldx%lld", (long long)shape[0],
+	    (long long)shape[1], (long long)shape[2]);
+	lpo_cli_plan(cli, "batch", "%lld images",
+	    (long long)lpo_encoder_batch(j->encoder));
+	lpo_cli_plan(cli, "activation bytes", "%lld",
+	    (long long)p->arena_bytes);
+	lpo_cli_plan(cli, "GFLOP in all", "%.1f", 1e-9 * p->fwd_flops /
+	    (double)lpo_encoder_batch(j->encoder) * (double)images);
+	lpo_cli_plan(cli, "output bytes", "%lld", (long long)(images *
+	    (shape[0] * shape[1] * shape[2] * (j->o->dtype ? 4 : 2) + 1536)));
+	return LPO_CLI_DONE;
+}
+
+/* -------------------------------------------------------------- database */
+
+/* One transaction for many rows: a commit waits for the disk. */
+static int
+flush_rows(struct job *j)
+{
+	lpo_db *db = lpo_cli_db(j->cli);
+	int64_t run = lpo_cli_db_run(j->cli);
+	char *extra;
+	int i, rc = 0;
+
+	if (db != NULL && j->n_row > 0)
+		rc = lpo_db_begin(db);
+	for (i = 0; i < j->n_row; i++) {
+		struct lpo_record *r = &j->row[i];
+
+		extra = NULL;
+		if (rc == 0 && db != NULL && (extra = lpo_json_dumps(
+		    j->cli->ctx, r->extra)) == NULL)
+			rc = LPO_ENOMEM;
+		if (rc == 0)
+			rc = lpo_db_preference(db, run, r->row, r->id,
+			    r->prompt, r->label_0, r->label_1, extra);
+		lpo_free(extra);
+		lpo_record_clear(r);
+	}
+	if (db != NULL && j->n_row > 0) {
+		if (rc == 0)
+			rc = lpo_db_commit(db);
+		else
+			lpo_db_rollback(db);
+	}
+	j->n_row = 0;
+	return rc;
+}
+
+/* Takes the record over. */
+static int
+keep_row(struct job *j, struct lpo_record *r)
+{
+	if (j->o->images_only || lpo_cli_db(j->cli) == NULL) {
+		lpo_record_clear(r);
+		return 0;
+	}
+	j->row[j->n_row++] = *r;
+	memset(r, 0, sizeof *r);
+	return j->n_row == KEPT_ROWS ? flush_rows(j) : 0;
+}
+
+/* --------------------------------------------------------------- encoding */
+
+static void
+skip_row(struct job *j, int64_t row, const char *image, const char *why)
+{
+	char text[1024];
+
+	if (image != NULL)
+		snprintf(text, sizeof text, "row %lld: '%s': %s",
+		    (long long)row, image, why);
+	else
+		snprintf(text, sizeof text, "row %lld: %s", (long long)row,
+		    why);
+	lpo_cli_skip(j->cli, "%s", text);
+	lpo_db_log(lpo_cli_db(j->cli), lpo_cli_db_run(j->cli),
+	    lpo_cli_db_attempt(j->cli), "warning", text);
+	j->shard_skipped++;
+}
+
+static void
+row_clear(struct work_row *w)
+{
+	lpo_record_clear(&w->r);
+	lpo_free(w->data[0]);
+	lpo_free(w->data[1]);
+	memset(w, 0, sizeof *w);
+}
+
+/*
+ * Row i with its images' bytes.  1: skipped, said.
+ */
+static int
+read_row(struct job *j, struct work_row *w, int64_t i)
+{
+	lpo_ctx *c = j->cli->ctx;
+	int k, rc;
+
+	memset(w, 0, sizeof *w);
+	if (j->keep[i] == 2) {
+		skip_row(j, i, NULL, lpo_records_error(j->records, i));
+		return 1;
+	}
+	if ((rc = lpo_records_get(c, &w->r, j->records, i)) != 0)
+		return rc;
+	if (j->extra[i] != NULL) {
+		json_decref(w->r.extra);
+		w->r.extra = json_incref(j->extra[i]);
+	}
+	for (k = 0; k < (j->o->images_only ? 1 : 2); k++) {
+		rc = lpo_records_image(c, &w->data[k], &w->bytes[k],
+		    j->records, i, k);
+		if (rc == 0)
+			continue;
+		if (rc == LPO_ENOMEM || rc == LPO_ESTOP)
+			return rc;
+		skip_row(j, i, w->r.image[k], lpo_errmsg(c));
+		lpo_clear(c);
+		row_clear(w);
+		return 1;
+	}
+	return 0;
+}
+
+static int
+add_member(struct job *j, struct lpo_sample *s, const char *name,
+    const struct lpo_encode_item *it)
+{
+	uint8_t *copy = lpo_alloc(j->cli->ctx, (size_t)it->npy_bytes, 1);
+
+	if (copy == NULL)
+		return LPO_ENOMEM;
+	memcpy(copy, it->npy, (size_t)it->npy_bytes);
+	return lpo_sample_add(j->cli->ctx, s, name, copy, it->npy_bytes);
+}
+
+static int
+write_row(struct job *j, struct work_row *w, const struct lpo_encode_item *it)
+{
+	lpo_ctx *c = j->cli->ctx;
+	struct lpo_sample s;
+	int n = j->o->images_only ? 1 : 2, k, rc = 0;
+
+	memset(&s, 0, sizeof s);
+	for (k = 0; k < n; k++)
+		if (it[k].npy == NULL) {
+			skip_row(j, w->r.row, w->r.image[k], it[k].error);
+			return 0;
+		}
+	if ((s.key = lpo_strdup(c, w->r.key)) == NULL)
+		return LPO_ENOMEM;
+	for (k = 0; k < n && rc == 0; k++)
+		rc = add_member(j, &s, n == 1 ? "moments.npy" : k == 0 ?
+		    "moments_0.npy" : "moments_1.npy", &it[k]);
+	if (rc == 0)
+		rc = lpo_record_to_json(c, &s.json, &w->r);
+	if (rc == 0)
+		rc = lpo_shardw_put(j->out, &s);
+	if (rc == 0)
+		rc = keep_row(j, &w->r);
+	lpo_sample_clear(&s);
+	return rc;
+}
+
+/* Input rows first .. last - 1 into the open shard, a window at a time. */
+static int
+encode_rows(struct job *j, int64_t first, int64_t last)
+{
+	int per = j->o->images_only ? 1 : 2, n, k, rc = 0;
+	int64_t window = lpo_encoder_window(j->encoder) / per, i = first;
+	struct work_row *w;
+	struct lpo_encode_item *it;
+
+	window = window > 0 ? window : 1;
+	w = lpo_alloc(j->cli->ctx, (size_t)window, sizeof *w);
+	it = lpo_alloc(j->cli->ctx, (size_t)(window * per), sizeof *it);
+	if (w == NULL || it == NULL)
+		rc = LPO_ENOMEM;
+	while (rc == 0 && i < last) {
+		for (n = 0; n < window && i < last && rc >= 0; i++) {
+			if (j->keep[i] == 0)
+				continue;
+			if ((rc = read_row(j, &w[n], i)) != 0)
+				continue;
+			for (k = 0; k < per; k++) {
+				it[n * per + k].data = w[n].data[k];
+				it[n * per + k].bytes = w[n].bytes[k];
+			}
+			n++;
+		}
+		rc = rc < 0 ? rc : lpo_encoder_run(j->encoder, it,
+		    (int64_t)n * per);
+		for (k = 0; k < n; k++) {
+			if (rc == 0)
+				rc = write_row(j, &w[k], &it[k * per]);
+			row_clear(&w[k]);
+		}
+		j->done += n;
+		lpo_cli_progress(j->cli, "encode", j->done, j->kept, "rows",
+		    NULL);
+		if (rc == 0 && lpo_ctx_stopped(j->cli->ctx))
+			rc = LPO_ESTOP;
+	}
+	lpo_free(w);
+	lpo_free(it);
+	return rc;
+}
+
+/* One file with rows first .. last - 1, shard k of n. */
+static int
+write_shard(struct job *j, const char *path, int64_t first, int64_t last,
+    int64_t k, int64_t n)
+{
+	int rc;
+
+	j->shard_skipped = 0;
+	if ((rc = lpo_shardw_open(j->cli->ctx, &j->out, path, j->run)) != 0)
+		return rc;
+	rc = encode_rows(j, first, last);
+	if (rc == 0)
+		rc = lpo_shardw_finish(j->out, j->shard_skipped, k, n);
+	else
+		lpo_shardw_abort(j->out);
+	j->out = NULL;
+	if (rc == 0)
+		rc = flush_rows(j);
+	return rc;
+}
+
+/* What a finished shard left out counts again: exit 3 also after a resume. */
+static int
+count_done(struct job *j, const char *path)
+{
+	lpo_shard *s = NULL;
+	int64_t skipped = 0;
+	int rc;
+
+	if ((rc = lpo_shard_open(j->cli->ctx, &s, path)) != 0)
+		return rc;
+	rc = lpo_json_int(j->cli->ctx, &skipped, lpo_shard_end(s), "skipped",
+	    0);
+	j->cli->skipped += skipped;
+	j->done += lpo_shard_samples(s);
+	lpo_shard_close(s);
+	return rc;
+}
+
+static int
+write_pattern(struct job *j)
+{
+	int64_t per = j->o->rows_per_shard, k, last;
+	int64_t n = j->rows / per + (j->rows % per != 0 || j->rows == 0);
+	char *path;
+	int there, rc = 0;
+
+	for (k = j->part; k < n && rc == 0; k += j->parts) {
+		last = (k + 1) * per < j->rows ? (k + 1) * per : j->rows;
+		if ((path = lpo_cli_shard_path(j->cli, k)) == NULL)
+			return LPO_ENOMEM;
+		rc = lpo_cli_shard_there(j->cli, path, &there);
+		if (rc == 0 && there)
+			rc = count_done(j, path);
+		else if (rc == 0)
+			rc = write_shard(j, path, k * per, last, k, n);
+		lpo_free(path);
+	}
+	return rc;
+}
+
+/* The parts in the state folder, one after the other, as one file. */
+static int
+assemble(struct job *j, lpo_state *st, int64_t n)
+{
+	lpo_ctx *c = j->cli->ctx;
+	int64_t k, i, skipped = 0, s;
+	char name[32], *path = NULL;
+	lpo_shard *in = NULL;
+	struct lpo_sample sample;
+	int rc;
+
+	rc = lpo_shardw_open(c, &j->out, j->cli->o.output, j->run);
+	for (k = 0; k < n && rc == 0; k++) {
+		snprintf(name, sizeof name, "%06lld.tar", (long long)k);
+		path = lpo_state_file(c, st, name);
+		if (path == NULL || (rc = lpo_shard_open(c, &in, path)) != 0 ||
+		    (rc = lpo_json_int(c, &s, lpo_shard_end(in), "skipped",
+		    0)) != 0) {
+			rc = rc != 0 ? rc : LPO_ENOMEM;
+			lpo_free(path);
+			break;
+		}
+		skipped += s;
+		for (i = 0; i < lpo_shard_samples(in) && rc == 0; i++) {
+			memset(&sample, 0, sizeof sample);
+			rc = lpo_shard_get(c, &sample, in, i);
+			if (rc == 0)
+				rc = lpo_shardw_put(j->out, &sample);
+			lpo_sample_clear(&sample);
+		}
+		lpo_shard_close(in);
+		in = NULL;
+		lpo_free(path);
+	}
+	lpo_shard_close(in);
+	if (rc == 0)
+		rc = lpo_shardw_finish(j->out, skipped, 0, 1);
+	else
+		lpo_shardw_abort(j->out);
+	j->out = NULL;
+	return rc;
+}
+
+/*
+ * One large file: parts of a shard's rows in the state folder, so that a kill
+ * costs one part and not all.
+ */
+static int
+write_resumable(struct job *j)
+{
+	lpo_ctx *c = j->cli->ctx;
+	int64_t per = j->o->rows_per_shard, k, last;
+	int64_t n = (j->rows + per - 1) / per;
+	lpo_state *st = NULL;
+	char name[32], *path;
+	int there, rc;
+
+	rc = lpo_state_open(c, &st, j->cli->o.output, lpo_cli_run(j->cli),
+	    lpo_cli_run_options(j->cli), j->cli->o.fresh);
+	for (k = 0; k < n && rc == 0; k++) {
+		last = (k + 1) * per < j->rows ? (k + 1) * per : j->rows;
+		snprintf(name, sizeof name, "%06lld.tar", (long long)k);
+		if ((path = lpo_state_file(c, st, name)) == NULL) {
+			rc = LPO_ENOMEM;
+			break;
+		}
+		rc = lpo_cli_shard_there(j->cli, path, &there);
+		if (rc == 0 && there)
+			rc = count_done(j, path);
+		else if (rc == 0)
+			rc = write_shard(j, path, k * per, last, k, n);
+		lpo_free(path);
+	}
+	if (rc == 0)
+		rc = assemble(j, st, n);
+	if (rc == 0)
+		return lpo_state_remove(st);
+	lpo_state_close(st);
+	return rc;
+}
+
+static int
+write_all(struct job *j)
+{
+	const char *out = j->cli->o.output;
+
+	if (lpo_cli_to_stdout(j->cli))
+		return write_shard(j, "-", 0, j->rows, 0, 1);
+	if (lpo_cli_pattern(j->cli))
+		return write_pattern(j);
+	if (j->rows > j->o->rows_per_shard)
+		return write_resumable(j);
+	return write_shard(j, out, 0, j->rows, 0, 1);
+}
+
+/* -------------------------------------------------------------- the whole */
+
+static int
+check(struct job *j)
+{
+	lpo_cli *cli = j->cli;
+	int rc, pattern = lpo_cli_pattern(cli);
+
+	if (pattern < 0)
+		return pattern;
+	if ((rc = lpo_cli_need_model(cli)) != 0 || (rc = parse_part(j)) != 0)
+		return rc;
+	if (cli->nargs == 0)
+		return lpo_cli_usage(cli, "no input: name a table, folder or "
+		    "tar (%s --help)", cli->tool->name);
+	if (j->o->part != NULL && !pattern)
+		return lpo_cli_usage(cli, "--part needs several shards: "
+		    "-o NAME-%%06d.tar");
+	if (j->o->images_only && (j->o->filter.filter != NULL ||
+	    j->o->filter.where != NULL || j->o->filter.scores != NULL ||
+	    j->o->filter.drop_ties))
+		return lpo_cli_usage(cli, "--images-only has no preferences "
+		    "to filter");
+	if (lpo_cli_to_stdout(cli) && !cli->o.dry_run)
+		return lpo_cli_binary_stdout(cli);
+	return 0;
+}
+
+static int
+prepare(struct job *j)
+{
+	lpo_cli *cli = j->cli;
+	int rc;
+
+	if ((rc = check(j)) != 0 || (rc = lpo_cli_backend(cli)) != 0 ||
+	    (rc = default_size(j)) != 0)
+		return rc;
+	rc = lpo_records_open(cli->ctx, &j->records,
+	    (const char *const *)cli->args, cli->nargs,
+	    j->o->images_only ? LPO_RECORDS_IMAGES_ONLY : 0);
+	if (rc != 0)
+		return rc;
+	j->rows = lpo_records_count(j->records);
+	if ((rc = lpo_cli_filter_open(cli, &j->filters,
+	    &j->o->filter)) != 0 || (rc = add_inputs(j)) != 0)
+		return rc;
+	rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? NULL :
+	    cli->o.output, lpo_cli_pattern(cli) ? NULL :
+	    lpo_cli_existing_tar);
+	if (rc != 0 || (rc = select_rows(j)) != 0 ||
+	    (rc = open_encoder(j)) != 0)
+		return rc;
+	j->row = lpo_alloc(cli->ctx, KEPT_ROWS, sizeof *j->row);
+	return j->row != NULL ? make_run_json(j) : LPO_ENOMEM;
+}
+
+static int
+work(lpo_cli *cli, const struct opts *o)
+{
+	struct job j = { .cli = cli, .o = o };
+	int64_t i, given, encoded;
+	int rc;
+
+	if ((rc = prepare(&j)) == 0)
+		rc = cli->o.dry_run ? plan(&j) : write_all(&j);
+	if (j.encoder != NULL && rc == 0) {
+		lpo_encoder_counts(j.encoder, &given, &encoded);
+		lpo_cli_note(cli, "%lld rows, %lld distinct images encoded%s",
+		    (long long)j.kept, (long long)encoded,
+		    cli->skipped > 0 ? ", some skipped" : "");
+	}
+	for (i = 0; i < j.n_row; i++)
+		lpo_record_clear(&j.row[i]);
+	for (i = 0; j.extra != NULL && i < j.rows; i++)
+		json_decref(j.extra[i]);
+	lpo_free(j.row);
+	lpo_free(j.extra);
+	lpo_free(j.keep);
+	lpo_encoder_free(j.encoder);
+	lpo_vae_free(j.vae);
+	lpo_filter_close(j.filters);
+	lpo_records_close(j.records);
+	json_decref(j.run);
+	return rc;
+}
+
+int
+main(int argc, char **argv)
+{
+	struct opts o = { .rows_per_shard = 1000 };
+	lpo_cli cli;
+	int rc;
+
+	rc = lpo_cli_start(&cli, &tool, &o, argc, argv);
+	if (rc == 0)
+		rc = work(&cli, &o);
+	return lpo_cli_end(&cli, rc);
+}
