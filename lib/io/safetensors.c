@@ -42,28 +42,6 @@ struct lpo_st {
 	int64_t n;
 };
 
-size_t
-lpo_dtype_bytes(enum lpo_dtype dt)
-{
-	int i;
-
-	for (i = 0; i < N_KINDS; i++)
-		if (kinds[i].dtype == (int)dt)
-			return (size_t)kinds[i].bits / 8;
-	return 0;
-}
-
-const char *
-lpo_dtype_name(enum lpo_dtype dt)
-{
-	int i;
-
-	for (i = 0; i < N_KINDS; i++)
-		if (kinds[i].dtype == (int)dt)
-			return kinds[i].name;
-	return "?";
-}
-
 /* "[2,3]" */
 static void
 shape_text(char *b, size_t size, int ndim, const int64_t *shape)

@@ -73,9 +73,6 @@ int	 lpo_st_i64(lpo_ctx *, int64_t *dst, const struct lpo_st_tensor *t);
 const struct lpo_st_tensor *lpo_st_need(lpo_ctx *, const lpo_st *,
 	    const char *key, int ndim, const int64_t *shape);
 
-size_t	 lpo_dtype_bytes(enum lpo_dtype);
-const char *lpo_dtype_name(enum lpo_dtype);	/* "F32" */
-
 /* Writer. */
 typedef struct lpo_stw lpo_stw;
 
