@@ -187,7 +187,7 @@ worst(struct run *r, lpo_params *ps, lpo_param *p)
 	float *v = lpo_alloc(ctx, (size_t)p->count, 4), y[G * C], keep;
 	float *g = lpo_alloc(ctx, (size_t)p->count, 4);
 	/* the floor: a key's bias cancels in the softmax, its gradient is 0 */
-	double num, err = 0, max = 0.05, e = 4e-3;
+	double num, err = 0, max = 0.2, e = 4e-3;
 	int64_t i, step = p->count > 40 ? p->count / 20 : 1;
 
 	lpo_param_export(ps, p, v);
