@@ -1,48 +1,74 @@
 /*
- * Pictures from prompts: DDIM with guidance, then the VAE's decoder.  A
- * picture's noise belongs to its index, never to its place in a batch.
- * Shared by lpo-sample and lpo-eval.
+ * Pictures from prompts: DDIM with guidance, then the VAE's decoder (method.md
+ * 3.2, models.md 6.3).  Used by lpo-sample and lpo-eval.
+ *
+ * Pictures are numbered prompt by prompt: number i is of prompt i / per_prompt.
+ * All that is random belongs to the number (and the seed), so a picture has
+ * the same bytes whatever else is made with it, before it or in its batch.
  */
 #ifndef LPO_TRAIN_SAMPLE_H
 #define LPO_TRAIN_SAMPLE_H
 
+#include "lib/model/lora.h"
 #include "lib/model/vae.h"
 #include "lib/train/policy.h"
 #include "lib/train/schedule.h"
 
-struct lpo_sample_options {
+enum lpo_sample_rng {
+	LPO_RNG_PHILOX,		/* counter-based, item = picture's number */
+	LPO_RNG_TORCH_CPU	/* torch.randn, generator seed = seed + number */
+};
+
+struct lpo_sampler_opts {
 	uint64_t seed;
-	int64_t height_px, width_px;
-	int64_t steps;
-	double guidance, eta;
-	int64_t at_once;	/* pictures per evaluation; 0: what fits */
-	size_t memory_bytes;	/* for activations */
+	int64_t per_prompt;	/* pictures of one prompt, >= 1 */
+	int64_t steps;		/* 20 */
+	double guidance;	/* 5; 1: none */
+	double eta;		/* 0 */
+	int64_t size_px;	/* 0: the UNet's sample_size */
+	enum lpo_sample_rng rng;
+	int64_t memory_bytes;	/* activations fit into it; 0: no limit */
+	int64_t batch;		/* pictures at a time; 0: chosen */
 };
 
 typedef struct lpo_sampler lpo_sampler;
 
 /*
- * The networks are borrowed until lpo_sampler_free().  length, dim, pooled_dim
- * are the texts'.
+ * Everything from a diffusers folder: prompts encoded (the encoders are freed
+ * again), UNet with the LoRA (NULL: none) unfolded, decoder, plans, memory.
+ * prompts are not kept.
  */
-int	 lpo_sampler_new(lpo_ctx *, lpo_sampler **, lpo_backend *, lpo_unet *,
-	    lpo_vae *, enum lpo_dtype, const struct lpo_schedule *,
-	    int64_t length, int64_t dim, int64_t pooled_dim,
-	    const struct lpo_sample_options *);
-void	 lpo_sampler_free(lpo_sampler *);
-int64_t	 lpo_sampler_at_once(const lpo_sampler *);
-size_t	 lpo_sampler_bytes(const lpo_sampler *);	/* activations */
-/* FLOPs of one picture. */
-double	 lpo_sampler_flops(const lpo_sampler *);
+int	 lpo_sampler_open(lpo_ctx *, lpo_sampler **, lpo_backend *,
+	    enum lpo_dtype, const char *model_dir, const char *lora,
+	    float lora_strength, const char *const *prompts, int64_t n_prompts,
+	    const struct lpo_sampler_opts *);
+void	 lpo_sampler_free(lpo_sampler *);	/* NULL is fine */
+
+int64_t	 lpo_sampler_count(const lpo_sampler *);	/* pictures in all */
+int64_t	 lpo_sampler_batch(const lpo_sampler *);
+int64_t	 lpo_sampler_size_px(const lpo_sampler *);	/* width = height */
+struct lpo_sampler_plan {
+	size_t arena_bytes, text_bytes, weight_bytes;
+	double image_flops;
+};
+void	 lpo_sampler_plan(const lpo_sampler *, struct lpo_sampler_plan *);
+/* on 0: walk the base model although a LoRA is loaded. */
+void	 lpo_sampler_lora(lpo_sampler *, int on);
 
 /*
- * n <= at_once pictures: prompt[i] indexes texts, index[i] is the picture's
- * (its draws: LPO_DRAW_LATENT, LPO_DRAW_ETA).  start: NULL, or the initial
- * latents [n, h, w, c] N(0,1) of another generator.
- * rgb[n][height][width][3]; latent (may be NULL): [n, h, w, c] scaled.
+ * Pictures first .. first + n - 1: rgb [n, size, size, 3].  n <= batch.
+ * latent, if not NULL: [n, c, h, w] f32 as the decoder gets them times the
+ * scaling factor.
  */
 int	 lpo_sampler_run(lpo_sampler *, uint8_t *rgb, float *latent,
-	    const lpo_policy_texts *, const int64_t *prompt,
-	    const int64_t *index, const float *start, int64_t n);
+	    int64_t first, int64_t n);
+
+/* "000000017-2": prompt and picture of the prompt.  Size of out: 32. */
+void	 lpo_sample_key(char out[32], int64_t prompt, int64_t picture);
+
+/* A1111's `parameters` text; lpo_free() it.  hash: of model and LoRA, hex. */
+char	*lpo_sample_parameters(lpo_ctx *, const struct lpo_sampler_opts *,
+	    const char *prompt, int64_t size_px, int64_t number,
+	    const char *model_hash, const char *lora_hash, double strength);
 
 #endif
