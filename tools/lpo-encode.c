@@ -6,7 +6,7 @@
 #include "lib/base/json.h"
 #include "lib/base/state.h"
 #include "lib/io/db.h"
-#include "lib/io/shard.h"
+#include "lib/io/shard_join.h"
 #include "lib/train/encode.h"
 #include "lib/train/schedule.h"
 #include "tools/cli.h"
@@ -567,49 +567,6 @@ write_pattern(struct job *j)
 	return rc;
 }
 
-/* The parts in the state folder, one after the other, as one file. */
-static int
-assemble(struct job *j, lpo_state *st, int64_t n)
-{
-	lpo_ctx *c = j->cli->ctx;
-	int64_t k, i, skipped = 0, s;
-	char name[32], *path = NULL;
-	lpo_shard *in = NULL;
-	struct lpo_sample sample;
-	int rc;
-
-	rc = lpo_shardw_open(c, &j->out, j->cli->o.output, j->run);
-	for (k = 0; k < n && rc == 0; k++) {
-		snprintf(name, sizeof name, "%06lld.tar", (long long)k);
-		path = lpo_state_file(c, st, name);
-		if (path == NULL || (rc = lpo_shard_open(c, &in, path)) != 0 ||
-		    (rc = lpo_json_int(c, &s, lpo_shard_end(in), "skipped",
-		    0)) != 0) {
-			rc = rc != 0 ? rc : LPO_ENOMEM;
-			lpo_free(path);
-			break;
-		}
-		skipped += s;
-		for (i = 0; i < lpo_shard_samples(in) && rc == 0; i++) {
-			memset(&sample, 0, sizeof sample);
-			rc = lpo_shard_get(c, &sample, in, i);
-			if (rc == 0)
-				rc = lpo_shardw_put(j->out, &sample);
-			lpo_sample_clear(&sample);
-		}
-		lpo_shard_close(in);
-		in = NULL;
-		lpo_free(path);
-	}
-	lpo_shard_close(in);
-	if (rc == 0)
-		rc = lpo_shardw_finish(j->out, skipped, 0, 1);
-	else
-		lpo_shardw_abort(j->out);
-	j->out = NULL;
-	return rc;
-}
-
 /*
  * One large file: parts of a shard's rows in the state folder, so that a kill
  * costs one part and not all.
@@ -621,27 +578,32 @@ write_resumable(struct job *j)
 	int64_t per = j->o->rows_per_shard, k, last;
 	int64_t n = (j->rows + per - 1) / per;
 	lpo_state *st = NULL;
-	char name[32], *path;
+	char name[32], **path;
 	int there, rc;
 
+	if ((path = lpo_alloc(c, (size_t)n, sizeof *path)) == NULL)
+		return LPO_ENOMEM;
 	rc = lpo_state_open(c, &st, j->cli->o.output, lpo_cli_run(j->cli),
 	    lpo_cli_run_options(j->cli), j->cli->o.fresh);
 	for (k = 0; k < n && rc == 0; k++) {
 		last = (k + 1) * per < j->rows ? (k + 1) * per : j->rows;
 		snprintf(name, sizeof name, "%06lld.tar", (long long)k);
-		if ((path = lpo_state_file(c, st, name)) == NULL) {
+		if ((path[k] = lpo_state_file(c, st, name)) == NULL) {
 			rc = LPO_ENOMEM;
 			break;
 		}
-		rc = lpo_cli_shard_there(j->cli, path, &there);
+		rc = lpo_cli_shard_there(j->cli, path[k], &there);
 		if (rc == 0 && there)
-			rc = count_done(j, path);
+			rc = count_done(j, path[k]);
 		else if (rc == 0)
-			rc = write_shard(j, path, k * per, last, k, n);
-		lpo_free(path);
+			rc = write_shard(j, path[k], k * per, last, k, n);
 	}
 	if (rc == 0)
-		rc = assemble(j, st, n);
+		rc = lpo_shard_join(c, j->cli->o.output, j->run,
+		    (const char *const *)path, n);
+	for (k = 0; k < n; k++)
+		lpo_free(path[k]);
+	lpo_free(path);
 	if (rc == 0)
 		return lpo_state_remove(st);
 	lpo_state_close(st);

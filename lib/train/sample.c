@@ -1,119 +1,199 @@
-/* The DDIM sampler. */
-#include "lib/train/sample.h"
-
-#include <math.h>
+/* Pictures from prompts. */
+#include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/philox.h"
+#include "lib/io/image.h"
+#include "lib/train/sample.h"
+#include "lib/train/torch_rng.h"
 
 struct lpo_sampler {
 	lpo_ctx *ctx;
 	lpo_backend *be;
-	struct lpo_sample_options o;
-	struct lpo_ddim *ddim;
+	enum lpo_dtype dt;
+	struct lpo_sampler_opts o;
+	struct lpo_schedule schedule;
+	struct lpo_ddim *step;	/* [steps] */
+	lpo_policy_texts *texts;
+	int64_t n_prompts, length, dim, pooled_dim;
+	lpo_unet *unet;
+	lpo_lora_set *lora;
+	int flags;		/* of the walk: LoRA off */
 	lpo_policy *policy;
-	lpo_tape *decode;
-	lpo_var *in, *out;
+	int64_t batch, h, w, c;	/* of the latent */
+	lpo_vae *vae;
+	lpo_tape *decoder;
+	lpo_var *z, *image;
+	int64_t decode_batch;
 	struct lpo_plan decode_plan;
-	int64_t decode_n;	/* pictures per decoder evaluation */
-	float scaling;
-	lpo_arena arena;
-	int64_t n, count, pixels;	/* at once; floats per latent, picture */
-	float *x, *eps, *z, *image;
-	int64_t *t;
+	lpo_arena arena;	/* the two tapes take turns in it */
+	float *x, *eps, *noise;	/* [batch, h, w, c], noise [c, h, w] */
+	float *pixels;		/* [decode_batch, size, size, 3] */
 };
 
+/* ----------------------------------------------------------------- open */
+
 static int
-schedule_steps(lpo_sampler *s, const struct lpo_schedule *sched)
+open_texts(lpo_sampler *s, const char *dir, const char *const *prompts,
+    int64_t n)
 {
-	int64_t *t, i;
+	lpo_text *text = NULL;
 	int rc;
 
-	s->ddim = lpo_alloc(s->ctx, (size_t)s->o.steps, sizeof(*s->ddim));
-	t = lpo_alloc(s->ctx, (size_t)s->o.steps, sizeof(*t));
-	rc = s->ddim == NULL || t == NULL ? LPO_ENOMEM :
-	    lpo_schedule_timesteps(s->ctx, sched, t, s->o.steps);
-	for (i = 0; rc == 0 && i < s->o.steps; i++)
-		lpo_schedule_ddim(sched, &s->ddim[i], t[i], s->o.steps,
+	rc = lpo_text_open(s->ctx, s->be, &text, dir, s->dt);
+	if (rc == 0) {
+		s->length = lpo_text_length(text);
+		s->dim = lpo_text_dim(text);
+		s->pooled_dim = lpo_text_pooled_dim(text);
+		rc = lpo_policy_texts_new(s->ctx, &s->texts, text, prompts, n);
+	}
+	/* gone before the UNet comes: the two never need room together */
+	lpo_text_free(text);
+	return rc;
+}
+
+static int
+open_steps(lpo_sampler *s, const char *dir)
+{
+	int64_t *t, i, n = s->o.steps;
+	int rc;
+
+	if ((rc = lpo_schedule_load(s->ctx, &s->schedule, dir)) != 0)
+		return rc;
+	t = lpo_alloc(s->ctx, (size_t)n, sizeof *t);
+	s->step = lpo_alloc(s->ctx, (size_t)n, sizeof *s->step);
+	rc = t == NULL || s->step == NULL ? LPO_ENOMEM :
+	    lpo_schedule_timesteps(s->ctx, &s->schedule, t, n);
+	for (i = 0; i < n && rc == 0; i++)
+		lpo_schedule_ddim(&s->schedule, &s->step[i], t[i], n,
 		    s->o.eta, 0);
 	lpo_free(t);
 	return rc;
 }
 
-/* The decoder for as many pictures as fit, at most as many as the UNet's. */
 static int
-decoder(lpo_sampler *s, lpo_vae *vae, enum lpo_dtype dt, int64_t h, int64_t w)
+open_models(lpo_sampler *s, const char *dir, const char *lora, float strength)
 {
-	const struct lpo_vae_config *v = lpo_vae_cfg(vae);
+	char *unet = lpo_asprintf(s->ctx, "%s/unet", dir);
+	char *vae = lpo_asprintf(s->ctx, "%s/vae", dir);
+	const struct lpo_unet_config *u;
+	const struct lpo_vae_config *v;
+	int rc = LPO_ENOMEM;
+
+	if (unet == NULL || vae == NULL ||
+	    (rc = lpo_unet_load(s->ctx, s->be, &s->unet, unet, s->dt, 0)) != 0 ||
+	    (rc = lpo_vae_load(s->ctx, s->be, &s->vae, vae, s->dt,
+	    LPO_VAE_DECODER)) != 0)
+		goto out;
+	if (lora != NULL && (rc = lpo_lora_load(s->ctx, &s->lora, s->unet,
+	    lora, strength, 0)) != 0)
+		goto out;
+	u = lpo_unet_cfg(s->unet);
+	v = lpo_vae_cfg(s->vae);
+	s->c = v->latent_channels;
+	if (u->in_channels != s->c || u->out_channels != s->c) {
+		rc = lpo_fail(s->ctx, LPO_EFORMAT, "'%s': a UNet from %lld to "
+		    "%lld channels does not go with %lld latent channels",
+		    dir, (long long)u->in_channels, (long long)u->out_channels,
+		    (long long)s->c);
+		goto out;
+	}
+	if (s->o.size_px == 0)
+		s->o.size_px = u->sample_size * v->factor;
+	if (s->o.size_px % v->factor != 0) {
+		rc = lpo_fail(s->ctx, LPO_EINVAL, "size %lld is not a "
+		    "multiple of %lld, the VAE's pixels per latent",
+		    (long long)s->o.size_px, (long long)v->factor);
+		goto out;
+	}
+	s->h = s->w = s->o.size_px / v->factor;
+out:
+	lpo_free(unet);
+	lpo_free(vae);
+	return rc;
+}
+
+static int
+plan_policy(lpo_sampler *s)
+{
+	struct lpo_policy_shape p = { .h = s->h, .w = s->w,
+	    .height_px = s->o.size_px, .width_px = s->o.size_px,
+	    .length = s->length, .dim = s->dim, .pooled_dim = s->pooled_dim,
+	    .guidance = s->o.guidance };
+	size_t room = s->o.memory_bytes > 0 ? (size_t)s->o.memory_bytes / 2 :
+	    SIZE_MAX;
+	int64_t want = s->o.batch, all = s->n_prompts * s->o.per_prompt;
 	int rc;
 
-	for (s->decode_n = s->n;; s->decode_n = (s->decode_n + 1) / 2) {
-		s->decode = lpo_tape_new(s->ctx, s->be, dt, 1);
-		if (s->decode == NULL)
-			return LPO_ENOMEM;
-		s->in = lpo_input(s->decode, s->decode_n, h, w,
-		    v->latent_channels, LPO_F32, 0);
-		s->out = lpo_vae_decode(s->decode, vae, s->in);
-		lpo_output(s->decode, s->out, 0);
-		if ((rc = lpo_tape_plan(s->decode, 0, &s->decode_plan)) < 0)
-			return rc;
-		if (s->decode_n == 1 ||
-		    s->decode_plan.arena_bytes <= s->o.memory_bytes)
-			return lpo_tape_commit(s->decode, &s->arena);
-		lpo_tape_free(s->decode);
-	}
+	/* small latents in large batches, 64 x 64 ones four at a time */
+	if (want == 0)
+		want = 16384 / (s->h * s->w);
+	want = want < 1 ? 1 : want > 64 && s->o.batch == 0 ? 64 : want;
+	want = want > all ? all : want;
+	if ((rc = lpo_policy_fit(s->ctx, &s->policy, s->be, s->unet, s->dt,
+	    &p, want, room)) != 0)
+		return rc;
+	s->batch = lpo_policy_groups(s->policy);
+	return lpo_policy_commit(s->policy, &s->arena);
+}
+
+static int
+plan_decoder(lpo_sampler *s)
+{
+	int64_t n = s->o.size_px >= 256 ? 1 : s->batch < 16 ? s->batch : 16;
+	int rc;
+
+	s->decode_batch = n;
+	if ((s->decoder = lpo_tape_new(s->ctx, s->be, s->dt, 1)) == NULL)
+		return LPO_ENOMEM;
+	s->z = lpo_input(s->decoder, n, s->h, s->w, s->c, LPO_F32, 0);
+	s->image = lpo_vae_decode(s->decoder, s->vae, s->z);
+	lpo_output(s->decoder, s->image, 0);
+	if ((rc = lpo_tape_plan(s->decoder, 0, &s->decode_plan)) != 0)
+		return rc;
+	return lpo_tape_commit(s->decoder, &s->arena);
+}
+
+static int
+staging(lpo_sampler *s)
+{
+	size_t n = (size_t)(s->h * s->w * s->c), b = (size_t)s->batch;
+	size_t size = (size_t)s->o.size_px;
+
+	s->x = lpo_alloc(s->ctx, b * n, sizeof *s->x);
+	s->eps = lpo_alloc(s->ctx, b * n, sizeof *s->eps);
+	s->noise = lpo_alloc(s->ctx, n, sizeof *s->noise);
+	s->pixels = lpo_alloc(s->ctx, (size_t)s->decode_batch * size,
+	    size * 3 * sizeof *s->pixels);
+	return s->x != NULL && s->eps != NULL && s->noise != NULL &&
+	    s->pixels != NULL ? 0 : LPO_ENOMEM;
 }
 
 int
-lpo_sampler_new(lpo_ctx *c, lpo_sampler **out, lpo_backend *be,
-    lpo_unet *unet, lpo_vae *vae, enum lpo_dtype dt,
-    const struct lpo_schedule *sched, int64_t length, int64_t dim,
-    int64_t pooled_dim, const struct lpo_sample_options *o)
+lpo_sampler_open(lpo_ctx *c, lpo_sampler **out, lpo_backend *be,
+    enum lpo_dtype dt, const char *dir, const char *lora, float strength,
+    const char *const *prompts, int64_t n, const struct lpo_sampler_opts *o)
 {
-	const struct lpo_vae_config *v = lpo_vae_cfg(vae);
-	struct lpo_policy_shape p = {
-		.h = o->height_px / v->factor, .w = o->width_px / v->factor,
-		.height_px = o->height_px, .width_px = o->width_px,
-		.length = length, .dim = dim, .pooled_dim = pooled_dim,
-		.guidance = o->guidance
-	};
-	lpo_sampler *s;
+	lpo_sampler *s = lpo_alloc(c, 1, sizeof *s);
 	int rc;
 
 	*out = NULL;
-	if (o->height_px % v->factor != 0 || o->width_px % v->factor != 0 ||
-	    o->height_px < v->factor || o->width_px < v->factor)
-		return lpo_fail(c, LPO_EINVAL, "%lld x %lld pixels: want "
-		    "multiples of %lld", (long long)o->width_px,
-		    (long long)o->height_px, (long long)v->factor);
-	if ((s = lpo_alloc(c, 1, sizeof(*s))) == NULL)
+	if (s == NULL)
 		return LPO_ENOMEM;
 	s->ctx = c;
 	s->be = be;
+	s->dt = dt;
 	s->o = *o;
-	s->scaling = v->scaling_factor;
-	s->count = p.h * p.w * lpo_unet_cfg(unet)->in_channels;
-	s->pixels = o->height_px * o->width_px * 3;
-	if ((rc = schedule_steps(s, sched)) < 0 ||
-	    (rc = lpo_policy_fit(c, &s->policy, be, unet, dt, &p,
-	    o->at_once ? o->at_once : 64, o->memory_bytes)) < 0)
-		goto fail;
-	s->n = p.groups;
-	if ((rc = decoder(s, vae, dt, p.h, p.w)) < 0 ||
-	    (rc = lpo_policy_commit(s->policy, &s->arena)) < 0)
-		goto fail;
-	s->x = lpo_alloc(c, (size_t)(s->n * s->count), sizeof(float));
-	s->eps = lpo_alloc(c, (size_t)(s->n * s->count), sizeof(float));
-	s->z = lpo_alloc(c, (size_t)s->count, sizeof(float));
-	s->image = lpo_alloc(c, (size_t)(s->decode_n * s->pixels),
-	    sizeof(float));
-	s->t = lpo_alloc(c, (size_t)s->n, sizeof(*s->t));
-	if ((rc = lpo_errcode(c)) < 0)
-		goto fail;
-	*out = s;
-	return 0;
-fail:
-	lpo_sampler_free(s);
+	s->n_prompts = n;
+	if ((rc = open_steps(s, dir)) != 0 ||
+	    (rc = open_texts(s, dir, prompts, n)) != 0 ||
+	    (rc = open_models(s, dir, lora, strength)) != 0 ||
+	    (rc = plan_policy(s)) != 0 || (rc = plan_decoder(s)) != 0 ||
+	    (rc = staging(s)) != 0)
+		lpo_sampler_free(s);
+	else
+		*out = s;
 	return rc;
 }
 
@@ -123,123 +203,214 @@ lpo_sampler_free(lpo_sampler *s)
 	if (s == NULL)
 		return;
 	lpo_policy_free(s->policy);
-	lpo_tape_free(s->decode);
+	lpo_tape_free(s->decoder);
 	lpo_arena_free(s->be, &s->arena);
-	lpo_free(s->ddim);
+	lpo_lora_free(s->lora);
+	lpo_unet_free(s->unet);
+	lpo_vae_free(s->vae);
+	lpo_policy_texts_free(s->texts);
+	lpo_schedule_free(&s->schedule);
+	lpo_free(s->step);
 	lpo_free(s->x);
 	lpo_free(s->eps);
-	lpo_free(s->z);
-	lpo_free(s->image);
-	lpo_free(s->t);
+	lpo_free(s->noise);
+	lpo_free(s->pixels);
 	lpo_free(s);
 }
 
 int64_t
-lpo_sampler_at_once(const lpo_sampler *s)
+lpo_sampler_count(const lpo_sampler *s)
 {
-	return s->n;
+	return s->n_prompts * s->o.per_prompt;
 }
 
-size_t
-lpo_sampler_bytes(const lpo_sampler *s)
+int64_t
+lpo_sampler_batch(const lpo_sampler *s)
 {
-	return s->arena.bytes;
+	return s->batch;
 }
 
-double
-lpo_sampler_flops(const lpo_sampler *s)
+int64_t
+lpo_sampler_size_px(const lpo_sampler *s)
 {
-	return lpo_policy_plan(s->policy)->fwd_flops / (double)s->n *
-	    (double)s->o.steps +
-	    s->decode_plan.fwd_flops / (double)s->decode_n;
+	return s->o.size_px;
 }
 
-/* x of picture `index` after step i: mu + sigma z. */
-static void
-next_latent(lpo_sampler *s, int64_t i, int64_t at, int64_t index)
+void
+lpo_sampler_plan(const lpo_sampler *s, struct lpo_sampler_plan *p)
 {
-	const struct lpo_ddim *d = &s->ddim[i];
-	struct lpo_draw draw = { .seed = s->o.seed, .purpose = LPO_DRAW_ETA,
-	    .item = (uint32_t)index, .step = (uint32_t)i };
-	float cx = (float)d->c_x, ce = (float)d->c_eps;
-	float sigma = (float)d->sigma;
-	float *x = s->x + at * s->count, *e = s->eps + at * s->count;
-	int64_t j;
+	const struct lpo_plan *u = lpo_policy_plan(s->policy);
 
-	for (j = 0; j < s->count; j++)
-		x[j] = cx * x[j] + ce * e[j];
-	if (!(sigma > 0))
-		return;
-	lpo_draw_normal(&draw, 0, s->z, s->count);
-	for (j = 0; j < s->count; j++)
-		x[j] += sigma * s->z[j];
+	p->arena_bytes = s->arena.bytes;
+	p->text_bytes = (size_t)lpo_policy_texts_bytes(s->texts);
+	p->weight_bytes = (size_t)lpo_unet_params(s->unet)->bytes;
+	p->image_flops = (double)s->o.steps * u->fwd_flops /
+	    (double)s->batch + s->decode_plan.fwd_flops /
+	    (double)s->decode_batch;
 }
 
-/* [-1, 1] to bytes: clamp(y/2 + 1/2) * 255, half to even. */
-static void
-to_bytes(uint8_t *rgb, const float *y, int64_t n)
+void
+lpo_sampler_lora(lpo_sampler *s, int on)
 {
-	int64_t i;
-	float v;
+	s->flags = on ? 0 : LPO_LORA_OFF;
+}
+
+/* ------------------------------------------------------------------ run */
+
+/* N(0,1) for a picture, [c, h, w] in the order of a diffusers latent. */
+static int
+draw(lpo_sampler *s, int64_t number, int64_t step, float *out)
+{
+	struct lpo_draw d = { .seed = s->o.seed,
+	    .purpose = step < 0 ? LPO_DRAW_LATENT : LPO_DRAW_ETA,
+	    .item = (uint32_t)number,
+	    .step = step < 0 ? 0 : (uint32_t)step };
+	int64_t n = s->c * s->h * s->w;
+
+	if (s->o.rng == LPO_RNG_TORCH_CPU)
+		return lpo_torch_randn(s->ctx, out, n, s->o.seed +
+		    (uint64_t)number, step + 1);
+	lpo_draw_normal(&d, 0, out, n);
+	return 0;
+}
+
+static int
+start(lpo_sampler *s, int64_t first, int64_t n)
+{
+	int64_t hw = s->h * s->w, i, k, p;
+	float *x;
+	int rc;
 
 	for (i = 0; i < n; i++) {
-		v = y[i] * 0.5f + 0.5f;
-		v = !(v > 0) ? 0 : v > 1 ? 1 : v;	/* NaN is black */
-		rgb[i] = (uint8_t)rintf(v * 255.0f);
+		if ((rc = draw(s, first + i, -1, s->noise)) != 0)
+			return rc;
+		x = s->x + i * hw * s->c;
+		for (p = 0; p < hw; p++)
+			for (k = 0; k < s->c; k++)
+				x[p * s->c + k] = s->noise[k * hw + p];
 	}
+	return 0;
+}
+
+/* x = c_x x + c_eps e + sigma z, in f64 and rounded once. */
+static int
+advance(lpo_sampler *s, const struct lpo_ddim *d, int64_t first, int64_t n,
+    int64_t step)
+{
+	int64_t hw = s->h * s->w, i, k, p;
+	float *x, *e;
+	double v;
+	int rc;
+
+	for (i = 0; i < n; i++) {
+		x = s->x + i * hw * s->c;
+		e = s->eps + i * hw * s->c;
+		if (d->sigma > 0 && (rc = draw(s, first + i, step,
+		    s->noise)) != 0)
+			return rc;
+		for (p = 0; p < hw; p++)
+			for (k = 0; k < s->c; k++, x++, e++) {
+				v = d->c_x * (double)*x + d->c_eps *
+				    (double)*e;
+				if (d->sigma > 0)
+					v += d->sigma * (double)
+					    s->noise[k * hw + p];
+				*x = (float)v;
+			}
+	}
+	return 0;
 }
 
 static int
 decode(lpo_sampler *s, uint8_t *rgb, int64_t n)
 {
-	int64_t i, j, some;
-	float *z = s->eps;
+	int64_t count = s->h * s->w * s->c, at, i, k, size;
+	int64_t pixels = s->o.size_px * s->o.size_px * 3;
+	float scale = lpo_vae_cfg(s->vae)->scaling_factor;
 	int rc;
 
-	for (i = 0; i < n * s->count; i++)
-		z[i] = s->x[i] / s->scaling;
-	/* the last evaluation's spare rows decode old numbers, unused */
-	for (i = 0; i < n; i += some) {
-		some = n - i < s->decode_n ? n - i : s->decode_n;
-		j = i + s->decode_n <= s->n ? i : s->n - s->decode_n;
-		if ((rc = lpo_var_set(s->decode, s->in,
-		    z + j * s->count)) < 0 ||
-		    (rc = lpo_tape_forward(s->decode, 0)) < 0 ||
-		    (rc = lpo_var_get(s->decode, s->out, s->image)) < 0)
+	for (at = 0; at < n; at += size) {
+		size = n - at < s->decode_batch ? n - at : s->decode_batch;
+		/* eps is free by now: the decoder's input goes there */
+		for (i = 0; i < s->decode_batch; i++) {
+			const float *x = s->x + (at + (i < size ? i : 0)) *
+			    count;
+
+			for (k = 0; k < count; k++)
+				s->eps[i * count + k] = x[k] / scale;
+		}
+		if ((rc = lpo_var_set(s->decoder, s->z, s->eps)) != 0 ||
+		    (rc = lpo_tape_forward(s->decoder, 0)) != 0 ||
+		    (rc = lpo_var_get(s->decoder, s->image,
+		    s->pixels)) != 0)
 			return rc;
-		to_bytes(rgb + i * s->pixels, s->image + (i - j) * s->pixels,
-		    some * s->pixels);
+		lpo_image_from_float(rgb + at * pixels, s->pixels,
+		    size * pixels);
 	}
 	return 0;
 }
 
 int
-lpo_sampler_run(lpo_sampler *s, uint8_t *rgb, float *latent,
-    const lpo_policy_texts *texts, const int64_t *prompt,
-    const int64_t *index, const float *start, int64_t n)
+lpo_sampler_run(lpo_sampler *s, uint8_t *rgb, float *latent, int64_t first,
+    int64_t n)
 {
-	struct lpo_draw d = { .seed = s->o.seed, .purpose = LPO_DRAW_LATENT };
-	int64_t i, k;
-	int rc;
+	int64_t hw = s->h * s->w, i, k, p, step;
+	int64_t *t = NULL, *prompt = NULL;
+	int rc = LPO_ENOMEM;
 
-	for (k = 0; k < n; k++) {
-		d.item = (uint32_t)index[k];
-		if (start != NULL)
-			memcpy(s->x + k * s->count, start + k * s->count,
-			    (size_t)s->count * sizeof(float));
-		else
-			lpo_draw_normal(&d, 0, s->x + k * s->count, s->count);
+	t = lpo_alloc(s->ctx, (size_t)n, sizeof *t);
+	prompt = lpo_alloc(s->ctx, (size_t)n, sizeof *prompt);
+	if (t == NULL || prompt == NULL || (rc = start(s, first, n)) != 0)
+		goto out;
+	for (i = 0; i < n; i++)
+		prompt[i] = (first + i) / s->o.per_prompt;
+	for (step = 0; step < s->o.steps; step++) {
+		for (i = 0; i < n; i++)
+			t[i] = s->step[step].t;
+		if ((rc = lpo_policy_eval(s->policy, s->eps, s->texts, s->x,
+		    t, prompt, n, s->flags)) != 0 ||
+		    (rc = advance(s, &s->step[step], first, n, step)) != 0)
+			goto out;
 	}
-	for (i = 0; i < s->o.steps; i++) {
-		for (k = 0; k < n; k++)
-			s->t[k] = s->ddim[i].t;
-		if ((rc = lpo_policy_eval(s->policy, s->eps, texts, s->x, s->t,
-		    prompt, n, 0)) < 0)
-			return rc;
-		for (k = 0; k < n; k++)
-			next_latent(s, i, k, index[k]);
-	}
-	if (latent != NULL)
-		memcpy(latent, s->x, (size_t)(n * s->count) * sizeof(float));
-	return decode(s, rgb, n);
+	for (i = 0; latent != NULL && i < n; i++)
+		for (k = 0; k < s->c; k++)
+			for (p = 0; p < hw; p++)
+				latent[(i * s->c + k) * hw + p] =
+				    s->x[(i * hw + p) * s->c + k];
+	rc = rgb != NULL ? decode(s, rgb, n) : 0;
+out:
+	lpo_free(t);
+	lpo_free(prompt);
+	return rc;
+}
+
+/* ---------------------------------------------------------------- words */
+
+void
+lpo_sample_key(char out[32], int64_t prompt, int64_t picture)
+{
+	snprintf(out, 32, "%09lld-%lld", (long long)prompt,
+	    (long long)picture);
+}
+
+char *
+lpo_sample_parameters(lpo_ctx *c, const struct lpo_sampler_opts *o,
+    const char *prompt, int64_t size_px, int64_t number,
+    const char *model_hash, const char *lora_hash, double strength)
+{
+	char lora[96] = "", eta[32] = "";
+
+	if (lora_hash != NULL)
+		snprintf(lora, sizeof lora, ", Lora hash: %.10s, Lora "
+		    "strength: %g", lora_hash, strength);
+	if (o->eta != 0)
+		snprintf(eta, sizeof eta, ", Eta: %g", o->eta);
+	return lpo_asprintf(c, "%s\nSteps: %lld, Sampler: DDIM, CFG scale: "
+	    "%g, Seed: %llu, Size: %lldx%lld, Model hash: %.10s%s%s, RNG: %s, "
+	    "Image: %lld", prompt, (long long)o->steps, o->guidance,
+	    (unsigned long long)(o->rng == LPO_RNG_TORCH_CPU ? o->seed +
+	    (uint64_t)number : o->seed), (long long)size_px,
+	    (long long)size_px, model_hash, lora, eta,
+	    o->rng == LPO_RNG_TORCH_CPU ? "CPU" : "Philox",
+	    (long long)number);
 }

@@ -1,0 +1,19 @@
+/*
+ * torch.randn on the CPU: mt19937 and torch's Box-Muller in runs of 16, so
+ * that a seed gives the picture it gives in diffusers and ComfyUI.
+ */
+#ifndef LPO_TRAIN_TORCH_RNG_H
+#define LPO_TRAIN_TORCH_RNG_H
+
+#include "lib/base/ctx.h"
+
+/*
+ * out[n] = the values of call number `call` (0: the first) of
+ * torch.randn(n, generator=torch.Generator().manual_seed(seed)); n >= 16.
+ * Agrees with torch to 1 ulp or so: its logarithm and cosine differ with
+ * the CPU.
+ */
+int	 lpo_torch_randn(lpo_ctx *, float *out, int64_t n, uint64_t seed,
+	    int64_t call);
+
+#endif
