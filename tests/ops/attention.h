@@ -1,0 +1,208 @@
+/* Attention: the cases, their inputs, and the truth in f64. */
+#ifndef TESTS_OPS_ATTENTION_H
+#define TESTS_OPS_ATTENTION_H
+
+#include "tests/ops/levels.h"
+
+struct shape_case {
+	const char *what;
+	struct lpo_attn_shape s;
+};
+
+static const struct shape_case cases[] = {
+	{ "one token", { 1, 1, 1, 1, 1, 1, 1, 1, 0 } },
+	{ "demo self", { 3, 3, 64, 64, 4, 16, 64, 64, 0 } },
+	{ "demo text", { 4, 2, 64, 16, 4, 12, 50, 48, 0 } },
+	{ "demo middle", { 3, 3, 16, 16, 4, 20, 80, 81, 0 } },
+	{ "text, one row for all", { 6, 1, 70, 77, 2, 40, 80, 80, 0 } },
+	{ "odd", { 2, 2, 37, 41, 3, 7, 21, 33, 0 } },
+	{ "long, odd", { 1, 1, 150, 301, 2, 33, 70, 66, 0 } },
+	{ "shared and long", { 4, 2, 33, 150, 1, 20, 20, 20, 0 } },
+	{ "widest", { 1, 1, 65, 140, 1, 160, 160, 160, 0 } },
+	{ "causal", { 2, 2, 77, 77, 2, 64, 128, 128, 1 } },
+	{ "causal, long", { 1, 1, 200, 200, 1, 24, 24, 24, 1 } },
+	{ "causal, more keys", { 1, 1, 20, 170, 2, 8, 16, 16, 1 } },
+	{ "causal, more queries", { 1, 1, 170, 20, 2, 8, 16, 16, 1 } }
+};
+#define CASES ((int)(sizeof(cases) / sizeof(*cases)))
+
+/* q, k, v, dout and the gradients; o and lse are made by the op. */
+struct set {
+	struct buf q, k, v, g, dq, dk, dv, o, lse;
+};
+
+/* The truth, in f64, from the stored inputs. */
+struct truth {
+	double *o, *lse, *dq, *dk, *dv;	/* gradients as they stood, added to */
+};
+
+static int64_t
+n_q(const struct lpo_attn_shape *s)
+{
+	return s->n * s->lq * s->ldq;
+}
+
+static int64_t
+n_k(const struct lpo_attn_shape *s)
+{
+	return s->nk * s->lk * s->ldk;
+}
+
+static int64_t
+n_o(const struct lpo_attn_shape *s)
+{
+	return s->n * s->lq * s->heads * s->d;
+}
+
+static struct set
+set_new(const struct lpo_attn_shape *s, enum lpo_dtype dt)
+{
+	struct set t;
+	int64_t i;
+
+	t.q = buf_new(dt, n_q(s), 1);
+	t.k = buf_new(dt, n_k(s), 2);
+	t.v = buf_new(dt, n_k(s), 3);
+	t.g = buf_new(dt, n_o(s), 4);
+	t.dq = buf_new(dt, n_q(s), 5);
+	t.dk = buf_new(dt, n_k(s), 6);
+	t.dv = buf_new(dt, n_k(s), 7);
+	t.o = buf_new(dt, n_o(s), 8);
+	t.lse = buf_new(LPO_F32, s->n * s->heads * s->lq, 9);
+	/* sharper than values in -1 .. 1 would make it; exact in bf16 */
+	for (i = 0; i < t.q.count; i++) {
+		t.q.v[i] *= 4;
+		if (dt == LPO_F32)
+			((float *)t.q.p)[i] *= 4;
+		else if (((uint16_t *)t.q.p)[i] & 0x7fff)
+			((uint16_t *)t.q.p)[i] += 2 << 7;
+	}
+	return t;
+}
+
+static void
+set_free(struct set *t)
+{
+	struct buf *b[] = { &t->q, &t->k, &t->v, &t->g, &t->dq, &t->dk,
+	    &t->dv, &t->o, &t->lse };
+	int i;
+
+	for (i = 0; i < 9; i++)
+		buf_free(b[i]);
+}
+
+static double *
+copy_f64(const struct buf *b)
+{
+	double *p = malloc((size_t)b->count * sizeof(double));
+
+	memcpy(p, b->v, (size_t)b->count * sizeof(double));
+	return p;
+}
+
+/* One query of one head: o, lse, and its part of every gradient. */
+static void
+truth_query(const struct lpo_attn_shape *s, const struct set *t,
+    struct truth *w, int64_t i, int64_t h, int64_t a, double *p, double *dp)
+{
+	int64_t d = s->d, keys = s->causal && a + 1 < s->lk ? a + 1 : s->lk;
+	int64_t q = (i * s->lq + a) * s->ldq + h * d, j, x, k;
+	int64_t o = ((i * s->lq + a) * s->heads + h) * d;
+	double top = -1e300, sum = 0, delta = 0, scale = 1 / sqrt((double)d);
+
+	for (j = 0; j < keys; j++) {
+		k = (i * s->nk / s->n * s->lk + j) * s->ldk + h * d;
+		p[j] = dp[j] = 0;
+		for (x = 0; x < d; x++) {
+			p[j] += t->q.v[q + x] * t->k.v[k + x] * scale;
+			dp[j] += t->g.v[o + x] * t->v.v[k + x];
+		}
+		top = p[j] > top ? p[j] : top;
+	}
+	for (j = 0; j < keys; j++)
+		sum += p[j] = exp(p[j] - top);
+	w->lse[(i * s->heads + h) * s->lq + a] = top + log(sum);
+	for (x = 0; x < d; x++)
+		w->o[o + x] = 0;
+	for (j = 0; j < keys; j++) {
+		k = (i * s->nk / s->n * s->lk + j) * s->ldk + h * d;
+		p[j] /= sum;
+		delta += p[j] * dp[j];
+		for (x = 0; x < d; x++) {
+			w->o[o + x] += p[j] * t->v.v[k + x];
+			w->dv[k + x] += p[j] * t->g.v[o + x];
+		}
+	}
+	for (j = 0; j < keys; j++) {
+		k = (i * s->nk / s->n * s->lk + j) * s->ldk + h * d;
+		for (x = 0; x < d; x++) {
+			w->dq[q + x] += p[j] * (dp[j] - delta) * scale *
+			    t->k.v[k + x];
+			w->dk[k + x] += p[j] * (dp[j] - delta) * scale *
+			    t->q.v[q + x];
+		}
+	}
+}
+
+static struct truth
+truth_new(const struct lpo_attn_shape *s, const struct set *t)
+{
+	struct truth w = { copy_f64(&t->o), copy_f64(&t->lse),
+	    copy_f64(&t->dq), copy_f64(&t->dk), copy_f64(&t->dv) };
+	double *p = malloc((size_t)s->lk * sizeof(double));
+	double *dp = malloc((size_t)s->lk * sizeof(double));
+	int64_t i, h, a;
+
+	for (i = 0; i < s->n; i++)
+		for (h = 0; h < s->heads; h++)
+			for (a = 0; a < s->lq; a++)
+				truth_query(s, t, &w, i, h, a, p, dp);
+	free(p);
+	free(dp);
+	return w;
+}
+
+static void
+truth_free(struct truth *w)
+{
+	free(w->o);
+	free(w->lse);
+	free(w->dq);
+	free(w->dk);
+	free(w->dv);
+}
+
+/*
+ * The largest error against what may be: `rel` of the largest value that
+ * meets in the sums, and in bf16 the rounding of the result.
+ */
+static double
+excess(const struct buf *b, const double *want, double rel)
+{
+	double top = 0, bad = 0, e;
+	int64_t i;
+
+	for (i = 0; i < b->count; i++)
+		top = fabs(want[i]) > top ? fabs(want[i]) : top;
+	for (i = 0; i < b->count; i++) {
+		e = fabs(get(b, i) - want[i]) / (rel * (top + 0.01) +
+		    (b->dt == LPO_BF16 ? fabs(want[i]) / 250 : 0));
+		if (!(e <= bad))
+			bad = e;
+	}
+	return bad;
+}
+
+static size_t
+bytes_of(const struct buf *b)
+{
+	return (size_t)b->count * lpo_dtype_bytes(b->dt);
+}
+
+static int
+same(const struct buf *a, const struct buf *b)
+{
+	return memcmp(a->p, b->p, bytes_of(a)) == 0;
+}
+
+#endif

@@ -1,0 +1,89 @@
+/*
+ * The AMX attention with its tile operations in plain C: everything but the
+ * instructions themselves is tested on machines without AMX.  (With AMX,
+ * tests/ops/attention.c runs the real ones.)
+ */
+#define LPO_AMX_EMULATE
+#include "kernels/attention_amx.c"
+#include "tests/ops/attention.h"
+
+static int
+run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t)
+{
+	struct scratch w = scratch_new(lpo_attention_scratch_bytes_amx(be,
+	    LPO_FWD, LPO_BF16, s));
+	int rc = lpo_attention_fwd_amx(be, LPO_BF16, t->o.p, t->lse.p, t->q.p,
+	    t->k.p, t->v.p, s, w.p);
+
+	return scratch_done(&w) && rc == 0;
+}
+
+static void
+check_case(lpo_backend *be, const struct shape_case *c)
+{
+	struct set t = set_new(&c->s, LPO_BF16), b;
+	struct truth w = truth_new(&c->s, &t);
+	int good, threads;
+	double e, l;
+
+	be->threads = 1;
+	good = run_emulated(be, &c->s, &t);
+	e = excess(&t.o, w.o, 4e-3);
+	l = excess(&t.lse, w.lse, 2e-5);
+	ok(good && e <= 1 && l <= 1 && guard_whole(&t.o) &&
+	    guard_whole(&t.lse), "emulated %s: errors %.2f %.2f of the "
+	    "allowed", c->what, e, l);
+	for (threads = 2; threads <= 4; threads++) {
+		b = set_new(&c->s, LPO_BF16);
+		be->threads = threads;
+		good &= run_emulated(be, &c->s, &b) && same(&t.o, &b.o) &&
+		    same(&t.lse, &b.lse);
+		set_free(&b);
+	}
+	ok(good, "emulated %s: 1 to 4 threads, same bits", c->what);
+	truth_free(&w);
+	set_free(&t);
+}
+
+/* One row of keys at a time gives the bits of the whole. */
+static void
+check_rows(lpo_backend *be, const struct shape_case *c)
+{
+	struct lpo_attn_shape one = c->s;
+	struct set a = set_new(&c->s, LPO_BF16), b = set_new(&c->s, LPO_BF16);
+	int64_t r, rows = c->s.n / c->s.nk;
+	int good = run_emulated(be, &c->s, &a);
+
+	one.n = rows;
+	one.nk = 1;
+	for (r = 0; r < c->s.nk; r++) {
+		struct set v = b;
+
+		v.q.p = (uint16_t *)b.q.p + r * n_q(&one);
+		v.o.p = (uint16_t *)b.o.p + r * n_o(&one);
+		v.k.p = (uint16_t *)b.k.p + r * n_k(&one);
+		v.v.p = (uint16_t *)b.v.p + r * n_k(&one);
+		v.lse.p = (float *)b.lse.p + r * rows * one.heads * one.lq;
+		good &= run_emulated(be, &one, &v);
+	}
+	ok(good && same(&a.o, &b.o) && same(&a.lse, &b.lse),
+	    "emulated %s: row by row, same bits", c->what);
+	set_free(&a);
+	set_free(&b);
+}
+
+int
+main(void)
+{
+	lpo_backend be;
+	int i;
+
+	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
+		return done_testing();
+	for (i = 0; i < CASES; i++)
+		check_case(&be, &cases[i]);
+	check_rows(&be, &cases[1]);
+	check_rows(&be, &cases[2]);
+	lpo_cpu_close(&be);
+	return done_testing();
+}
