@@ -8,8 +8,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include <jansson.h>
-
 #include "lib/base/mem.h"
 
 #define ALIGN 64
@@ -22,7 +20,7 @@ struct lpo_ctx {
 	const volatile sig_atomic_t *stop;
 };
 
-static _Atomic long fail_at = -1, failures;
+static _Atomic long fail_at = -1;
 
 void
 lpo_alloc_fail_at(long n)
@@ -39,30 +37,16 @@ must_fail(void)
 	return atomic_fetch_sub(&fail_at, 1) == 0;
 }
 
-static void *
-counted(void *p)
-{
-	if (p == NULL)
-		atomic_fetch_add(&failures, 1);
-	return p;
-}
-
 void *
 lpo_raw_alloc(size_t bytes)
 {
-	return counted(must_fail() ? NULL : malloc(bytes ? bytes : 1));
+	return must_fail() ? NULL : malloc(bytes ? bytes : 1);
 }
 
 void *
 lpo_raw_realloc(void *p, size_t bytes)
 {
-	return counted(must_fail() ? NULL : realloc(p, bytes ? bytes : 1));
-}
-
-long
-lpo_raw_failures(void)
-{
-	return atomic_load(&failures);
+	return must_fail() ? NULL : realloc(p, bytes ? bytes : 1);
 }
 
 void
@@ -78,11 +62,6 @@ lpo_ctx_new(void)
 
 	if (c != NULL)
 		memset(c, 0, sizeof(*c));
-	/*
-	 * jansson's hooks are process-wide.  Both allocators end in free(),
-	 * so values made before this call are released correctly too.
-	 */
-	json_set_alloc_funcs(lpo_raw_alloc, lpo_raw_free);
 	return c;
 }
 

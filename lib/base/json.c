@@ -10,7 +10,6 @@
 #include <string.h>
 
 #include "lib/base/file.h"
-#include "lib/base/mem.h"
 
 /*
  * jansson's own limit is 2048 levels; code that walks values recurses, so
@@ -43,7 +42,6 @@ static int
 load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
     size_t flags)
 {
-	long failures = lpo_raw_failures();
 	json_error_t e;
 
 	*out = NULL;
@@ -53,8 +51,9 @@ load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
 	*out = json_loadb(text, n, flags | JSON_DECODE_ANY, &e);
 	if (*out != NULL)
 		return 0;
-	/* Without memory jansson often reports a syntax error. */
-	if (lpo_raw_failures() != failures)
+	/* Without memory jansson leaves the text empty, or says so. */
+	if (e.text[0] == '\0' ||
+	    json_error_code(&e) == json_error_out_of_memory)
 		return lpo_fail(c, LPO_ENOMEM, "%s: out of memory", name);
 	return lpo_fail(c, LPO_EFORMAT, "%s:%d: %s", name,
 	    e.line > 0 ? e.line : 1, e.text);

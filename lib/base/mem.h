@@ -1,6 +1,7 @@
 /*
  * The raw allocator under lpo_alloc(), for libraries that take malloc-like
- * hooks (jansson, libcsv): the same counter, so that tests can fail them too.
+ * hooks: the same counter, so that tests can fail them too.  Not for jansson:
+ * 2.14 frees what it never got when the parser's n-th allocation fails.
  */
 #ifndef LPO_BASE_MEM_H
 #define LPO_BASE_MEM_H
@@ -10,7 +11,5 @@
 void	*lpo_raw_alloc(size_t bytes);
 void	*lpo_raw_realloc(void *, size_t bytes);
 void	 lpo_raw_free(void *);
-/* How often they gave NULL so far, in any thread. */
-long	 lpo_raw_failures(void);
 
 #endif

@@ -86,9 +86,17 @@ int	 lpo_shard_get_json(lpo_ctx *, json_t **, lpo_shard *, int64_t i);
 int	 lpo_shard_peek(lpo_ctx *, const uint8_t **, int64_t *bytes,
 	    lpo_shard *, int64_t i, const char *name);
 
-/* ---- Many files, or a stream, in order ---- */
-
 #define LPO_SHARDS_ALLOW_MISSING 1	/* gaps in a sequence are allowed */
+
+/*
+ * For those who open shards themselves (lpo_shards_open() does it): the same
+ * shard of a run twice is LPO_EFORMAT, a missing one too unless allowed (then
+ * said by lpo_notice); so are streams of different kind, latents or schedule.
+ */
+int	 lpo_shard_check_set(lpo_ctx *, lpo_shard *const *, int64_t n,
+	    unsigned flags);
+
+/* ---- Many files, or a stream, in order ---- */
 
 /*
  * The names that arguments mean: a file is itself, "enc-%06d.tar" every
