@@ -1,14 +1,13 @@
 /*
  * Vector mathematics for the per-level kernels: exp, sigmoid, the normal
- * distribution (for GELU) and erf, on the vf of vec.h.  Coefficients are our
+ * distribution (for GELU), on the vf of vec.h.  Coefficients are our
  * own minimax fits (Remez, 40 digits).  NaN goes in, NaN comes out; that is
  * why comparisons are written so that NaN falls on the side that keeps x.
  *
  *	vf_exp		<= 2 ulp; overflows to Inf, denormals kept
- *	vf_exp2_soft	relative 1.5e-7 for x > -125, else 0; x <= 127
+ *	vf_exp2_soft	relative 2.5e-7 for x > -125, else 0; x <= 127
  *	vf_sigmoid	relative 3e-7
  *	vf_cdf		relative 5e-7 + |x|^2 6e-8, also in the far left tail
- *	vf_erf		absolute 2e-7
  */
 #ifndef LPO_VMATH_H
 #define LPO_VMATH_H
@@ -155,14 +154,6 @@ vf_cdf(vf x, vf *pdf)
 
 	*pdf = g * 0.398942280f;
 	return vf_select(x > 0.0f, 1.0f - tail, tail);
-}
-
-static inline vf
-vf_erf(vf x)
-{
-	vf e = 1.0f - vf_exp(-(x * x)) * vf_erfcx(vf_abs(x));
-
-	return (vf)((vi)e | ((vi)x & (int32_t)0x80000000));
 }
 
 #endif
