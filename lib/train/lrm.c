@@ -45,6 +45,12 @@ lpo_lrm_load_unet(lpo_lrm *m)
 	    1);
 }
 
+void
+lpo_lrm_set_checkpoint(lpo_lrm *m, int on)
+{
+	lpo_unet_set_checkpoint(m->unet, on);
+}
+
 static int
 open_tokenizer(lpo_lrm *m, int i)
 {

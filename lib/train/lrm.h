@@ -64,6 +64,8 @@ void	 lpo_lrm_free(lpo_lrm *);
 int	 lpo_lrm_load_text(lpo_lrm *);
 void	 lpo_lrm_free_text(lpo_lrm *);
 int	 lpo_lrm_load_unet(lpo_lrm *);
+/* As lpo_unet_set_checkpoint(), for tapes recorded from now on. */
+void	 lpo_lrm_set_checkpoint(lpo_lrm *, int on);
 
 const struct lpo_lrm_config *lpo_lrm_cfg(const lpo_lrm *);
 /*
