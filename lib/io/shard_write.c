@@ -50,17 +50,22 @@ lpo_end_make(lpo_ctx *c, const struct lpo_section *s, uint32_t run_crc,
 	return NULL;
 }
 
+/*
+ * Never fails towards libarchive, which leaks after a failed write; the
+ * failure is kept here and looked at after each call.
+ */
 static la_ssize_t
 write_cb(struct archive *a, void *arg, const void *p, size_t n)
 {
 	lpo_shardw *w = arg;
 
 	(void)a;
-	w->failed = lpo_out_write(w->out, p, n);
-	return w->failed ? -1 : (la_ssize_t)n;
+	if (w->failed == 0)
+		w->failed = lpo_out_write(w->out, p, n);
+	return (la_ssize_t)n;
 }
 
-/* The callback's failure has its text already; others are libarchive's. */
+/* The output's failure has its text already; others are libarchive's. */
 static int
 failed(lpo_shardw *w)
 {
@@ -93,7 +98,7 @@ put_member(lpo_shardw *w, const char *path, const void *data, int64_t size)
 	    (size > 0 && archive_write_data(w->a, data, (size_t)size) !=
 	    (la_ssize_t)size);
 	archive_entry_free(e);
-	return bad ? failed(w) : 0;
+	return bad ? failed(w) : w->failed;
 }
 
 static int
@@ -233,7 +238,7 @@ lpo_shardw_finish(lpo_shardw *w, int64_t skipped, int64_t shard,
 	}
 	if ((rc = put_json(w, LPO_END_MEMBER, end, NULL)) != 0)
 		goto out;
-	if (archive_write_close(w->a) != ARCHIVE_OK) {
+	if (archive_write_close(w->a) != ARCHIVE_OK || w->failed) {
 		rc = failed(w);
 		goto out;
 	}
@@ -253,12 +258,11 @@ lpo_shardw_abort(lpo_shardw *w)
 		return;
 	/*
 	 * libarchive closes on free and would write the end of the archive:
-	 * into standard output that would be a lie, so it fails first.
+	 * into standard output that would be a lie.
 	 */
-	if (w->a != NULL) {
-		archive_write_fail(w->a);
-		archive_write_free(w->a);
-	}
+	if (w->failed == 0)
+		w->failed = LPO_ESTOP;
+	archive_write_free(w->a);
 	lpo_out_abort(w->out);
 	lpo_free(w);
 }
