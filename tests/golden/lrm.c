@@ -114,6 +114,8 @@ head(lpo_lrm *m, const struct golden_case *g)
 	for (i = 0; i < ps->n; i++) {
 		snprintf(part, sizeof(part), "head/%s", ps->p[i]->key);
 		floats(x, g->name, part);
+		if (tensor(g->name, part)->count != ps->p[i]->count)
+			exit(1);
 		if (lpo_param_import(ps, ps->p[i], x) < 0)
 			exit(1);
 	}
@@ -128,7 +130,9 @@ model(const struct golden_case *g)
 	lpo_lrm *m;
 
 	snprintf(dir, sizeof(dir), ROOT "/%s", g->model);
-	if (lpo_lrm_new(c, &be, &m, dir, LPO_F32, &cfg, NULL, 1) < 0) {
+	if (lpo_lrm_new(c, &be, &m, dir, LPO_F32, &cfg,
+	    g->model[0] == 's' ? ROOT "/sd/state_dict.safetensors" : NULL,
+	    1) < 0) {
 		printf("# %s\n", lpo_errmsg(c));
 		exit(1);
 	}

@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Golden values of the reward model: lrm/sd and lrm/xl, lrm/expected.safetensors.
+"""Golden values of the reward model: lrm/sd, lrm/xl, lrm/expected.safetensors.
 
 A torch implementation of spec method.md 1 and 2 on two tiny random models, one
 with SD1.5's structure and one with SDXL's, evaluated in float64.  The networks
@@ -101,7 +101,8 @@ class Lrm(torch.nn.Module):
         emb = u.time_embedding(u.time_proj(t).double())
         if self.xl:
             n = len(x)
-            size = torch.tensor([8 * H, 8 * W, 0, 0, 8 * H, 8 * W]).repeat(n, 1)
+            size = torch.tensor([8 * H, 8 * W, 0, 0, 8 * H, 8 * W])
+            size = size.repeat(n, 1)
             ids = u.add_time_proj(size.flatten()).reshape(n, -1)
             emb = emb + u.add_embedding(
                 torch.cat([embeds, ids.double()], -1))
@@ -223,7 +224,8 @@ def f32(x):
 
 def run(model, out, keys, case, criterion, coeff=1.0, aux=1.0):
     x, t0, t1, ids, empty, y, num = data()
-    model.zero_grad(set_to_none=True)
+    for part in [model] + model.texts:
+        part.zero_grad(set_to_none=True)
     v0, v1, t = model.features(x[0], x[1], t0, t1, ids, empty)
     loss, score = loss_of(model, v0, v1, t, y, num, t0, t1, criterion, coeff,
                           aux)
