@@ -1,0 +1,368 @@
+/*
+ * GroupNorm (+ SiLU) and LayerNorm against f64.  The f64 gradients are
+ * themselves checked against central differences.  LayerNorm of m tokens is
+ * taken as GroupNorm with hw = 1 and one group.
+ */
+#include "tests/ops/levels.h"
+#include "tests/ops/reopen.h"
+
+struct shape {
+	int64_t n, hw, c, norm_groups, groups;
+	int silu;
+};
+
+static const struct shape shapes[] = {
+	{ 1, 1, 4, 2, 1, 0 }, { 2, 7, 6, 3, 1, 1 }, { 4, 65, 48, 8, 2, 1 },
+	{ 2, 131, 320, 32, 2, 1 }, { 4, 64, 40, 4, 4, 0 },
+	{ 3, 200, 33, 1, 3, 1 }, { 6, 16, 130, 13, 2, 1 },
+	{ 1, 1030, 96, 32, 1, 1 }
+};
+
+static const double eps = 1e-5;
+
+/* f64: y, and gradients of sum dy y (NULL: forward only). */
+struct truth {
+	double *y, *dx, *dgamma, *dbeta;
+};
+
+static double
+silu_slope(double z)
+{
+	double s = 1 / (1 + exp(-z));
+
+	return s * (1 + z * (1 - s));
+}
+
+/* One group of one image, `m` elements: el[] are their indices. */
+static void
+truth_group(const struct shape *s, const double *x, const double *gamma,
+    const double *beta, const double *dy, struct truth *t, int64_t img,
+    int64_t g)
+{
+	int64_t cg = s->c / s->norm_groups, m = s->hw * cg, k, i, ch;
+	double mean = 0, var = 0, rstd, a = 0, b = 0, xh, z, d;
+
+#define EACH for (k = 0; k < m && (ch = g * cg + k % cg,		\
+    i = (img * s->hw + k / cg) * s->c + ch, 1); k++)
+	EACH
+		mean += x[i] / (double)m;
+	EACH
+		var += (x[i] - mean) * (x[i] - mean) / (double)m;
+	rstd = 1 / sqrt(var + eps);
+	EACH {
+		xh = (x[i] - mean) * rstd;
+		z = xh * gamma[ch] + beta[ch];
+		t->y[i] = s->silu ? z / (1 + exp(-z)) : z;
+		if (dy == NULL)
+			continue;
+		d = dy[i] * (s->silu ? silu_slope(z) : 1);
+		t->dgamma[ch] += d * xh;
+		t->dbeta[ch] += d;
+		a += d * gamma[ch] / (double)m;
+		b += d * gamma[ch] * xh / (double)m;
+	}
+	if (dy == NULL)
+		return;
+	EACH {
+		xh = (x[i] - mean) * rstd;
+		z = xh * gamma[ch] + beta[ch];
+		d = dy[i] * (s->silu ? silu_slope(z) : 1);
+		t->dx[i] += rstd * (d * gamma[ch] - a - xh * b);
+	}
+#undef EACH
+}
+
+static void
+truth_all(const struct shape *s, const double *x, const double *gamma,
+    const double *beta, const double *dy, struct truth *t)
+{
+	int64_t i, g;
+
+	for (i = 0; i < s->n; i++)
+		for (g = 0; g < s->norm_groups; g++)
+			truth_group(s, x, gamma, beta, dy, t, i, g);
+}
+
+/* sum dy y after nudging one value */
+static double
+nudged(const struct shape *s, double *at, double by, const double *x,
+    const double *gamma, const double *beta, const double *dy)
+{
+	double was = *at, sum = 0;
+	struct truth t = { 0 };
+	int64_t i, size = s->n * s->hw * s->c;
+
+	t.y = malloc((size_t)size * sizeof(double));
+	*at += by;
+	truth_all(s, x, gamma, beta, NULL, &t);
+	*at = was;
+	for (i = 0; i < size; i++)
+		sum += dy[i] * t.y[i];
+	free(t.y);
+	return sum;
+}
+
+/* Inputs, gradients as they stood, and the truth for one shape. */
+struct set {
+	struct buf x, dy, y, dx, gamma, beta, dgamma, dbeta;
+	float *stats;
+	struct truth t;
+};
+
+static double *
+copied(const struct buf *b)
+{
+	double *w = malloc((size_t)b->count * sizeof(double));
+
+	memcpy(w, b->v, (size_t)b->count * sizeof(double));
+	return w;
+}
+
+static struct set
+set_new(const struct shape *s, enum lpo_dtype dt, double shift)
+{
+	int64_t size = s->n * s->hw * s->c, i;
+	struct set t;
+
+	t.x = buf_new(dt, size, 1);
+	for (i = 0; i < size; i++)
+		t.x.v[i] += shift;
+	buf_reset(&t.x);
+	for (i = 0; i < size; i++)	/* the shift may have cost digits */
+		t.x.v[i] = get(&t.x, i);
+	t.dy = buf_new(dt, size, 2);
+	t.y = buf_new(dt, size, 3);
+	t.dx = buf_new(dt, size, 4);
+	t.gamma = buf_new(LPO_F32, s->c, 5);
+	t.beta = buf_new(LPO_F32, s->c, 6);
+	t.dgamma = buf_new(LPO_F32, s->c, 7);
+	t.dbeta = buf_new(LPO_F32, s->c, 8);
+	/* [n, norm_groups, 2], or as layer norm [n * hw, 2] */
+	t.stats = malloc((size_t)(2 * s->n * (s->norm_groups + s->hw)) *
+	    sizeof(float));
+	t.t.y = copied(&t.y);
+	t.t.dx = copied(&t.dx);
+	t.t.dgamma = copied(&t.dgamma);
+	t.t.dbeta = copied(&t.dbeta);
+	return t;
+}
+
+static void
+set_free(struct set *t)
+{
+	struct buf *b[] = { &t->x, &t->dy, &t->y, &t->dx, &t->gamma,
+	    &t->beta, &t->dgamma, &t->dbeta };
+	int i;
+
+	for (i = 0; i < 8; i++)
+		buf_free(b[i]);
+	free(t->stats);
+	free(t->t.y);
+	free(t->t.dx);
+	free(t->t.dgamma);
+	free(t->t.dbeta);
+}
+
+/* Largest error in units of `rel` of the largest value, and bf16 rounding. */
+static double
+off(const struct buf *b, const double *want, double rel)
+{
+	double bad = 0, top = 0, e;
+	int64_t i;
+
+	for (i = 0; i < b->count; i++)
+		top = fmax(top, fabs(want[i]));
+	for (i = 0; i < b->count; i++) {
+		e = fabs(get(b, i) - want[i]) / (rel * top +
+		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0));
+		if (!(e <= bad))
+			bad = e;
+	}
+	return guard_whole(b) ? bad : INFINITY;
+}
+
+/* Run the op on set t (as layer norm where `layer`), all gradients. */
+static int
+run(lpo_backend *be, enum lpo_dtype dt, const struct shape *s, struct set *t,
+    int layer)
+{
+	int64_t m = s->n * s->hw;
+	struct scratch w = scratch_new(be->k->norm_scratch_bytes(be,
+	    layer ? m : s->n, s->c, s->groups));
+	int rc;
+
+	if (layer) {
+		rc = be->k->layer_norm_fwd(be, dt, t->y.p, t->stats, t->x.p,
+		    t->gamma.p, t->beta.p, m, s->c, (float)eps);
+		rc |= be->k->layer_norm_bwd(be, dt, t->dx.p, t->dgamma.p,
+		    t->dbeta.p, t->dy.p, t->x.p, t->stats, t->gamma.p, m,
+		    s->c, s->groups, w.p);
+	} else {
+		rc = be->k->group_norm_fwd(be, dt, t->y.p, t->stats, t->x.p,
+		    t->gamma.p, t->beta.p, s->n, s->hw, s->c, s->norm_groups,
+		    (float)eps, s->silu);
+		rc |= be->k->group_norm_bwd(be, dt, t->dx.p, t->dgamma.p,
+		    t->dbeta.p, t->dy.p, t->x.p, t->stats, t->gamma.p,
+		    t->beta.p, s->n, s->hw, s->c, s->norm_groups, s->silu,
+		    s->groups, w.p);
+	}
+	return scratch_done(&w) && rc == 0;
+}
+
+static void
+check_values(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct shape *s, int layer, double shift)
+{
+	/* x - mean loses what the shift has cost x */
+	double rel = 1e-6 * (1 + 0.3 * shift), e[4];
+	struct set t = set_new(s, dt, shift);
+	int good = run(be, dt, s, &t, layer);
+
+	truth_all(s, t.x.v, t.gamma.v, t.beta.v, t.dy.v, &t.t);
+	e[0] = off(&t.y, t.t.y, rel);
+	e[1] = off(&t.dx, t.t.dx, rel);
+	e[2] = off(&t.dgamma, t.t.dgamma, rel);
+	e[3] = off(&t.dbeta, t.t.dbeta, rel);
+	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
+	    "%s %s %s %ldx%ldx%ld/%ld, mean %g: %.2f %.2f %.2f %.2f of the "
+	    "allowed", level, lpo_dtype_name(dt), layer ? "layer" : "group",
+	    (long)s->n, (long)s->hw, (long)s->c, (long)s->norm_groups, shift,
+	    e[0], e[1], e[2], e[3]);
+	set_free(&t);
+}
+
+static int
+same(const struct buf *a, const struct buf *b)
+{
+	return memcmp(a->p, b->p, (size_t)a->count *
+	    lpo_dtype_bytes(a->dt)) == 0;
+}
+
+/* All runs in one call, and each by its own, on 1 to 4 threads. */
+static void
+check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct shape *s, int layer)
+{
+	int64_t e = (int64_t)lpo_dtype_bytes(dt), k, at;
+	struct set a = set_new(s, dt, 0), b;
+	struct shape one = *s;
+	int threads, good;
+
+	reopen(be, 1);
+	good = run(be, dt, s, &a, layer);
+	one.n = s->n / s->groups;
+	one.groups = 1;
+	for (threads = 1; threads <= 4; threads++) {
+		reopen(be, threads);
+		b = set_new(s, dt, 0);
+		for (k = 0; k < s->groups; k++) {
+			struct set v = b;
+
+			at = k * one.n * s->hw * s->c * e;
+			v.x.p = (char *)b.x.p + at;
+			v.dy.p = (char *)b.dy.p + at;
+			v.y.p = (char *)b.y.p + at;
+			v.dx.p = (char *)b.dx.p + at;
+			good &= run(be, dt, &one, &v, layer);
+		}
+		good &= same(&a.y, &b.y) && same(&a.dx, &b.dx) &&
+		    same(&a.dgamma, &b.dgamma) && same(&a.dbeta, &b.dbeta);
+		set_free(&b);
+		b = set_new(s, dt, 0);
+		good &= run(be, dt, s, &b, layer);
+		good &= same(&a.y, &b.y) && same(&a.dx, &b.dx) &&
+		    same(&a.dgamma, &b.dgamma) && same(&a.dbeta, &b.dbeta);
+		set_free(&b);
+	}
+	ok(good, "%s %s %s, %ld runs of %ld: run by run and 1 to 4 threads, "
+	    "same bits", level, lpo_dtype_name(dt), layer ? "layer" : "group",
+	    (long)s->groups, (long)one.n);
+	set_free(&a);
+}
+
+/* dx does not depend on whether dgamma is wanted. */
+static void
+check_null(lpo_backend *be, const char *level)
+{
+	const struct shape *s = &shapes[2];
+	struct set a = set_new(s, LPO_F32, 0), b = set_new(s, LPO_F32, 0);
+	int good = run(be, LPO_F32, s, &a, 0);
+
+	be->k->group_norm_bwd(be, LPO_F32, b.dx.p, NULL, NULL, b.dy.p, b.x.p,
+	    a.stats, b.gamma.p, b.beta.p, s->n, s->hw, s->c, s->norm_groups,
+	    s->silu, s->groups, NULL);
+	good &= same(&a.dx, &b.dx);
+	run(be, LPO_F32, s, &b, 1);
+	buf_reset(&a.dx);
+	be->k->layer_norm_bwd(be, LPO_F32, a.dx.p, NULL, NULL, a.dy.p, a.x.p,
+	    b.stats, a.gamma.p, s->n * s->hw, s->c, s->groups, NULL);
+	buf_reset(&b.dx);
+	be->k->layer_norm_bwd(be, LPO_F32, b.dx.p, b.dgamma.p, NULL, b.dy.p,
+	    b.x.p, b.stats, b.gamma.p, s->n * s->hw, s->c, 1,
+	    a.y.p);
+	good &= same(&a.dx, &b.dx);
+	ok(good, "%s: a NULL gradient is skipped, dx does not change", level);
+	ok(be->k->group_norm_fwd(be, LPO_F32, a.y.p, a.stats, a.x.p,
+	    a.gamma.p, a.beta.p, s->n, s->hw, s->c, 7, 1e-5f, 0) ==
+	    LPO_EINVAL, "%s: groups that do not divide c are refused", level);
+	set_free(&a);
+	set_free(&b);
+}
+
+static void
+test_level(lpo_backend *be, const char *level)
+{
+	const int count = (int)(sizeof(shapes) / sizeof(*shapes));
+	enum lpo_dtype dt;
+	struct shape s;
+	int i;
+
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+		for (i = 0; i < count; i++) {
+			check_values(be, level, dt, &shapes[i], 0, 0);
+			check_bits(be, level, dt, &shapes[i], 0);
+			s = shapes[i];
+			s.n *= s.hw;
+			s.hw = s.norm_groups = 1;
+			s.silu = 0;
+			check_values(be, level, dt, &s, 1, 0);
+			check_bits(be, level, dt, &s, 1);
+		}
+	check_values(be, level, LPO_F32, &shapes[3], 0, 30);
+	check_values(be, level, LPO_F32, &shapes[7], 0, 30);
+	check_null(be, level);
+}
+
+/* The f64 gradients against central differences of the f64 forward. */
+static void
+test_truth(void)
+{
+	const struct shape *s = &shapes[1];
+	struct set t = set_new(s, LPO_F32, 0);
+	double bad = 0, d, *to[] = { t.x.v, t.gamma.v, t.beta.v };
+	const double *got[] = { t.t.dx, t.t.dgamma, t.t.dbeta };
+	const double *was[] = { t.dx.v, t.dgamma.v, t.dbeta.v };
+	int64_t count[] = { t.x.count, s->c, s->c }, i;
+	int k;
+
+	truth_all(s, t.x.v, t.gamma.v, t.beta.v, t.dy.v, &t.t);
+	for (k = 0; k < 3; k++)
+		for (i = 0; i < count[k]; i++) {
+			d = nudged(s, to[k] + i, 1e-5, t.x.v, t.gamma.v,
+			    t.beta.v, t.dy.v) - nudged(s, to[k] + i, -1e-5,
+			    t.x.v, t.gamma.v, t.beta.v, t.dy.v);
+			bad = fmax(bad, fabs(got[k][i] - was[k][i] -
+			    d / 2e-5));
+		}
+	ok(bad < 1e-7, "the f64 gradients agree with central differences: "
+	    "%.1g", bad);
+	set_free(&t);
+}
+
+int
+main(void)
+{
+	test_truth();
+	each_level(test_level);
+	return done_testing();
+}
