@@ -20,6 +20,7 @@ import time
 
 import numpy as np
 import torch
+import torch.distributed as dist
 import torch.nn.functional as F
 from diffusers import AutoencoderKL, DDIMScheduler, UNet2DConditionModel
 from PIL import Image
@@ -146,8 +147,8 @@ class Clock:
     def share(self):
         return (time.monotonic() - self.begin) / self.seconds
 
-    def set_rate(self, opt, step):
-        left = (1 - self.share()) / (1 - self.flat)
+    def set_rate(self, opt, step, share):
+        left = (1 - share) / (1 - self.flat)
         rate = self.rate * min(1, (step + 1) / 100, max(left, 0.002))
         for group in opt.param_groups:
             group["lr"] = rate
@@ -172,12 +173,13 @@ def to_float(images, rows):
 
 
 def train_vae(images, a, rng):
-    vae = new_vae().to(memory_format=torch.channels_last)
+    vae = (torch.load(a.start_vae, weights_only=False) if a.start_vae else
+           new_vae().to(memory_format=torch.channels_last))
     average = Average(vae, 0.998)
     opt = torch.optim.AdamW(vae.parameters(), 2e-3, weight_decay=0.01)
     clock, step = Clock(a.vae_minutes, 2e-3), 0
     while clock.share() < 1:
-        clock.set_rate(opt, step)
+        clock.set_rate(opt, step, clock.share())
         x = to_float(images, rng.integers(len(images), size=a.batch))
         with torch.autocast("cpu", torch.bfloat16, enabled=a.bf16):
             post = vae.encode(x).latent_dist
@@ -216,45 +218,84 @@ def alphas_bar():
     return torch.cumprod(1 - beta.double(), 0).float()
 
 
-def train_unet(latents, ids, empty, tok, a, rng, save):
+def mean_over_workers(module, share):
+    """Averages gradients over the workers, and hands all of them rank 0's
+    share of time, so that they agree on when to stop.  One exchange a step:
+    threads that meet in every operation wait for each other far longer when
+    the machine has other work."""
+    grads = [p.grad for p in module.parameters() if p.grad is not None]
+    head = torch.tensor([share if dist.get_rank() == 0 else 0.0])
+    flat = torch.cat([head, *(g.flatten() for g in grads)])
+    dist.all_reduce(flat)
+    share = flat[0].item()
+    flat /= dist.get_world_size()
+    at = 1
+    for g in grads:
+        g.copy_(flat[at:at + g.numel()].view_as(g))
+        at += g.numel()
+    return share
+
+
+def noisy_batch(latents, ids, empty, n, rng, abar):
     mean, std, factor = latents
-    text = new_text(tok)
+    rows = torch.from_numpy(rng.integers(len(ids), size=n))
+    z = (mean[rows] + std[rows] * torch.randn(mean[rows].shape)) * factor
+    # Stratified timesteps: less noise in the gradient than drawing each.
+    t = ((torch.arange(n) + torch.rand(n)) / n * 1000).long()
+    k = abar[t].view(-1, 1, 1, 1)
+    noise = torch.randn_like(z)
+    x = (k.sqrt() * z + (1 - k).sqrt() * noise).contiguous(
+        memory_format=torch.channels_last)
+    # One caption in ten is dropped: guidance needs the empty prompt.
+    words = torch.where(torch.rand(n, 1) < 0.1, empty, ids[rows])
+    return x, t, words, noise
+
+
+def train_unet(rank, a, latents, ids, tok, vae):
+    torch.set_num_threads(1)
+    torch.manual_seed(a.seed)
     unet = new_unet().to(memory_format=torch.channels_last)
-    both = torch.nn.ModuleList([unet, text])
+    both = torch.nn.ModuleList([unet, new_text(tok)])
     average = Average(both, 0.998)
     opt = torch.optim.AdamW(both.parameters(), 1e-3, weight_decay=0.01)
-    clock, step, saved = Clock(a.unet_minutes, 1e-3), 0, 0.0
-    abar, running = alphas_bar(), 1.0
-    while clock.share() < 1:
-        clock.set_rate(opt, step)
-        rows = torch.from_numpy(rng.integers(len(ids), size=a.batch))
-        m = mean[rows]
-        z = (m + std[rows] * torch.randn(m.shape)) * factor
-        # Stratified timesteps: less noise in the gradient than drawing each.
-        u = (torch.arange(a.batch) + torch.rand(a.batch)) / a.batch
-        t = (u * 1000).long()
-        k = abar[t].view(-1, 1, 1, 1)
-        noise = torch.randn_like(z)
-        x = (k.sqrt() * z + (1 - k).sqrt() * noise).contiguous(
-            memory_format=torch.channels_last)
-        drop = torch.rand(a.batch, 1) < 0.1
-        words = torch.where(drop, empty, ids[rows])
-        out = unet(x, t, text(words).last_hidden_state).sample
-        loss = F.mse_loss(out.float(), noise)
+    first, kept = 0, f"{a.work}/unet.pt"
+    if os.path.exists(kept):
+        was = torch.load(kept)
+        first = was["step"]
+        both.load_state_dict(was["live"])
+        average.module.load_state_dict(was["average"])
+        opt.load_state_dict(was["opt"])
+    dist.init_process_group("gloo", init_method=f"file://{a.work}/meet",
+                            rank=rank, world_size=a.workers)
+    torch.manual_seed(a.seed + 1000 * rank + first)
+    rng = np.random.default_rng(a.seed + 1000 * rank + first)
+    empty, abar = torch.tensor([tok.encode("")]), alphas_bar()
+    clock, step, share, saved = Clock(a.unet_minutes, a.unet_rate), first, 0, 0
+    running = 0.3
+    while share < 1:
+        clock.set_rate(opt, step - first, share)
+        x, t, words, noise = noisy_batch(latents, ids, empty,
+                                         a.batch // a.workers, rng, abar)
+        out = unet(x, t, both[1](words).last_hidden_state).sample
+        loss = F.mse_loss(out, noise)
         opt.zero_grad()
         loss.backward()
+        share = mean_over_workers(both, clock.share())
         torch.nn.utils.clip_grad_norm_(both.parameters(), 1.0)
         opt.step()
         average.update(both, step)
         running += (loss.item() - running) * 0.01
-        if step % 100 == 0:
-            print(f"unet {clock.share():.3f} step {step} loss {running:.4f}",
-                  flush=True)
         step += 1
-        if clock.share() - saved > 0.12:
-            saved = clock.share()
-            save(*average.module)
-    save(*average.module)
+        if rank == 0 and step % 100 == 0:
+            print(f"unet {share:.3f} step {step} loss {running:.4f}",
+                  flush=True)
+        if rank == 0 and (share - saved > 0.12 or share >= 1):
+            saved = share
+            save_model(a.model, tok, vae, *average.module)
+            torch.save({"step": step, "live": both.state_dict(), "average":
+                        average.module.state_dict(), "opt": opt.state_dict()},
+                       kept)
+    dist.destroy_process_group()
 
 
 # Writing the folder.  Weights are written key by key: what the libraries'
@@ -333,12 +374,10 @@ def train(a):
     vae.register_to_config(scaling_factor=latents[2])
     print("scaling factor", latents[2], flush=True)
     ids = torch.tensor([tok.encode(c) for c in captions])
-    empty = torch.tensor([tok.encode("")])
-
-    def save(unet, text):
-        save_model(a.model, tok, vae, unet, text)
-
-    train_unet(latents, ids, empty, tok, a, rng, save)
+    if os.path.exists(f"{a.work}/meet"):
+        os.remove(f"{a.work}/meet")
+    torch.multiprocessing.spawn(train_unet, (a, latents, ids, tok, vae),
+                                a.workers)
 
 
 # Sampling with the libraries' own loaders: it checks the folder, too.
@@ -401,9 +440,13 @@ def main():
     t.add_argument("-w", "--work", required=True)
     t.add_argument("-o", "--model", required=True)
     t.add_argument("--vae-minutes", type=float, default=5)
+    t.add_argument("--start-vae", help="WORK/vae.pt of an earlier training")
     t.add_argument("--unet-minutes", type=float, default=25)
+    t.add_argument("--workers", type=int, default=2,
+                   help="processes that train the UNet")
     t.add_argument("--batch", type=int, default=64)
-    t.add_argument("--kl", type=float, default=0.004)
+    t.add_argument("--unet-rate", type=float, default=1.5e-3)
+    t.add_argument("--kl", type=float, default=0.02)
     t.add_argument("--bf16", action="store_true", help="in the VAE; the "
                    "UNet's maps are so small that bf16 is slower there")
     t.set_defaults(run=train)
