@@ -27,7 +27,7 @@ is_space(int32_t c)
 	    c == 0x2029 || c == 0x202f || c == 0x205f || c == 0x3000;
 }
 
-/* ---- normalisation ------------------------------------------------------ */
+/* ---- normalisation ---- */
 
 static int
 combining_class(int32_t cp)
@@ -144,7 +144,7 @@ lpo_tokenizer_normalize(lpo_tokenizer *t, const char *s, size_t len)
 	return 0;
 }
 
-/* ---- words -------------------------------------------------------------- */
+/* ---- words ---- */
 
 /* Ids of text without added tokens: each match of the pattern is a word. */
 static int
@@ -173,7 +173,7 @@ encode_words(lpo_tokenizer *t, const char *s, size_t len)
 	return err;
 }
 
-/* ---- added tokens ------------------------------------------------------- */
+/* ---- added tokens ---- */
 
 static int
 is_word(int32_t cp)
@@ -315,7 +315,7 @@ encode_raw(lpo_tokenizer *t, const char *s, size_t len)
 	return err ? err : split(t, 1, t->norm, (size_t)t->norm_len);
 }
 
-/* ---- preparation -------------------------------------------------------- */
+/* ---- preparation ---- */
 
 static void *
 pcre_alloc(PCRE2_SIZE n, void *c)
@@ -391,7 +391,7 @@ lpo_tokenizer_prepare(lpo_tokenizer *t)
 	return 0;
 }
 
-/* ---- the public calls --------------------------------------------------- */
+/* ---- the public calls ---- */
 
 int
 lpo_tokenizer_encode_plain(lpo_tokenizer *t, const int32_t **ids,

@@ -3,6 +3,7 @@
  * "Fa" of spec/models.md 4): added tokens cut out, NFC, white space to one
  * space, lower case per code point, the CLIP pattern, byte-level BPE.
  * Vocabulary, special tokens, padding and length all come from the files.
+ * Letters are those of the linked pcre2 and utf8proc (Unicode 14 and 15).
  */
 #ifndef LPO_MODEL_TOKENIZER_H
 #define LPO_MODEL_TOKENIZER_H
@@ -17,10 +18,12 @@ typedef struct lpo_tokenizer lpo_tokenizer;
 /*
  * Open a diffusers folder's tokenizer/ or tokenizer_2/ (`dir` is that folder):
  * vocab.json, merges.txt, and, where present, special_tokens_map.json,
- * tokenizer_config.json, added_tokens.json.  *tok is the caller's
- * (lpo_tokenizer_close) and keeps `ctx`.
- * LPO_ENOTFOUND: no vocab.json or merges.txt; LPO_EFORMAT: a file that makes
- * no sense, named with line or key.
+ * tokenizer_config.json, added_tokens.json; or transformers 5's single
+ * tokenizer.json in place of the first two (its vocabulary, merges and added
+ * tokens; the rules stay CLIP's).  *tok is the caller's (lpo_tokenizer_close)
+ * and keeps `ctx`.
+ * LPO_ENOTFOUND: no vocabulary; LPO_EFORMAT: a file that makes no sense,
+ * named with line or key, or no model_max_length.
  */
 int	 lpo_tokenizer_open(lpo_ctx *ctx, lpo_tokenizer **tok,
 	    const char *dir);

@@ -62,7 +62,7 @@ files_free(struct files *f)
 	json_decref(f->json);
 }
 
-/* ---- vocabulary and merges ---------------------------------------------- */
+/* ---- vocabulary and merges ---- */
 
 /* One line of merges.txt, "a b". */
 static int
@@ -176,7 +176,7 @@ load_bpe(lpo_tokenizer *t, struct files *f)
 	return err;
 }
 
-/* ---- added tokens ------------------------------------------------------- */
+/* ---- added tokens ---- */
 
 /* What a file says of a token; -1: normalized exactly if not special. */
 struct spec {
@@ -464,7 +464,7 @@ add_all(lpo_tokenizer *t, struct files *f)
 	return err;
 }
 
-/* ---- the folder --------------------------------------------------------- */
+/* ---- the folder ---- */
 
 /* Where a file does not name a token, the class's own default holds. */
 static int

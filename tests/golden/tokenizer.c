@@ -168,7 +168,7 @@ test_text(lpo_ctx *c)
 	free(big);
 }
 
-/* ---- broken folders ----------------------------------------------------- */
+/* ---- broken folders ---- */
 
 struct broken {
 	const char *what, *vocab, *merges, *config;
