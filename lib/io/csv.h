@@ -46,14 +46,15 @@ const char *lpo_table_name(const lpo_table *, int column);
 int	 lpo_table_find(const lpo_table *, const char *name);	/* -1 absent */
 /*
  * The text of the present row's field, borrowed until the next call; NULL
- * where it is absent or null (JSON).  Numbers of JSON come as text, objects
+ * where it is absent or null (JSON); an empty cell of CSV is "".  Numbers of JSON come as text, objects
  * and arrays as canonical JSON.
  */
 const char *lpo_table_get(const lpo_table *, int column);
 const char *lpo_table_field(const lpo_table *, const char *name);
 /*
  * The field as JSON: as it was (JSON formats), or lpo_json_cell() of the
- * text.  The caller's reference; NULL where absent or memory is out.
+ * text, null of an empty one.  The caller's reference; NULL where absent or
+ * memory is out.
  */
 json_t	*lpo_table_json(lpo_table *, int column);
 int64_t	 lpo_table_row(const lpo_table *);	/* 0-based data row */
