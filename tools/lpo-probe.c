@@ -1,0 +1,165 @@
+/* lpo-probe: one component, tensors in, tensors out. */
+#include <stdlib.h>
+#include <string.h>
+#include <sys/resource.h>
+
+#include "tools/probe.h"
+
+#define O(name, letter, arg, type, member, min, max, help) \
+	{ name, letter, arg, help, type, \
+	  offsetof(struct lpo_probe_opts, member), 0, min, max }
+static const struct lpo_cli_option options[] = {
+	O("component", 'c', "NAME", LPO_CLI_STRING, component, 0, 0,
+	    "what to run; without it the components are listed"),
+	O("input", 'i', "FILE", LPO_CLI_STRING, input, 0, 0,
+	    "safetensors with its inputs, NCHW"),
+	O("lora", 0, "FILE", LPO_CLI_STRING, lora, 0, 0,
+	    "unet, lpo-step: LoRA on the UNet"),
+	O("lrm", 'r', "DIR", LPO_CLI_STRING, lrm, 0, 0,
+	    "lrm, lrm-loss: the reward model"),
+	O("grad", 0, NULL, LPO_CLI_FLAG, grad, 0, 0,
+	    "gradients too"),
+	O("full", 0, NULL, LPO_CLI_FLAG, full, 0, 0,
+	    "unet --grad: of every weight"),
+	O("file", 0, "IMG", LPO_CLI_STRING, file, 0, 0,
+	    "image: the picture file"),
+	O("size", 's', "PX", LPO_CLI_I64, size_px, 1, 16384,
+	    "image: side of the square"),
+	O("steps", 0, "N", LPO_CLI_I64, steps, 1, 1000,
+	    "ddim, lpo-loss, lpo-step: sampling steps (20)"),
+	O("eta", 0, "X", LPO_CLI_F64, eta, 0, 1,
+	    "ddim, lpo-loss, lpo-step (1)"),
+	O("beta", 0, "X", LPO_CLI_F64, beta, 0, 1e9,
+	    "lpo-loss, lpo-step (500)"),
+	O("clip", 0, "X", LPO_CLI_F64, clip, 0, 1,
+	    "lpo-loss, lpo-step: ratios stay in 1-X..1+X (0.1)"),
+	O("guidance", 0, "X", LPO_CLI_F64, guidance, 0, 1000,
+	    "lpo-step (5), lrm (its own)"),
+	O("repeat", 0, "N", LPO_CLI_I64, repeat, 1, 1000000,
+	    "run N times, print min and median ms and peak memory"),
+	{ NULL, 0, NULL, NULL, LPO_CLI_FLAG, 0, 0, 0, 0 }
+};
+
+static const struct lpo_cli_tool tool = {
+	"lpo-probe", "one component: tensors in, tensors out",
+	"-c COMPONENT [-m DIR] -i in.safetensors -o out.safetensors "
+	"[options]", options
+};
+
+static const struct lpo_probe_component *
+find(const char *name)
+{
+	static const struct lpo_probe_component *const table[] = {
+		lpo_probe_models, lpo_probe_train };
+	const struct lpo_probe_component *c;
+	size_t i;
+
+	for (i = 0; i < sizeof table / sizeof *table; i++)
+		for (c = table[i]; c->name != NULL; c++) {
+			if (name == NULL)
+				puts(c->name);
+			else if (strcmp(name, c->name) == 0)
+				return c;
+		}
+	return NULL;
+}
+
+static int
+by_value(const void *a, const void *b)
+{
+	double x = *(const double *)a, y = *(const double *)b;
+
+	return (x > y) - (x < y);
+}
+
+static void
+report_times(struct lpo_probe *p)
+{
+	int64_t n = p->o->repeat;
+	struct rusage u;
+
+	getrusage(RUSAGE_SELF, &u);
+	qsort(p->ms, (size_t)n, sizeof *p->ms, by_value);
+	printf("%s\t%.3f\t%.3f\t%lld\n", p->o->component, p->ms[0],
+	    n % 2 ? p->ms[n / 2] : (p->ms[n / 2 - 1] + p->ms[n / 2]) / 2,
+	    1024LL * u.ru_maxrss);
+}
+
+static int
+check(struct lpo_probe *p, const struct lpo_probe_component *c)
+{
+	lpo_cli *cli = p->cli;
+	int tensors = strncmp(c->name, "tokenizer", 9) != 0, rc;
+
+	if (cli->nargs > 0)
+		return lpo_cli_usage(cli, "'%s': no operands are expected",
+		    cli->args[0]);
+	if (c->needs_model && (rc = lpo_cli_need_model(cli)) != 0)
+		return rc;
+	if (c->takes_input && p->o->input == NULL)
+		return lpo_cli_usage(cli, "%s: give -i in.safetensors",
+		    c->name);
+	if (!tensors)
+		return 0;
+	/* --repeat's line and the tensors cannot both go to stdout */
+	if (cli->o.output == NULL && !lpo_cli_given(cli, "repeat"))
+		return lpo_cli_usage(cli, "%s: give -o out.safetensors",
+		    c->name);
+	if (cli->o.output != NULL && lpo_cli_to_stdout(cli)) {
+		if (lpo_cli_given(cli, "repeat"))
+			return lpo_cli_usage(cli, "--repeat prints on "
+			    "standard output: give -o FILE");
+		return lpo_cli_binary_stdout(cli);
+	}
+	return 0;
+}
+
+static int
+work(lpo_cli *cli, const struct lpo_probe_opts *o)
+{
+	struct lpo_probe p = { .cli = cli, .ctx = cli->ctx, .o = o };
+	const struct lpo_probe_component *c = find(o->component);
+	int i, rc;
+
+	if (o->component == NULL)
+		return 0;
+	if (c == NULL)
+		return lpo_cli_usage(cli, "-c: no component '%s' (lpo-probe "
+		    "without -c lists them)", o->component);
+	if ((rc = check(&p, c)) != 0 || (rc = lpo_cli_backend(cli)) != 0)
+		return rc;
+	p.ms = lpo_alloc(cli->ctx, (size_t)o->repeat, sizeof *p.ms);
+	if (p.ms == NULL)
+		return LPO_ENOMEM;
+	if ((rc = lpo_stw_new(cli->ctx, &p.out)) != 0 || (c->takes_input &&
+	    (rc = lpo_st_open(cli->ctx, &p.in, o->input)) != 0))
+		goto out;
+	rc = c->run(&p);
+	if (rc == 0 && cli->o.output != NULL &&
+	    strncmp(c->name, "tokenizer", 9) != 0)
+		rc = lpo_stw_write(p.out, cli->o.output);
+	if (rc == 0 && lpo_cli_given(cli, "repeat"))
+		report_times(&p);
+out:
+	lpo_stw_free(p.out);
+	lpo_st_close(p.in);
+	for (i = 0; i < p.n_kept; i++)
+		lpo_free(p.kept[i]);
+	lpo_free(p.kept);
+	lpo_free(p.ms);
+	return rc;
+}
+
+int
+main(int argc, char **argv)
+{
+	struct lpo_probe_opts o = { .repeat = 1, .steps = 20, .eta = 1,
+	    .beta = 500, .clip = 0.1, .guidance = 5 };
+	lpo_cli cli;
+	int rc;
+
+	rc = lpo_cli_start(&cli, &tool, &o, argc, argv);
+	if (rc == 0)
+		rc = work(&cli, &o);
+	return lpo_cli_end(&cli, rc);
+}
