@@ -334,6 +334,13 @@ lpo_shard_key(const lpo_shard *sh, int64_t i)
 	return i >= 0 && i < sh->n ? key_of(sh, i) : NULL;
 }
 
+const char *
+lpo_shard_member(const lpo_shard *sh, int64_t i, int m)
+{
+	return i >= 0 && i < sh->n && m >= 0 && m < sh->s[i].n ?
+	    sh->m[sh->s[i].first + m].name : NULL;
+}
+
 int64_t
 lpo_shard_find(const lpo_shard *sh, const char *key)
 {

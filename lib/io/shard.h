@@ -77,6 +77,8 @@ int64_t	 lpo_shard_samples(const lpo_shard *);
 const json_t *lpo_shard_run(const lpo_shard *);	/* first; NULL: foreign */
 const json_t *lpo_shard_end(const lpo_shard *);	/* last; NULL: foreign */
 const char *lpo_shard_key(const lpo_shard *, int64_t i);
+/* The m-th member's name of sample i, KEY.json's "json" too; NULL outside. */
+const char *lpo_shard_member(const lpo_shard *, int64_t i, int m);
 /* The position of a key, -1 when absent. */
 int64_t	 lpo_shard_find(const lpo_shard *, const char *key);
 /* Sample i; json alone (the caller's reference); sums are checked again. */
