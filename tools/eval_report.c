@@ -426,6 +426,7 @@ pool_tables(lpo_ctx *c, struct eval *e, const struct pool *p)
 	while (per < p->n && strcmp(p->prompt[per], p->prompt[0]) == 0)
 		per++;
 	e->systems = per / scorers;
+	e->n = p->images / (e->systems * scorers);
 	e->prompts = p->n / per;
 	e->system = lpo_alloc(c, (size_t)e->systems, sizeof(*e->system));
 	e->first = lpo_alloc(c, (size_t)e->prompts + 1, sizeof(*e->first));
