@@ -1,0 +1,200 @@
+/*
+ * An SQLite expression over a record's fields.  The record is bound as the one
+ * row of a common table expression, so numbers compare as numbers.
+ */
+#include <sqlite3.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "lib/base/json.h"
+#include "lib/io/filter_priv.h"
+
+struct lpo_where {
+	lpo_ctx *c;
+	sqlite3 *db;
+	sqlite3_stmt *stmt;
+	char *sql;
+	json_t *columns;	/* array of names, in the order bound */
+	json_t *known;		/* the same names as an object */
+};
+
+/* Reading only; no files, no extensions. */
+static int
+authorize(void *arg, int action, const char *a, const char *b, const char *d,
+    const char *e)
+{
+	(void)arg, (void)a, (void)d, (void)e;
+	if (action == SQLITE_FUNCTION && b != NULL &&
+	    sqlite3_stricmp(b, "load_extension") == 0)
+		return SQLITE_DENY;
+	return action == SQLITE_SELECT || action == SQLITE_READ ||
+	    action == SQLITE_FUNCTION || action == SQLITE_RECURSIVE ?
+	    SQLITE_OK : SQLITE_DENY;
+}
+
+int
+lpo_where_open(lpo_ctx *c, struct lpo_where **out, const char *sql)
+{
+	static const char *const core[] = {
+		"key", "row", "id", "prompt", "label_0", "label_1",
+		"num_example_per_prompt"
+	};
+	struct lpo_where *w = lpo_alloc(c, 1, sizeof(*w));
+	size_t i;
+	int rc = LPO_ENOMEM;
+
+	*out = NULL;
+	if (w == NULL)
+		return rc;
+	w->c = c;
+	w->columns = json_array();
+	w->known = json_object();
+	if ((w->sql = lpo_strdup(c, sql)) == NULL)
+		goto out;
+	for (i = 0; i < sizeof(core) / sizeof(*core); i++)
+		if (json_array_append_new(w->columns, json_string(core[i]))
+		    != 0 ||
+		    json_object_set_new(w->known, core[i], json_true()) != 0)
+			goto out;
+	if (sqlite3_open_v2(":memory:", &w->db, SQLITE_OPEN_READWRITE |
+	    SQLITE_OPEN_CREATE | SQLITE_OPEN_NOMUTEX, NULL) != SQLITE_OK)
+		goto out;
+	/* "no_such_column" must be an error, not the text of that name. */
+	sqlite3_db_config(w->db, SQLITE_DBCONFIG_DQS_DML, 0, NULL);
+	sqlite3_db_config(w->db, SQLITE_DBCONFIG_DQS_DDL, 0, NULL);
+	sqlite3_set_authorizer(w->db, authorize, NULL);
+	*out = w;
+	return 0;
+out:
+	lpo_fail(c, rc, "out of memory");
+	lpo_where_close(w);
+	return rc;
+}
+
+void
+lpo_where_close(struct lpo_where *w)
+{
+	if (w == NULL)
+		return;
+	sqlite3_finalize(w->stmt);
+	sqlite3_close(w->db);
+	json_decref(w->columns);
+	json_decref(w->known);
+	lpo_free(w->sql);
+	lpo_free(w);
+}
+
+/* WITH pair("a",…) AS (SELECT ?1,…) SELECT 1 FROM pair WHERE (EXPR) */
+static int
+compile(struct lpo_where *w)
+{
+	sqlite3_str *s = sqlite3_str_new(w->db);
+	const char *tail = NULL;
+	char *sql;
+	size_t i;
+	json_t *v;
+	int rc;
+
+	sqlite3_finalize(w->stmt);
+	w->stmt = NULL;
+	sqlite3_str_appendall(s, "WITH pair(");
+	json_array_foreach(w->columns, i, v)
+		sqlite3_str_appendf(s, "%s\"%w\"", i ? "," : "",
+		    json_string_value(v));
+	sqlite3_str_appendall(s, ") AS (SELECT ");
+	for (i = 0; i < json_array_size(w->columns); i++)
+		sqlite3_str_appendf(s, "%s?%d", i ? "," : "", (int)i + 1);
+	/* A line end before ")": a comment in EXPR must not swallow it. */
+	sqlite3_str_appendf(s, ") SELECT 1 FROM pair WHERE (%s\n)", w->sql);
+	if ((sql = sqlite3_str_finish(s)) == NULL)
+		return lpo_fail(w->c, LPO_ENOMEM, "out of memory");
+	rc = sqlite3_prepare_v2(w->db, sql, -1, &w->stmt, &tail);
+	if (rc != SQLITE_OK)
+		rc = lpo_fail(w->c, LPO_EINVAL, "'%s': %s", w->sql,
+		    sqlite3_errmsg(w->db));
+	else if (tail != NULL && tail[strspn(tail, " \n\t;")] != '\0')
+		rc = lpo_fail(w->c, LPO_EINVAL, "'%s' is more than one "
+		    "expression", w->sql);
+	sqlite3_free(sql);
+	return rc;
+}
+
+static int
+bind(struct lpo_where *w, int i, const json_t *v)
+{
+	char *text;
+	int r;
+
+	switch (v == NULL ? JSON_NULL : json_typeof(v)) {
+	case JSON_NULL:
+		r = sqlite3_bind_null(w->stmt, i);
+		break;
+	case JSON_INTEGER:
+		r = sqlite3_bind_int64(w->stmt, i, json_integer_value(v));
+		break;
+	case JSON_REAL:
+		r = sqlite3_bind_double(w->stmt, i, json_real_value(v));
+		break;
+	case JSON_TRUE:
+	case JSON_FALSE:
+		r = sqlite3_bind_int(w->stmt, i, json_is_true(v));
+		break;
+	case JSON_STRING:
+		r = sqlite3_bind_text(w->stmt, i, json_string_value(v), -1,
+		    SQLITE_TRANSIENT);
+		break;
+	default:
+		if ((text = lpo_json_dumps(w->c, v)) == NULL)
+			return LPO_ENOMEM;
+		r = sqlite3_bind_text(w->stmt, i, text, -1,
+		    SQLITE_TRANSIENT);
+		lpo_free(text);
+	}
+	return r == SQLITE_OK ? 0 : lpo_fail(w->c, LPO_EDB, "cannot bind: %s",
+	    sqlite3_errmsg(w->db));
+}
+
+/* Columns seen for the first time join the others. */
+static int
+add_columns(struct lpo_where *w, const struct lpo_record *r)
+{
+	const char *key;
+	int fresh = w->stmt == NULL;
+	json_t *v;
+
+	json_object_foreach(r->extra, key, v) {
+		if (json_object_get(w->known, key) != NULL)
+			continue;
+		fresh = 1;
+		if (json_object_set_new(w->known, key, json_true()) != 0 ||
+		    json_array_append_new(w->columns, json_string(key)) != 0)
+			return lpo_fail(w->c, LPO_ENOMEM, "out of memory");
+	}
+	return fresh ? compile(w) : 0;
+}
+
+int
+lpo_where_test(struct lpo_where *w, int *keep, const struct lpo_record *r)
+{
+	size_t i;
+	json_t *name, *v;
+	int rc;
+
+	if ((rc = add_columns(w, r)) != 0)
+		return rc;
+	sqlite3_reset(w->stmt);
+	json_array_foreach(w->columns, i, name) {
+		v = lpo_record_field(r, json_string_value(name));
+		rc = bind(w, (int)i + 1, v);
+		json_decref(v);
+		if (rc != 0)
+			return rc;
+	}
+	rc = sqlite3_step(w->stmt);
+	/* NULL counts as no, as in any WHERE. */
+	*keep = rc == SQLITE_ROW;
+	if (rc != SQLITE_ROW && rc != SQLITE_DONE)
+		return lpo_fail(w->c, LPO_EINVAL, "'%s': %s", w->sql,
+		    sqlite3_errmsg(w->db));
+	return 0;
+}
