@@ -6,6 +6,7 @@
  */
 #include "kernels/gemm.h"
 #include "kernels/levels.h"
+#include "kernels/onednn.h"
 
 static inline int64_t
 min64(int64_t a, int64_t b)
@@ -89,18 +90,21 @@ fetch_weight(const struct lpo_src *s, float *dst, int64_t ld, int64_t r0,
 	}
 }
 
+/* 1x1 on every pixel: a linear layer on the rows of x. */
+static int
+is_linear(const struct lpo_conv_shape *s)
+{
+	return s->kh == 1 && s->kw == 1 && s->stride == 1 &&
+	    s->pad_top == 0 && s->pad_left == 0 && s->ho == s->h &&
+	    s->wo == s->w;
+}
+
 /* Patches of x under the output pixels. */
 static struct lpo_src
 patches(const struct lpo_conv_shape *s, enum lpo_dtype dt, const void *x)
 {
 	struct lpo_src a = { .base = x, .dt = dt };
 
-	/* 1x1 on every pixel: the rows of x themselves. */
-	if (s->kh == 1 && s->kw == 1 && s->stride == 1 && s->pad_top == 0 &&
-	    s->pad_left == 0 && s->ho == s->h && s->wo == s->w) {
-		a.ld = s->ci;
-		return a;
-	}
 	a.fetch = fetch_patches;
 	a.h = s->h;
 	a.w = s->w;
@@ -123,7 +127,14 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	int64_t m = s->n * s->ho * s->wo, k = s->kh * s->kw * s->ci;
 	struct lpo_src a = patches(s, dt, x);
 	struct lpo_src b = { .base = w, .dt = dt, .ld = k };
+	int rc;
 
+	if (is_linear(s))
+		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, m, s->co,
+		    s->ci, 1, add, scratch);
+	rc = lpo_onednn_conv(be, LPO_FWD, dt, y, x, w, bias, s, add, scratch);
+	if (rc != 0)
+		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = s->co, .k = k,
 	    .a = &a, .b = &b, .b_transposed = 1,
 	    .y = { y, dt, 1, m, 0, 0, s->co }, .bias = bias, .alpha = 1,
@@ -176,11 +187,6 @@ bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
 
 	if (v.size * u.size * v.taps * u.taps <= 0)
 		return;
-	if (s->kh == 1 && s->kw == 1 && s->stride == 1 && v.off == 0 &&
-	    u.off == 0 && s->ho == s->h && s->wo == s->w) {
-		a = (struct lpo_src){ .base = dy, .dt = dt, .ld = s->co };
-		b = (struct lpo_src){ .base = w, .dt = dt, .ld = s->ci };
-	}
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){
 	    .m = s->n * v.size * u.size, .n = s->ci,
 	    .k = v.taps * u.taps * s->co, .a = &a, .b = &b,
@@ -195,7 +201,15 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
     void *scratch)
 {
 	int64_t ph, pw;
+	int rc;
 
+	if (is_linear(s))
+		return LPO_FN(lpo_linear_bwd_data)(be, dt, dx, dy, w, s->n *
+		    s->h * s->w, s->co, s->ci, 1, scratch);
+	rc = lpo_onednn_conv(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s, 1,
+	    scratch);
+	if (rc != 0)
+		return rc < 0 ? rc : 0;
 	for (ph = 0; ph < s->stride; ph++)
 		for (pw = 0; pw < s->stride; pw++)
 			bwd_data_phase(be, dt, dx, dy, w, s, ph, pw, scratch);
@@ -213,6 +227,9 @@ LPO_FN(lpo_conv_bwd_weight)(lpo_backend *be, enum lpo_dtype dt, float *dw,
 
 	if (groups < 1 || s->n % groups != 0)
 		return LPO_EINVAL;
+	if (is_linear(s))
+		return LPO_FN(lpo_linear_bwd_weight)(be, dt, dw, db, dy, x, m,
+		    s->co, s->ci, 1, groups, scratch);
 	if (dw != NULL)
 		LPO_FN(lpo_gemm_groups)(&(struct lpo_gemm_groups){
 		    .m = s->co, .n = s->kh * s->kw * s->ci,
@@ -230,16 +247,20 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_conv_shape *s, int64_t groups)
 {
 	int64_t m = s->n * s->ho * s->wo;
-	size_t most = 0, one;
+	size_t most, one;
 	int64_t ph, pw;
 
-	(void)dt;
-	(void)groups;
+	if (is_linear(s))
+		return LPO_FN(lpo_linear_scratch_bytes)(be, pass, dt, m, s->co,
+		    s->ci, groups);
 	if (pass == LPO_BWD_WEIGHT)
 		return LPO_FN(lpo_gemm_groups_scratch_bytes)(be->threads);
-	if (pass == LPO_FWD)
-		return LPO_FN(lpo_gemm_scratch_bytes)(m, s->co,
+	most = lpo_onednn_conv_scratch_bytes(be, pass, dt, s);
+	if (pass == LPO_FWD) {
+		one = LPO_FN(lpo_gemm_scratch_bytes)(m, s->co,
 		    s->kh * s->kw * s->ci, be->threads);
+		return one > most ? one : most;
+	}
 	for (ph = 0; ph < s->stride; ph++)
 		for (pw = 0; pw < s->stride; pw++) {
 			struct phase v = make_phase(ph, s->h, s->stride,
@@ -250,8 +271,7 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
 			one = LPO_FN(lpo_gemm_scratch_bytes)(s->n * v.size *
 			    u.size, s->ci, v.taps * u.taps * s->co,
 			    be->threads);
-			if (one > most)
-				most = one;
+			most = one > most ? one : most;
 		}
 	return most;
 }
