@@ -156,6 +156,10 @@ rate(const struct judge *j, const struct sample *s)
 		print_share(v.shape);
 		print_share(v.where);
 		print_share(v.relation);
+		print_share(view.beauty.white);
+		print_share(view.beauty.calm);
+		print_share(view.beauty.sharp);
+		print_share(view.beauty.whole);
 	}
 	putchar('\n');
 }
@@ -252,7 +256,8 @@ main(int argc, char **argv)
 	if (argc == 2 && strcmp(argv[1], "--help") == 0) {
 		puts("usage: judge [--facts] <images.tar\n\n"
 		    "  --facts  also count, size, colour, shape, place and\n"
-		    "           relation; empty where the prompt is silent");
+		    "           relation, empty where the prompt is silent,\n"
+		    "           and whiteness, calm, sharpness, wholeness");
 		return fflush(stdout) != 0;
 	}
 	j.facts = argc == 2 && strcmp(argv[1], "--facts") == 0;
@@ -261,7 +266,8 @@ main(int argc, char **argv)
 		return 2;
 	}
 	printf("key\talignment\taesthetic\tpreference%s\n", j.facts ?
-	    "\tcount\tsize\tcolour\tshape\tplace\trelation" : "");
+	    "\tcount\tsize\tcolour\tshape\tplace\trelation"
+	    "\twhite\tcalm\tsharp\twhole" : "");
 	rc = judge_stream(&j);
 	while (j.n_waiting > 0)
 		forget(&j, &j.waiting[0]);
