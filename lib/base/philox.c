@@ -7,6 +7,7 @@
 #include "lib/base/philox.h"
 
 #include <math.h>
+#include <string.h>
 
 void
 lpo_philox4x32(uint32_t out[4], const uint32_t counter[4],
@@ -65,19 +66,23 @@ lpo_draw_below(const struct lpo_draw *d, uint64_t element, uint32_t n)
  * ln m = 2 atanh(s), s = (m - 1) / (m + 1), |s| < 0.172: the series to s^17
  * is good to 1e-15.
  */
-static double
+static inline double
 minus_2_log(uint32_t w)
 {
 	const double ln2 = 0.693147180559945309417232;
-	uint64_t x = (uint64_t)w + 1;
-	int e = 63 - __builtin_clzll(x);
-	double m, s, z, p;
+	/* by way of int32: vectors convert no unsigned numbers before AVX-512 */
+	double x = (double)(int32_t)(w ^ 0x80000000u) + 2147483649.0;
+	double m, e, s, z, p;
+	uint64_t u, v;
 
-	m = (double)x / (double)((uint64_t)1 << e);	/* exact: 1 <= m < 2 */
-	if (m > 1.4142135623730951) {
-		m *= 0.5;
-		e++;
-	}
+	memcpy(&u, &x, 8);
+	v = (u & 0x000fffffffffffffu) | 0x3ff0000000000000u;
+	memcpy(&m, &v, 8);			/* exact: 1 <= m < 2 */
+	v = u >> 52 | 0x4330000000000000u;	/* 2^52 + e + 1023 */
+	memcpy(&e, &v, 8);
+	e -= 4503599627370496.0 + 1023;
+	e = m > 1.4142135623730951 ? e + 1 : e;
+	m = m > 1.4142135623730951 ? m * 0.5 : m;
 	s = (m - 1) / (m + 1);
 	z = s * s;
 	p = 1.0 / 17;
@@ -89,14 +94,14 @@ minus_2_log(uint32_t w)
 	p = p * z + 1.0 / 5;
 	p = p * z + 1.0 / 3;
 	p = p * z + 1.0;
-	return -2 * ((double)(e - 32) * ln2 + 2 * s * p);
+	return -2 * ((e - 32) * ln2 + 2 * s * p);
 }
 
 /*
  * Sine and cosine of 2 pi w / 2^32: the nearest quarter turn exactly in
  * integers, the rest, |x| <= pi/4, by Taylor to x^13 and x^14.
  */
-static void
+static inline void
 sin_cos_turn(double *sine, double *cosine, uint32_t w)
 {
 	const double step = 1.57079632679489661923 / 1073741824.0;
@@ -123,40 +128,83 @@ sin_cos_turn(double *sine, double *cosine, uint32_t w)
 	*cosine = q == 0 ? c : q == 1 ? -s : q == 2 ? -c : s;
 }
 
-static void
-normal_block(float out[4], const struct lpo_draw *d, uint64_t block)
-{
-	uint32_t w[4];
-	double r, s, c;
-	int i;
+/*
+ * The normals of BLOCKS blocks from `block` on, in loops that vectorise:
+ * noise is most of the cost of making pairs.  Lanes compute what scalars
+ * would, so the bits don't depend on the clone that runs.
+ */
+#define BLOCKS 16
 
-	draw_block(w, d, block);
-	for (i = 0; i < 4; i += 2) {
-		r = sqrt(minus_2_log(w[i]));
-		sin_cos_turn(&s, &c, w[i + 1]);
-		out[i] = (float)(r * c);
-		out[i + 1] = (float)(r * s);
+__attribute__((target_clones("avx512f", "avx2", "default")))
+static void
+normal_blocks(float *out, const struct lpo_draw *d, uint64_t block)
+{
+	uint32_t w[4][BLOCKS];
+	uint32_t k0 = (uint32_t)d->seed, k1 = (uint32_t)(d->seed >> 32);
+	double r[2 * BLOCKS], s[2 * BLOCKS], c[2 * BLOCKS];
+	int i, j;
+
+	for (j = 0; j < BLOCKS; j++) {
+		w[0][j] = (uint32_t)(block + (uint64_t)j);
+		w[1][j] = d->item;
+		w[2][j] = d->epoch << 16 | d->step;
+		w[3][j] = (uint32_t)d->purpose << 24 | d->candidate;
 	}
+	for (i = 0; i < 10; i++) {
+#pragma omp simd
+		for (j = 0; j < BLOCKS; j++) {
+			uint64_t p0 = (uint64_t)0xd2511f53 * w[0][j];
+			uint64_t p1 = (uint64_t)0xcd9e8d57 * w[2][j];
+
+			w[0][j] = (uint32_t)(p1 >> 32) ^ w[1][j] ^ k0;
+			w[2][j] = (uint32_t)(p0 >> 32) ^ w[3][j] ^ k1;
+			w[1][j] = (uint32_t)p1;
+			w[3][j] = (uint32_t)p0;
+		}
+		k0 += 0x9e3779b9;
+		k1 += 0xbb67ae85;
+	}
+	for (i = 0; i < 2; i++) {
+#pragma omp simd
+		for (j = 0; j < BLOCKS; j++) {
+			r[i * BLOCKS + j] = sqrt(minus_2_log(w[2 * i][j]));
+			sin_cos_turn(&s[i * BLOCKS + j], &c[i * BLOCKS + j],
+			    w[2 * i + 1][j]);
+		}
+	}
+	for (j = 0; j < BLOCKS; j++)
+		for (i = 0; i < 2; i++) {
+			double radius = r[i * BLOCKS + j];
+
+			out[4 * j + 2 * i] =
+			    (float)(radius * c[i * BLOCKS + j]);
+			out[4 * j + 2 * i + 1] =
+			    (float)(radius * s[i * BLOCKS + j]);
+		}
 }
 
 void
 lpo_draw_normal(const struct lpo_draw *d, uint64_t first, float *out,
     int64_t n)
 {
-	float f[4];
-	int64_t i = 0, j;
+	enum { WIDE = 4 * BLOCKS };
+	float f[WIDE];
+	uint64_t block;
+	int64_t from, some;
 
-	while (i < n) {
-		uint64_t e = first + (uint64_t)i;
-
-		if (e % 4 == 0 && n - i >= 4) {
-			normal_block(out + i, d, e / 4);
-			i += 4;
-			continue;
+	while (n > 0) {
+		block = first / 4;
+		from = (int64_t)(first % 4);
+		some = WIDE - from < n ? WIDE - from : n;
+		if (from == 0 && some == WIDE)
+			normal_blocks(out, d, block);
+		else {
+			normal_blocks(f, d, block);
+			memcpy(out, f + from, (size_t)some * sizeof *out);
 		}
-		normal_block(f, d, e / 4);
-		for (j = (int64_t)(e % 4); j < 4 && i < n; j++)
-			out[i++] = f[j];
+		first += (uint64_t)some;
+		out += some;
+		n -= some;
 	}
 }
 
