@@ -163,18 +163,16 @@ number(lpo_ctx *c, double *x, const struct lpo_record *r, const char *name)
 	return 0;
 }
 
-/* score(preferred) - score(other); of a tie the absolute difference. */
+/* score(preferred) - score(other), from the images' own scores. */
 static int
-gap(lpo_ctx *c, double *out, const struct lpo_record *r, const char *name)
+image_gap(lpo_ctx *c, double *out, const struct lpo_record *r,
+    const char *name)
 {
+	double s[2] = { 0, 0 };
 	char column[32];
-	double s[2], x = 0;
 	int k, rc;
 
-	snprintf(column, sizeof(column), "%s_gap", name);
-	if ((rc = number(c, &x, r, column)) < 0)
-		return rc;
-	for (k = 0; rc == 1 && k < 2; k++) {
+	for (k = 0; k < 2; k++) {
 		snprintf(column, sizeof(column), "%s_%d", name, k);
 		if ((rc = number(c, &s[k], r, column)) < 0)
 			return rc;
@@ -182,21 +180,32 @@ gap(lpo_ctx *c, double *out, const struct lpo_record *r, const char *name)
 			return lpo_fail(c, LPO_EFORMAT, "no column '%s_gap', "
 			    "nor '%s_0' and '%s_1' (--mpcf-use drops a "
 			    "criterion)", name, name, name);
-		if (k == 1)
-			x = r->label_0 > r->label_1 ? s[0] - s[1] :
-			    s[1] - s[0];
-		else
-			rc = 1;		/* image 1 is still to come */
 	}
-	*out = lpo_record_is_tie(r) ? fabs(x) : x;
+	*out = r->label_0 > r->label_1 ? s[0] - s[1] : s[1] - s[0];
 	return 0;
+}
+
+/* Of a tie the absolute gap, whichever way it was written. */
+static int
+gap(lpo_ctx *c, double *out, const struct lpo_record *r, const char *name)
+{
+	char column[32];
+	int rc;
+
+	*out = 0;
+	snprintf(column, sizeof(column), "%s_gap", name);
+	if ((rc = number(c, out, r, column)) == 1)
+		rc = image_gap(c, out, r, name);
+	if (lpo_record_is_tie(r))
+		*out = fabs(*out);
+	return rc;
 }
 
 static int
 mpcf(lpo_filters *f, int *keep, const struct lpo_record *r)
 {
 	int tie = lpo_record_is_tie(r), rc;
-	double x, limit;
+	double x = 0, limit;
 	size_t i;
 
 	*keep = 1;
