@@ -3,8 +3,8 @@
  * text encoder(s), a visual and (one-encoder models) a text projection without
  * bias, and one log temperature s.
  *
- *	f     = concat(v_1 .. v_n, v_mid), means over the image of the last layer
- *	        before each downsampler and of the mid block
+ *	f     = concat(v_1 .. v_n, v_mid), means over the image of the last
+ *	        layer before each downsampler and of the mid block
  *	v_mid = u + g (c - u), c and u from the prompt's and the empty prompt's
  *	        context; v_i = c (multi_scale_cfg: guided too)
  *	V     = W_v f,  T = W_t pooled  (SDXL: encoder 2's projection)
@@ -90,8 +90,8 @@ int	 lpo_lrm_tokenize(lpo_lrm *, int32_t *const ids[2], const char *prompt);
 
 /* The parameters by the names of the official layout. */
 struct lpo_lrm_set {
-	const char *name;	/* "unet", "text_encoder", "text_encoder_2", "" */
-	lpo_params *params;	/* "": visual_projection.weight, ... */
+	const char *name;	/* unet, text_encoder, text_encoder_2, or "": */
+	lpo_params *params;	/* visual_projection.weight, ... */
 };
 /* What is loaded, in this order: unet, encoder(s), head.  Returns n <= 4. */
 int	 lpo_lrm_sets(lpo_lrm *, struct lpo_lrm_set set[4]);

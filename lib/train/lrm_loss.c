@@ -75,7 +75,7 @@ lpo_lrm_pair_loss(float *dv, float *dt, double *ds, double *score,
 	g[0] = -g[1];
 	if (ds != NULL)		/* dz/ds = z */
 		*ds += g[0] * z[0] + g[1] * z[1];
-	/* dz/dv = e^s (t/|t| - c v/|v|) / |v|, and the same with v, t swapped */
+	/* dz/dv = e^s (t/|t| - c v/|v|) / |v|; dz/dt: v and t swapped */
 	for (k = 0; dv != NULL && k < 2; k++)
 		for (i = 0; i < d; i++)
 			dv[k * d + i] = (float)(g[k] * scale *

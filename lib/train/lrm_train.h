@@ -90,7 +90,7 @@ int	 lpo_lrm_trainer_grads(lpo_lrm_trainer *, struct lpo_lrm_step *,
 int	 lpo_lrm_trainer_step(lpo_lrm_trainer *, struct lpo_lrm_step *,
 	    const struct lpo_lrm_pair *);
 
-/* Counters: steps taken (skipped ones included), updates made, skips in a row. */
+/* Steps taken (skipped ones included), updates made, skips in a row. */
 struct lpo_lrm_counters {
 	int64_t step, update, skipped, skipped_in_a_row;
 };

@@ -11,10 +11,12 @@ vectors cos(0.7 (k+1) i + k), which is enough to see any error.
 
     python tests/golden/make_lrm.py        (in the root; versions are printed)
 """
+import io
 import json
 import math
 import os
 import shutil
+import tarfile
 
 import diffusers
 import numpy as np
@@ -316,6 +318,46 @@ def save_lrm(model, path, guidance):
                     "vae_sha256": ""}}))
 
 
+def save_base(path):
+    """What else a base model's folder has, for lpo-pairs."""
+    os.makedirs(f"{path}/scheduler")
+    os.makedirs(f"{path}/vae")
+    write(f"{path}/scheduler/scheduler_config.json", json.dumps(
+        {"_class_name": "DDIMScheduler", "beta_start": 0.00085,
+         "beta_end": 0.012, "beta_schedule": "scaled_linear",
+         "num_train_timesteps": 1000, "clip_sample": False,
+         "set_alpha_to_one": False, "steps_offset": 1}))
+    write(f"{path}/vae/config.json", json.dumps(
+        {"_class_name": "AutoencoderKL", "scaling_factor": 0.5,
+         "latent_channels": 4, "block_out_channels": [8, 8, 8, 8]}))
+
+
+def save_moments(path, rows):
+    """A foreign tar of encoded preferences: brighter wins."""
+    gen = torch.Generator().manual_seed(17)
+
+    def add(tar, name, data):
+        info = tarfile.TarInfo(name)
+        info.size = len(data)
+        tar.addfile(info, io.BytesIO(data))
+
+    with tarfile.open(path, "w", format=tarfile.USTAR_FORMAT) as tar:
+        for i in range(rows):
+            tie = i % 6 == 5
+            for k in range(2):
+                x = torch.randn(8, H, W, generator=gen)
+                x[:4] += 0 if tie else (0.8 if k == i % 2 else -0.8)
+                x[4:] = -4
+                out = io.BytesIO()
+                np.save(out, x.half().numpy())
+                add(tar, f"{i:09d}.moments_{k}.npy", out.getvalue())
+            first = 0.5 if tie else float(i % 2 == 0)
+            add(tar, f"{i:09d}.json", json.dumps(
+                {"prompt": LETTERS[i % 5], "label_0": first,
+                 "label_1": 1 - first,
+                 "num_example_per_prompt": 1 + i % 3}).encode())
+
+
 def main():
     torch.manual_seed(5)
     torch.set_num_threads(1)
@@ -351,6 +393,8 @@ def main():
     out["label"], out["num_example_per_prompt"] = f32(y), f32(num)
     base = make("sd", 7.5)
     save_lrm(base, f"{OUT}/sd", 7.5)
+    save_base(f"{OUT}/sd")
+    save_moments(f"{OUT}/moments.tar", 12)
     run(base, out, keys, "sd/pair", "pair")
     run(base, out, keys, "sd/batch", "batch")
     run(base, out, keys, "sd/both", "both", coeff=0.7, aux=0.25)

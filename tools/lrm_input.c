@@ -1,0 +1,137 @@
+/* lpo-lrm: the pairs it reads. */
+#include <string.h>
+
+#include "lib/base/file.h"
+#include "lib/base/json.h"
+#include "tools/lrm.h"
+
+int
+lpo_lrmtool_next(struct lrm_run *r, struct lpo_sample *s)
+{
+	if (r->has_first) {
+		*s = r->first;
+		memset(&r->first, 0, sizeof(r->first));
+		r->has_first = 0;
+		return 0;
+	}
+	return lpo_shards_next(r->in, s);
+}
+
+/* What the run id has of the pairs: files by content, a stream by its run. */
+int
+lpo_lrmtool_identify(struct lrm_run *r)
+{
+	lpo_cli *cli = r->cli;
+	char **names = NULL;
+	const char *id;
+	int64_t n = 0, i;
+	int rc;
+
+	if (lpo_shards_files(r->in) == 0) {
+		id = json_string_value(lpo_json_get(lpo_shards_run(r->in),
+		    "run"));
+		return lpo_cli_input_run(cli, "pairs", id ? id : "foreign");
+	}
+	if ((rc = lpo_shards_expand(cli->ctx, &names, &n,
+	    (const char *const *)cli->args, cli->nargs)) < 0)
+		return rc;
+	for (i = 0; i < n && rc == 0; i++)
+		rc = lpo_cli_input_file(cli, "pairs", names[i]);
+	lpo_names_free(names, n);
+	return rc;
+}
+
+/* Open the pairs, hold them against the model, and look at the first one. */
+int
+lpo_lrmtool_open(struct lrm_run *r)
+{
+	lpo_cli *cli = r->cli;
+	int rc;
+
+	if ((cli->nargs == 0 || strcmp(cli->args[0], "-") == 0) &&
+	    (rc = lpo_cli_binary_stdin(cli)) != 0)
+		return rc;
+	if ((rc = lpo_shards_open(cli->ctx, &r->in,
+	    (const char *const *)cli->args, cli->nargs, 0)) < 0 ||
+	    (rc = lpo_lrm_stream_check(cli->ctx, lpo_shards_run(r->in),
+	    lpo_lrm_cfg(r->m))) < 0)
+		return rc;
+	if ((rc = lpo_shards_next(r->in, &r->first)) < 0)
+		return rc;
+	if (rc == 1)
+		return lpo_fail(cli->ctx, LPO_EFORMAT, "there are no pairs");
+	r->has_first = 1;
+	return lpo_lrm_sample_shape(cli->ctx, r->shape, &r->first);
+}
+
+/* Pairs in all, -1: not known before the end. */
+int64_t
+lpo_lrmtool_pairs(struct lrm_run *r)
+{
+	int64_t n;
+
+	if (lpo_json_int(r->cli->ctx, &n, lpo_shards_run(r->in), "pairs",
+	    -1) < 0)
+		lpo_clear(r->cli->ctx);
+	return lpo_json_get(lpo_shards_run(r->in), "pairs") != NULL ? n : -1;
+}
+
+static int
+too_few(struct lrm_run *r)
+{
+	return lpo_fail(r->cli->ctx, LPO_EFORMAT, "the pairs end after %lld; "
+	    "%lld steps of %lld need %lld (a smaller --steps, or more "
+	    "--epochs in lpo-pairs)", (long long)r->used,
+	    (long long)r->t.steps, (long long)r->t.batch,
+	    (long long)(r->t.steps * r->t.batch));
+}
+
+int
+lpo_lrmtool_batch(struct lrm_run *r)
+{
+	struct lpo_sample s;
+	int64_t i;
+	int rc = 0;
+
+	lpo_lrm_batch_clear(r->batch);
+	for (i = 0; i < r->t.batch && rc == 0; i++) {
+		memset(&s, 0, sizeof(s));
+		if ((rc = lpo_lrmtool_next(r, &s)) == 0 &&
+		    (rc = lpo_lrm_batch_add(r->batch, &s)) == 0)
+			r->used++;
+		lpo_sample_clear(&s);
+	}
+	return rc == 1 ? too_few(r) : rc;
+}
+
+/* --eval: all of a second set of pairs. */
+int
+lpo_lrmtool_read_eval(struct lrm_run *r)
+{
+	lpo_ctx *c = r->cli->ctx;
+	lpo_shards *in = NULL;
+	struct lpo_sample s;
+	int rc;
+
+	if (r->o->eval == NULL)
+		return 0;
+	if ((rc = lpo_shards_open(c, &in, &r->o->eval, 1, 0)) < 0 ||
+	    (rc = lpo_lrm_stream_check(c, lpo_shards_run(in),
+	    lpo_lrm_cfg(r->m))) < 0 ||
+	    (rc = lpo_lrm_batch_new(c, &r->eval, r->m, r->shape)) < 0)
+		goto out;
+	do {
+		memset(&s, 0, sizeof(s));
+		if ((rc = lpo_shards_next(in, &s)) == 0)
+			rc = lpo_lrm_batch_add(r->eval, &s);
+		lpo_sample_clear(&s);
+	} while (rc == 0);
+	if (rc == 1)
+		rc = lpo_lrm_batch_count(r->eval) > 0 ? 0 : lpo_fail(c,
+		    LPO_EFORMAT, "'%s' has no pairs", r->o->eval);
+out:
+	if (rc < 0)
+		lpo_fail_prefix(c, "--eval");
+	lpo_shards_close(in);
+	return rc;
+}
