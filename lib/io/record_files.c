@@ -242,7 +242,7 @@ lpo_records_folder(lpo_records *rs, const char *path)
 static int
 is_image_k(const char *name, int k)
 {
-	char want[16];
+	char want[32];
 	size_t n;
 
 	snprintf(want, sizeof(want), "jpg_%d", k);
