@@ -21,8 +21,9 @@ lpo_state_path(lpo_ctx *c, const char *output)
 {
 	size_t n = strcspn(output, "%");
 
-	while (output[n] == '\0' && n > 1 && output[n - 1] == '/')
-		n--;
+	if (output[n] == '\0')
+		while (n > 1 && output[n - 1] == '/')
+			n--;
 	return lpo_asprintf(c, "%.*s.state", (int)n, output);
 }
 
