@@ -148,26 +148,29 @@ lpo_db_metric(lpo_db *db, int64_t run_id, int64_t step, const char *name,
 int
 lpo_db_flush(lpo_db *db)
 {
-	int i, n, rc;
+	int i, n, rc = 0, own;
 
 	if (db == NULL || db->n_metrics == 0)
 		return 0;
 	n = db->n_metrics;
-	if ((rc = lpo_db_begin(db)) < 0)
+	/* Inside a caller's transaction these rows are part of it. */
+	own = sqlite3_get_autocommit(db->sql);
+	if (own && (rc = lpo_db_begin(db)) < 0)
 		return rc;
 	for (i = 0; i < n && rc == 0; i++)
 		rc = lpo_db_run(db, NULL, sql_metric, "isid",
 		    db->metric[i].run_id, db->metric[i].name,
 		    db->metric[i].step, db->metric[i].value);
 	if (rc < 0) {
-		lpo_db_rollback(db);
+		if (own)
+			lpo_db_rollback(db);
 		return rc;
 	}
 	for (i = 0; i < n; i++)
 		lpo_free(db->metric[i].name);
 	db->n_metrics = 0;
 	db->flushed_s = lpo_now_s();
-	return lpo_db_commit(db);
+	return own ? lpo_db_commit(db) : 0;
 }
 
 /* -------------------------------------------------------- what is judged */
