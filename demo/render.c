@@ -224,7 +224,7 @@ write_row(FILE *f, struct lpo_rng *r, int64_t i, const char *caption,
 	double align = s[best].alignment - s[!best].alignment;
 	double gap[3];
 
-	gap[0] = 0.22 * (s[best].aesthetic - s[!best].aesthetic) +
+	gap[0] = 0.28 * (s[best].aesthetic - s[!best].aesthetic) +
 	    0.10 * lpo_rng_normal(r);
 	gap[1] = 0.15 * align + 0.010 * lpo_rng_normal(r);
 	gap[2] = 0.70 * align + 0.040 * lpo_rng_normal(r);

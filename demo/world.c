@@ -346,10 +346,14 @@ lpo_world_scene(struct lpo_rng *r, const struct lpo_spec *s,
 int
 lpo_world_ugly(struct lpo_rng *r)
 {
-	int ugly = 1 << lpo_rng_below(r, 4);
+	/* Noise is the rarest: a model in latent space hardly ever makes it,
+	 * while its backgrounds and edges go wrong all the time. */
+	static const int kind[10] = { LPO_NOISE, LPO_BLUR, LPO_BLUR, LPO_BLUR,
+		LPO_MUDDY, LPO_MUDDY, LPO_MUDDY, LPO_MUDDY, LPO_CUT, LPO_CUT };
+	int ugly = kind[lpo_rng_below(r, 10)];
 
 	if (chance(r, 20))
-		ugly |= 1 << lpo_rng_below(r, 4);
+		ugly |= kind[lpo_rng_below(r, 10)];
 	return ugly;
 }
 
