@@ -7,6 +7,8 @@
 #include "lib/base/json.h"
 #include "tools/lrm.h"
 
+#define STEP_LINE_S	5.0	/* between two step lines */
+
 #define OFF(m)	offsetof(struct lrm_opts, m)
 #define R	LPO_CLI_RESULT
 
@@ -246,7 +248,10 @@ tell_step(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
 		    "finite, the weights stay as they are (pairs '%s' to "
 		    "'%s')", (long long)step, lpo_lrm_batch_key(r->batch, 0),
 		    lpo_lrm_batch_key(r->batch, r->t.batch - 1));
-	if (lpo_cli_want_lines(r->cli)) {
+	/* every step where steps are long; else now and then, and the ends */
+	if (lpo_cli_want_lines(r->cli) && (step == r->t.steps ||
+	    lpo_cli_now() - r->told_s >= STEP_LINE_S)) {
+		r->told_s = lpo_cli_now();
 		lpo_cli_progress_end(r->cli);
 		fprintf(stderr, "step %lld/%lld  loss %.4f  accuracy %.3f  "
 		    "margin %.3f  grad %.3g  lr %.3g  scale %.2f  "
@@ -454,7 +459,7 @@ main(int argc, char **argv)
 	struct lrm_opts o = { .batch = 128, .lr = 1e-5, .weight_decay = 0.3,
 	    .guidance = LPO_LRM_GUIDANCE, .max_grad_norm = 1,
 	    .batch_coeff = 1, .aux = 1 };
-	struct lrm_run r = { .o = &o, .best = -1 };
+	struct lrm_run r = { .o = &o, .best = -1, .told_s = -INFINITY };
 	lpo_cli cli;
 	int rc;
 

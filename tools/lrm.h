@@ -39,7 +39,7 @@ struct lrm_run {
 	int64_t saved_step;
 	double best;		/* accuracy, -1: none yet */
 	int64_t best_step, eval_step;
-	double start_s;
+	double start_s, told_s;	/* of the step; of the last step line */
 };
 
 /* ---- lrm_input.c */
@@ -59,9 +59,9 @@ int	 lpo_lrmtool_read_eval(struct lrm_run *);
 
 /* ---- lrm_score.c */
 
-/* Accuracies to stderr and into the metric table. */
+/* Accuracies into the metric table and to stderr; brief: only the first. */
 int	 lpo_lrmtool_tell(struct lrm_run *, const struct lpo_lrm_rate *,
-	    int64_t n, int64_t step);
+	    int64_t n, int64_t step, int brief);
 /* Score r->eval; with --keep best a new best is written into the state. */
 int	 lpo_lrmtool_evaluate(struct lrm_run *, int64_t step);
 /* lpo-lrm --score */

@@ -17,7 +17,7 @@ lpo_lrmtool_storage(const struct lrm_run *r)
 /* Lines on stderr and rows of metrics. */
 int
 lpo_lrmtool_tell(struct lrm_run *r, const struct lpo_lrm_rate *rate, int64_t n,
-    int64_t step)
+    int64_t step, int brief)
 {
 	char name[48], who[32];
 	int64_t i;
@@ -36,7 +36,7 @@ lpo_lrmtool_tell(struct lrm_run *r, const struct lpo_lrm_rate *rate, int64_t n,
 			snprintf(who, sizeof(who), "t %lld",
 			    (long long)rate[i].t);
 		}
-		if (rate[i].n > 0)
+		if (rate[i].n > 0 && !(brief && i > 0))
 			lpo_cli_note(r->cli, "accuracy, %s: %.3f [%.3f, %.3f] "
 			    "of %lld pairs", who, rate[i].rate, rate[i].low,
 			    rate[i].high, (long long)rate[i].n);
@@ -64,7 +64,8 @@ lpo_lrmtool_evaluate(struct lrm_run *r, int64_t step)
 	r->eval_step = step;
 	lpo_cli_note(r->cli, "step %lld of %lld, held-out pairs:",
 	    (long long)step, (long long)r->t.steps);
-	if ((rc = lpo_lrmtool_tell(r, rate, n, step)) < 0 ||
+	if ((rc = lpo_lrmtool_tell(r, rate, n, step,
+	    step < r->t.steps)) < 0 ||
 	    r->o->keep != LRM_KEEP_BEST || !(rate[0].rate > r->best))
 		goto out;
 	/* the folder waits in the state, in its final form, for the end */
@@ -191,7 +192,7 @@ lpo_lrmtool_score(struct lrm_run *r)
 	if (!cli->o.json)
 		printf("key\tscore_0\tscore_1\tlabel_0\n");
 	if ((rc = score_all(r, &rate, &n)) == 0)
-		rc = lpo_lrmtool_tell(r, rate, n, 0);
+		rc = lpo_lrmtool_tell(r, rate, n, 0, 0);
 	lpo_free(rate);
 	return rc;
 }

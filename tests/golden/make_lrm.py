@@ -353,7 +353,7 @@ def save_moments(path, rows):
                 add(tar, f"{i:09d}.moments_{k}.npy", out.getvalue())
             first = 0.5 if tie else float(i % 2 == 0)
             add(tar, f"{i:09d}.json", json.dumps(
-                {"prompt": LETTERS[i % 5], "label_0": first,
+                {"row": i, "prompt": LETTERS[i % 5], "label_0": first,
                  "label_1": 1 - first,
                  "num_example_per_prompt": 1 + i % 3}).encode())
 
