@@ -22,10 +22,13 @@
 #define MC	96			/* rows of A per block: 104 kB of L2 */
 #define LDA	(KC + 16)		/* not a power of two: L1 has few ways */
 #define NC	512			/* columns of B packed at a time */
+#define LDN	(NC + 16)
+#define KU	32			/* rows of B packed at a time */
 #define NT	256			/* columns of a tile of a weight sum */
 #define LDT	(NT + 16)
 #define LDM	(MC + 16)
 #define B_FLOATS (2 << 20)		/* NC shrinks for long K: 8 MB */
+#define AHEAD	8			/* rows to prefetch */
 #define SERIAL_FLOPS 200000		/* waking threads costs more */
 
 static inline int64_t
@@ -125,15 +128,20 @@ static void
 fetch(const struct lpo_src *s, float *dst, int64_t ld, int64_t r0, int64_t nr,
     int64_t c0, int64_t nc)
 {
-	int64_t r;
+	int64_t bytes = s->dt == LPO_F32 ? 4 : 2, r, c, at;
 
 	if (s->fetch != NULL) {
 		s->fetch(s, dst, ld, r0, nr, c0, nc);
 		return;
 	}
-	for (r = 0; r < nr; r++)
-		lpo_widen(dst + r * ld, s->base, s->dt, (r0 + r) * s->ld + c0,
-		    nc);
+	for (r = 0; r < nr; r++) {
+		at = (r0 + r) * s->ld + c0;
+		/* Rows far apart: the hardware does not see what comes. */
+		for (c = 0; r + AHEAD < nr && c < nc; c += 64 / bytes)
+			__builtin_prefetch((const char *)s->base +
+			    (at + AHEAD * s->ld + c) * bytes);
+		lpo_widen(dst + r * ld, s->base, s->dt, at, nc);
+	}
 }
 
 typedef float v4 __attribute__((vector_size(16)));
@@ -182,28 +190,6 @@ transpose(float *dst, int64_t w, const float *src, int64_t ls, int64_t n,
 	for (; i < w; i++)
 		for (k = 0; k < kc; k++)
 			dst[k * w + i] = 0;
-}
-
-/* Columns n0 .. n0+n-1, n <= NR, of rows k0.. of B to a panel w wide. */
-static void
-pack_b(const struct lpo_gemm *g, float *dst, int64_t w, int64_t n0, int64_t n,
-    int64_t k0, int64_t kc, float *tmp)
-{
-	const struct lpo_src *s = g->b;
-	int64_t k, j;
-
-	if (g->b_transposed && s->fetch == NULL && s->dt == LPO_F32) {
-		transpose(dst, w, (const float *)s->base + n0 * s->ld + k0,
-		    s->ld, n, kc);
-	} else if (g->b_transposed) {
-		fetch(s, tmp, LDA, n0, n, k0, kc);
-		transpose(dst, w, tmp, LDA, n, kc);
-	} else {
-		fetch(s, dst, w, k0, kc, n0, n);
-		for (k = 0; n < w && k < kc; k++)
-			for (j = n; j < w; j++)
-				dst[k * w + j] = 0;
-	}
 }
 
 /* How a product is cut; depends on sizes and threads, and changes no bit. */
@@ -349,18 +335,49 @@ block(const struct lpo_gemm *g, const struct plan *p, const float *packed,
 	}
 }
 
-/* Pack unit u of the columns n0..: one panel, one block of K. */
+/* B is [n][k]: unit u is one panel of one block of K, transposed. */
 static void
-pack_unit(const struct lpo_gemm *g, const struct plan *p, float *packed,
-    int64_t n0, int64_t u, float *tmp)
+pack_turned(const struct lpo_gemm *g, float *packed, int64_t n0, int64_t cols,
+    int64_t u, float *tmp)
 {
+	const struct lpo_src *s = g->b;
 	int64_t k_blocks = div_up(g->k, KC), j = u / k_blocks;
-	int64_t k0 = u % k_blocks * KC;
-	int64_t n = min64(NR, min64(p->nc, g->n - n0) - j * NR);
-	int64_t w = round_up(n, VL);
+	int64_t k0 = u % k_blocks * KC, kc = min64(KC, g->k - k0);
+	int64_t n = min64(NR, cols - j * NR), w = round_up(n, VL);
+	const float *src = tmp;
+	int64_t ld = LDA;
 
-	pack_b(g, packed + j * NR * g->k + k0 * w, w, n0 + j * NR, n, k0,
-	    min64(KC, g->k - k0), tmp);
+	n0 += j * NR;
+	if (s->fetch == NULL && s->dt == LPO_F32) {
+		src = (const float *)s->base + n0 * s->ld + k0;
+		ld = s->ld;
+	} else
+		fetch(s, tmp, LDA, n0, n, k0, kc);
+	transpose(packed + j * NR * g->k + k0 * w, w, src, ld, n, kc);
+}
+
+/*
+ * B is [k][n]: unit u is KU rows of all columns, read in long pieces (the
+ * rows of a convolution's weight are far apart) and dealt out to the panels.
+ */
+static void
+pack_straight(const struct lpo_gemm *g, float *packed, int64_t n0,
+    int64_t cols, int64_t u, float *tmp)
+{
+	int64_t k0 = u * KU, kc = min64(KU, g->k - k0), j, k, i, n, w;
+	float *to;
+
+	fetch(g->b, tmp, LDN, k0, kc, n0, cols);
+	for (j = 0; j * NR < cols; j++) {
+		n = min64(NR, cols - j * NR);
+		w = round_up(n, VL);
+		to = packed + j * NR * g->k + k0 * w;
+		for (k = 0; k < kc; k++, to += w) {
+			memcpy(to, tmp + k * LDN + j * NR, (size_t)n * 4);
+			for (i = n; i < w; i++)
+				to[i] = 0;
+		}
+	}
 }
 
 /* Tile t of the grid (m_blocks, splits) over the packed columns n0.. */
@@ -389,14 +406,20 @@ LPO_FN(lpo_gemm)(const struct lpo_gemm *g)
 	{
 		float *mine = first + thread_floats(p.nc) *
 		    (size_t)omp_get_thread_num();
-		int64_t n0, u, units;
+		int64_t n0, cols, u, units;
 
 		for (n0 = 0; n0 < g->n; n0 += p.nc) {
-			units = div_up(min64(p.nc, g->n - n0), NR) *
-			    div_up(g->k, KC);
+			cols = min64(p.nc, g->n - n0);
+			units = g->b_transposed ? div_up(cols, NR) *
+			    div_up(g->k, KC) : div_up(g->k, KU);
 #pragma omp for schedule(static)
 			for (u = 0; u < units; u++)
-				pack_unit(g, &p, packed, n0, u, mine);
+				if (g->b_transposed)
+					pack_turned(g, packed, n0, cols, u,
+					    mine);
+				else
+					pack_straight(g, packed, n0, cols, u,
+					    mine);
 #pragma omp for schedule(dynamic)
 			for (u = 0; u < p.m_blocks * p.splits; u++)
 				run_tile(g, &p, packed, n0, u, mine);
@@ -490,25 +513,32 @@ LPO_FN(lpo_gemm_groups)(const struct lpo_gemm_groups *g)
 	}
 }
 
-/* Sums of up to 64 rows of VL columns, one after the other. */
-static vf
-sum_rows(enum lpo_dtype dt, const void *dy, int64_t row, int64_t rows,
-    int64_t n, int64_t j, int64_t nj)
+/*
+ * s[nj] += the sums of `rows` rows; a block of columns at a time, as wide as
+ * the registers hold, so that memory is read in long pieces.
+ */
+#define SUM_NV	8
+
+static void
+sum_rows(float *s, enum lpo_dtype dt, const void *dy, int64_t row,
+    int64_t rows, int64_t n, int64_t j, int64_t nj)
 {
-	float tmp[VL] = {0};
-	vf s = {0};
+	float tmp[SUM_NV * VL] = {0};
+	vf sum[SUM_NV] = {{0}};
+	const float *from = tmp;
 	int64_t i;
+	int v;
 
 	for (i = row; i < row + rows; i++) {
-		if (nj < VL) {
-			lpo_widen(tmp, dy, dt, i * n + j, nj);
-			s += vf_load(tmp);
-		} else if (dt == LPO_F32)
-			s += vf_load((const float *)dy + i * n + j);
+		if (dt == LPO_F32 && nj == SUM_NV * VL)
+			from = (const float *)dy + i * n + j;
 		else
-			s += vf_load_bf16((const uint16_t *)dy + i * n + j);
+			lpo_widen(tmp, dy, dt, i * n + j, nj);
+		for (v = 0; v < SUM_NV; v++)
+			sum[v] += vf_load(from + v * VL);
 	}
-	return s;
+	for (v = 0; v < SUM_NV; v++)
+		vf_store(s + v * VL, vf_load(s + v * VL) + sum[v]);
 }
 
 /*
@@ -523,19 +553,17 @@ LPO_FN(lpo_column_sums)(float *db, enum lpo_dtype dt, const void *dy,
 
 #pragma omp parallel for schedule(static) num_threads(threads) \
     private(q, i) if (m * n * groups > SERIAL_FLOPS)
-	for (j = 0; j < n; j += VL) {
-		int64_t l, nj = min64(VL, n - j);
-		float out[VL];
+	for (j = 0; j < n; j += SUM_NV * VL) {
+		int64_t l, nj = min64(SUM_NV * VL, n - j);
 
 		for (q = 0; q < groups; q++) {
-			vf s = {0};
+			float s[SUM_NV * VL] = {0};
 
 			for (i = 0; i < m; i += 64)
-				s += sum_rows(dt, dy, q * m + i,
+				sum_rows(s, dt, dy, q * m + i,
 				    min64(64, m - i), n, j, nj);
-			vf_store(out, s * alpha);
 			for (l = 0; l < nj; l++)
-				db[j + l] += out[l];
+				db[j + l] += s[l] * alpha;
 		}
 	}
 }
