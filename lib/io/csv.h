@@ -46,8 +46,8 @@ const char *lpo_table_name(const lpo_table *, int column);
 int	 lpo_table_find(const lpo_table *, const char *name);	/* -1 absent */
 /*
  * The text of the present row's field, borrowed until the next call; NULL
- * where it is absent or null (JSON); an empty cell of CSV is "".  Numbers of JSON come as text, objects
- * and arrays as canonical JSON.
+ * where it is absent or null (JSON); an empty cell of CSV is "".  Numbers of
+ * JSON come as text, objects and arrays as canonical JSON.
  */
 const char *lpo_table_get(const lpo_table *, int column);
 const char *lpo_table_field(const lpo_table *, const char *name);

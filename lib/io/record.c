@@ -49,7 +49,8 @@ lpo_record_from_json(lpo_ctx *c, struct lpo_record *r, const json_t *v)
 		rc = lpo_json_int(c, &r->num_example_per_prompt, v,
 		    "num_example_per_prompt", 1);
 	if (rc == 0 && strlen(key) >= sizeof(r->key))
-		rc = lpo_fail(c, LPO_EFORMAT, "key '%.60s…' is too long", key);
+		rc = lpo_fail(c, LPO_EFORMAT, "key '%.60s' is too long",
+		    key);
 	if (rc == 0 && (r->num_example_per_prompt < 1 || r->row < 0))
 		rc = lpo_fail(c, LPO_EFORMAT, "row or num_example_per_prompt "
 		    "is negative");
