@@ -198,10 +198,6 @@ add_inputs(struct job *j)
 		goto out;
 	rc = lpo_cli_input_hash(cli, "images", cli->args[0], hex);
 	lpo_cli_resolved(cli, "size_px", json_integer(j->size_px));
-	/* how rows are cut into files matters only where there are several */
-	if (lpo_cli_pattern(cli))
-		lpo_cli_resolved(cli, "rows_per_shard",
-		    json_integer(j->o->rows_per_shard));
 out:
 	lpo_free(vae);
 	lpo_free(sched);
@@ -253,7 +249,14 @@ make_run_json(struct job *j)
 	    (json_int_t)v->latent_channels, "vae_sha256",
 	    lpo_cli_input_value(j->cli, "vae"), "scheduler", sched,
 	    "size_px", (json_int_t)j->size_px);
-	return j->run != NULL ? 0 : lpo_fail(c, LPO_ENOMEM, "out of memory");
+	if (j->run == NULL)
+		return lpo_fail(c, LPO_ENOMEM, "out of memory");
+	/*
+	 * Not in the run id: the same moments, cut otherwise.  But files of
+	 * two ways to cut must not be mixed.
+	 */
+	return lpo_cli_pattern(j->cli) ? lpo_json_set(c, j->run,
+	    "rows_per_shard", json_integer(j->o->rows_per_shard)) : 0;
 }
 
 static int
@@ -537,6 +540,14 @@ count_done(struct job *j, const char *path)
 
 	if ((rc = lpo_shard_open(j->cli->ctx, &s, path)) != 0)
 		return rc;
+	if (lpo_cli_pattern(j->cli) && !json_equal(json_object_get(
+	    lpo_shard_run(s), "rows_per_shard"), json_object_get(j->run,
+	    "rows_per_shard"))) {
+		lpo_shard_close(s);
+		return lpo_fail(j->cli->ctx, LPO_EINVAL, "'%s' was made with "
+		    "another --rows-per-shard: give that one, or --fresh",
+		    path);
+	}
 	rc = lpo_json_int(j->cli->ctx, &skipped, lpo_shard_end(s), "skipped",
 	    0);
 	j->cli->skipped += skipped;
