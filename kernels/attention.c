@@ -51,10 +51,13 @@ mask_future(float *s, int64_t keys, int64_t k0, int64_t q0)
 		}
 }
 
-/* s becomes p; m and l of the strip move on; o is scaled by a. */
+/*
+ * s becomes p; m and l of the strip move on; o is scaled by a, unless this is
+ * its first block (then o is 0, and a too).
+ */
 static inline __attribute__((always_inline)) void
 softmax_vectors(int nr, float *s, int64_t keys, float *m, float *l, float *o,
-    int64_t d)
+    int64_t d, int first)
 {
 	vf top[2], sum[2] = {{0}, {0}}, a[2], p;
 	int64_t j;
@@ -78,7 +81,7 @@ softmax_vectors(int nr, float *s, int64_t keys, float *m, float *l, float *o,
 		vf_store(m + v * VL, top[v]);
 		vf_store(l + v * VL, vf_load(l + v * VL) * a[v] + sum[v]);
 	}
-	for (j = 0; j < d; j++)
+	for (j = 0; j < d && !first; j++)
 		for (v = 0; v < nr; v++) {
 			float *oj = o + j * STRIP + v * VL;
 
@@ -88,12 +91,12 @@ softmax_vectors(int nr, float *s, int64_t keys, float *m, float *l, float *o,
 
 static void
 softmax_block(int nr, float *s, int64_t keys, float *m, float *l, float *o,
-    int64_t d)
+    int64_t d, int first)
 {
 	if (nr == 2)
-		softmax_vectors(2, s, keys, m, l, o, d);
+		softmax_vectors(2, s, keys, m, l, o, d, first);
 	else
-		softmax_vectors(1, s, keys, m, l, o, d);
+		softmax_vectors(1, s, keys, m, l, o, d, first);
 }
 
 /* o / l to the rows of the output, log of the sums to lse. */
@@ -110,8 +113,9 @@ finish_strip(enum lpo_dtype dt, void *dst, int64_t ld, float *lse, float *o,
 		    vf_load(o + j * STRIP + VL) * r1);
 	}
 	store_strip(dt, dst, ld, o, rows, d, 1.0f, 0);
-	for (j = 0; lse != NULL && j < rows; j++)
-		lse[j] = m[j] * LN2 + logf(l[j]);
+	for (j = 0; lse != NULL && j < rows; j += VL)
+		vst(LPO_F32, lse, j, rows, vf_load(m + j) * LN2 +
+		    vf_log(vf_load(l + j)));
 }
 
 /* Queries [q0, q1) of head h of row i. */
@@ -149,7 +153,7 @@ forward_unit(enum lpo_dtype dt, struct room *w, void *o, float *lse,
 			if (s->causal && k0 + keys > at)
 				mask_future(w->s, keys, k0, at);
 			softmax_block(nr, w->s, keys, w->m + t * STRIP,
-			    w->l + t * STRIP, w->o + t * size, d);
+			    w->l + t * STRIP, w->o + t * size, d, k0 == 0);
 			strip_acc(nr, keys, d, w->v, w->s, w->o + t * size);
 		}
 	}

@@ -110,52 +110,70 @@ vst_whole(enum lpo_dtype dt, void *p, int64_t i, vf v)
 		vf_store_f16((uint16_t *)p + i, v);
 }
 
-/* The first n < VL elements at p; the rest of the vector is 0. */
+/* Copy n < VL elements in pieces of fixed size. */
+static inline __attribute__((always_inline)) void
+copy_part(void *dst, const void *src, int64_t n, size_t size)
+{
+	char *d = dst;
+	const char *s = src;
+
+#define PIECE(k)							\
+	if (n & (k)) {							\
+		memcpy(d, s, (k) * size);				\
+		d += (k) * size;					\
+		s += (k) * size;					\
+	}
+#if VL > 8
+	PIECE(8)
+#endif
+#if VL > 4
+	PIECE(4)
+#endif
+	PIECE(2) PIECE(1)
+#undef PIECE
+}
+
+/* The first n < VL elements from i on; the rest of the vector is 0. */
 static inline vf
 vld_part(enum lpo_dtype dt, const void *p, int64_t i, int64_t n)
 {
+	uint16_t h[VL] = {0};
+
 #if defined(__AVX512F__)
 	if (dt == LPO_F32)
 		return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1),
 		    (const float *)p + i);
-#endif
+#elif defined(__AVX2__)
+	static const int32_t mask[2 * VL] = { -1, -1, -1, -1, -1, -1, -1, -1 };
+
+	if (dt == LPO_F32)
+		return (vf)_mm256_maskload_ps((const float *)p + i,
+		    _mm256_loadu_si256((const void *)(mask + VL - n)));
+#else
 	float f[VL] = {0};
-	uint16_t h[VL] = {0};
-	int64_t j;
 
 	if (dt == LPO_F32) {
-		for (j = 0; j < n; j++)
-			f[j] = ((const float *)p)[i + j];
+		copy_part(f, (const float *)p + i, n, 4);
 		return vf_load(f);
 	}
-	for (j = 0; j < n; j++)
-		h[j] = ((const uint16_t *)p)[i + j];
+#endif
+	copy_part(h, (const uint16_t *)p + i, n, 2);
 	return vld_whole(dt, h, 0);
 }
 
 static inline void
 vst_part(enum lpo_dtype dt, void *p, int64_t i, int64_t n, vf v)
 {
-#if defined(__AVX512F__)
-	if (dt == LPO_F32) {
-		_mm512_mask_storeu_ps((float *)p + i,
-		    (__mmask16)((1u << n) - 1), (__m512)v);
-		return;
-	}
-#endif
-	float f[VL];
 	uint16_t h[VL];
-	int64_t j;
+	float f[VL];
 
 	if (dt == LPO_F32) {
 		vf_store(f, v);
-		for (j = 0; j < n; j++)
-			((float *)p)[i + j] = f[j];
+		copy_part((float *)p + i, f, n, 4);
 		return;
 	}
 	vst_whole(dt, h, 0, v);
-	for (j = 0; j < n; j++)
-		((uint16_t *)p)[i + j] = h[j];
+	copy_part((uint16_t *)p + i, h, n, 2);
 }
 
 static inline vf

@@ -39,7 +39,7 @@ cdf(vf x)
 static void
 test_exp(void)
 {
-	double bad = 0, bad2 = 0, e;
+	double bad = 0, bad2 = 0, bad3, e;
 	float x, y;
 	int i;
 
@@ -52,6 +52,14 @@ test_exp(void)
 		bad2 = e > bad2 ? e : bad2;
 	}
 	ok(bad <= 2, "exp within 2 ulp on -110 .. 90: %.2f", bad);
+	for (i = 0, bad3 = 0; i < 1000000; i++) {
+		x = expf(-80 + 160 * (float)i / 1000000);
+		e = fabs(one(vf_log, x)[0] - log(x));
+		e /= 1e-7 + 2e-7 * fabs(log(x));
+		bad3 = e > bad3 ? e : bad3;
+	}
+	ok(bad3 <= 1 && one(vf_log, 1)[0] == 0 && isnan(one(vf_log, NAN)[0]),
+	    "log: %.2f of the allowed", bad3);
 	ok(bad2 <= 2.5e-7, "exp2_soft: relative error %.2g", bad2);
 	ok(isnan(one(vf_exp, NAN)[0]) && isnan(one(vf_exp, -NAN)[0]) &&
 	    isnan(one(vf_exp2_soft, NAN)[0]), "exp of NaN is NaN");
