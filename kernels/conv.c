@@ -6,7 +6,6 @@
  */
 #include "kernels/gemm.h"
 #include "kernels/levels.h"
-#include "kernels/onednn.h"
 
 static inline int64_t
 min64(int64_t a, int64_t b)
@@ -132,7 +131,8 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	if (is_linear(s))
 		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, m, s->co,
 		    s->ci, 1, add, scratch);
-	rc = lpo_onednn_conv(be, LPO_FWD, dt, y, x, w, bias, s, add, scratch);
+	rc = LPO_FN(lpo_conv_strips)(be, LPO_FWD, dt, y, x, w, bias, s, add,
+	    scratch);
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = s->co, .k = k,
@@ -206,8 +206,8 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	if (is_linear(s))
 		return LPO_FN(lpo_linear_bwd_data)(be, dt, dx, dy, w, s->n *
 		    s->h * s->w, s->co, s->ci, 1, scratch);
-	rc = lpo_onednn_conv(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s, 1,
-	    scratch);
+	rc = LPO_FN(lpo_conv_strips)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s,
+	    1, scratch);
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	for (ph = 0; ph < s->stride; ph++)
@@ -255,7 +255,7 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
 		    s->ci, groups);
 	if (pass == LPO_BWD_WEIGHT)
 		return LPO_FN(lpo_gemm_groups_scratch_bytes)(be->threads);
-	most = lpo_onednn_conv_scratch_bytes(be, pass, dt, s);
+	most = LPO_FN(lpo_conv_strips_scratch_bytes)(be, pass, dt, s);
 	if (pass == LPO_FWD) {
 		one = LPO_FN(lpo_gemm_scratch_bytes)(m, s->co,
 		    s->kh * s->kw * s->ci, be->threads);

@@ -72,6 +72,11 @@ struct lpo_gemm_groups {
 	void *scratch;		/* lpo_gemm_groups_scratch_bytes */
 };
 
+/*
+ * lpo_column_sums: db[n] += alpha * column sums of dy[groups * m, n].
+ * lpo_conv_strips: a bf16 convolution by oneDNN (FWD; BWD_DATA with y = dx and
+ * x = dy); 1: done, 0: not for oneDNN, negative: LPO_E*.
+ */
 #define LPO_GEMM_INTERNALS(s)						\
 	void	lpo_gemm##s(const struct lpo_gemm *);			\
 	void	lpo_gemm_groups##s(const struct lpo_gemm_groups *);	\
@@ -80,7 +85,15 @@ struct lpo_gemm_groups {
 	size_t	lpo_gemm_groups_scratch_bytes##s(int threads);		\
 	void	lpo_column_sums##s(float *db, enum lpo_dtype,		\
 		    const void *dy, int64_t m, int64_t n, float alpha,	\
-		    int64_t groups, int threads);
+		    int64_t groups, int threads);				\
+	int	lpo_conv_strips##s(lpo_backend *, enum lpo_pass,	\
+		    enum lpo_dtype, void *y, const void *x,		\
+		    const void *w, const float *bias,			\
+		    const struct lpo_conv_shape *, int add,		\
+		    void *scratch);					\
+	size_t	lpo_conv_strips_scratch_bytes##s(lpo_backend *,		\
+		    enum lpo_pass, enum lpo_dtype,			\
+		    const struct lpo_conv_shape *);
 
 LPO_GEMM_INTERNALS(_portable)
 LPO_GEMM_INTERNALS(_avx2)

@@ -11,8 +11,6 @@
 #define STR(x)	STR2(x)
 
 #define CACHE_MAX 1024		/* primitives kept; a UNet needs about 300 */
-#define BLOCK_ROWS 64		/* rows of a linear layer per piece */
-#define STRIP_PIXELS 512	/* of an image per piece, about */
 
 /* A memory descriptor: a struct in 2.x, a handle in 3.x. */
 #if DNNL_VERSION_MAJOR >= 3
@@ -30,25 +28,21 @@ struct md {
 
 /* Everything that a primitive depends on; compared as bytes. */
 struct key {
-	enum lpo_pass pass;
-	int is_conv, bias, add;
-	/* linear */
-	int64_t rows, cols, depth;
-	/* conv: one piece, and the image that it is a piece of */
-	struct lpo_conv_shape s, whole;
-	int64_t pad_bottom, pad_right;
+	int is_conv;
+	struct lpo_linear_piece linear;
+	struct lpo_conv_piece conv;
 };
 
 struct entry {
+	struct lpo_piece piece;		/* first: what callers see */
 	struct key key;
-	int usable;
+	int usable, backward;		/* backward: of a convolution */
 	dnnl_primitive_desc_t pd;
 	dnnl_primitive_t run;
-	md_ref src, weight, dst;	/* owned by pd */
+	md_ref src, weight, dst, pad;	/* owned by pd */
 	struct md plain, bias;
 	dnnl_primitive_desc_t reorder_pd;	/* NULL: none is needed */
 	dnnl_primitive_t reorder;
-	size_t weight_bytes, pad_bytes;
 };
 
 struct state {
@@ -181,7 +175,7 @@ matmul_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, md_ref src,
 
 static dnnl_status_t
 conv_fwd_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, md_ref src,
-    md_ref weight, md_ref bias, md_ref dst, const struct key *k,
+    md_ref weight, md_ref bias, md_ref dst, const struct lpo_conv_piece *k,
     dnnl_primitive_attr_t attr)
 {
 	dnnl_dims_t stride = { k->s.stride, k->s.stride };
@@ -210,7 +204,7 @@ conv_fwd_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, md_ref src,
 
 static dnnl_status_t
 conv_bwd_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, md_ref dx,
-    md_ref weight, md_ref dy, const struct key *k,
+    md_ref weight, md_ref dy, const struct lpo_conv_piece *k,
     dnnl_primitive_desc_t hint, dnnl_primitive_attr_t attr)
 {
 	dnnl_dims_t stride = { k->s.stride, k->s.stride };
@@ -233,11 +227,11 @@ conv_bwd_pd(dnnl_primitive_desc_t *pd, dnnl_engine_t engine, md_ref dx,
 #endif
 }
 
-/* y[rows, cols] = x[rows, depth] W; W plain is [cols, depth] or transposed */
+/* y[rows, cols] = x[rows, depth] W */
 static dnnl_status_t
 make_linear(struct entry *e, dnnl_engine_t engine, dnnl_primitive_attr_t attr)
 {
-	const struct key *k = &e->key;
+	const struct lpo_linear_piece *k = &e->key.linear;
 	int64_t dw[] = { k->depth, k->cols };
 	struct md src = {0}, weight = {0}, dst = {0};
 	dnnl_status_t rc = dnnl_invalid_arguments;
@@ -267,7 +261,7 @@ static dnnl_status_t
 make_conv(struct entry *e, dnnl_engine_t engine, dnnl_primitive_attr_t attr,
     md_ref layout)
 {
-	const struct key *k = &e->key;
+	const struct lpo_conv_piece *k = &e->key.conv;
 	const struct lpo_conv_shape *s = &k->s;
 	int64_t dw[] = { s->co, s->ci, s->kh, s->kw };
 	struct md x = {0}, dx = {0}, weight = {0}, y = {0};
@@ -325,19 +319,18 @@ is_fast(dnnl_primitive_desc_t pd)
 static dnnl_status_t
 finish_entry(struct entry *e, dnnl_engine_t engine)
 {
-	int backward = e->key.is_conv && e->key.pass == LPO_BWD_DATA;
 	dnnl_status_t rc = dnnl_primitive_create(&e->run, e->pd);
 
 	if (rc != dnnl_success)
 		return rc;
-	e->src = query(e->pd, backward ? dnnl_query_diff_dst_md :
+	e->src = query(e->pd, e->backward ? dnnl_query_diff_dst_md :
 	    dnnl_query_src_md);
-	e->dst = query(e->pd, backward ? dnnl_query_diff_src_md :
+	e->dst = query(e->pd, e->backward ? dnnl_query_diff_src_md :
 	    dnnl_query_dst_md);
 	e->weight = query(e->pd, dnnl_query_weights_md);
-	e->weight_bytes = dnnl_memory_desc_get_size(e->weight);
-	e->pad_bytes = dnnl_memory_desc_get_size(query(e->pd,
-	    dnnl_query_scratchpad_md));
+	e->pad = query(e->pd, dnnl_query_scratchpad_md);
+	e->piece.weight_bytes = dnnl_memory_desc_get_size(e->weight);
+	e->piece.pad_bytes = dnnl_memory_desc_get_size(e->pad);
 	if (dnnl_memory_desc_equal(e->weight, MD_REF(&e->plain)))
 		return dnnl_success;
 	rc = dnnl_reorder_primitive_desc_create(&e->reorder_pd,
@@ -360,16 +353,34 @@ hash_key(const struct key *key)
 	return h | 1;
 }
 
-/*
- * The entry for a key, made if it is not there.  A key that the library has
- * no kernel for is remembered as unusable.  Primitives are made for one
- * thread, so that their blocking does not depend on the thread count.
- */
-static struct entry *
-find_entry(struct state *st, const struct key *key, md_ref layout)
+static void
+make_entry(struct state *st, struct entry *e, md_ref layout)
 {
+	int add = e->key.is_conv ? e->key.conv.add : e->key.linear.add;
 	dnnl_primitive_attr_t attr = NULL;
 	dnnl_status_t rc;
+
+	e->backward = e->key.is_conv && e->key.conv.pass == LPO_BWD_DATA;
+	if (make_attr(&attr, add) == 0) {
+		rc = e->key.is_conv ? make_conv(e, st->engine, attr, layout) :
+		    make_linear(e, st->engine, attr);
+		e->usable = rc == dnnl_success && is_fast(e->pd) &&
+		    finish_entry(e, st->engine) == dnnl_success &&
+		    (layout == NULL || dnnl_memory_desc_equal(e->weight,
+		    layout));
+	}
+	if (attr != NULL)
+		dnnl_primitive_attr_destroy(attr);
+}
+
+/*
+ * The entry for a key, made if it is not there; NULL if the library has no
+ * kernel for it, which is remembered too.  Primitives are made for one thread,
+ * so that their blocking does not depend on the thread count.
+ */
+static const struct lpo_piece *
+find_entry(struct state *st, const struct key *key, md_ref layout)
+{
 	uint64_t hash = hash_key(key);
 	struct entry *e;
 	int i;
@@ -377,23 +388,58 @@ find_entry(struct state *st, const struct key *key, md_ref layout)
 	for (i = 0; i < CACHE_MAX; i++)
 		if (st->hash[i] == hash && memcmp(&st->cache[i].key, key,
 		    sizeof(*key)) == 0)
-			return &st->cache[i];
-	e = &st->cache[st->next];
-	entry_free(e);
-	memcpy(&e->key, key, sizeof(*key));
-	st->hash[st->next] = hash;
-	st->next = (st->next + 1) % CACHE_MAX;
-	omp_set_num_threads(1);
-	if (make_attr(&attr, key->add) == 0) {
-		rc = key->is_conv ? make_conv(e, st->engine, attr, layout) :
-		    make_linear(e, st->engine, attr);
-		e->usable = rc == dnnl_success && is_fast(e->pd) &&
-		    finish_entry(e, st->engine) == dnnl_success;
+			break;
+	if (i == CACHE_MAX) {
+		i = st->next;
+		st->next = (st->next + 1) % CACHE_MAX;
+		e = &st->cache[i];
+		entry_free(e);
+		memcpy(&e->key, key, sizeof(*key));
+		st->hash[i] = hash;
+		omp_set_num_threads(1);
+		make_entry(st, e, layout);
+		omp_set_num_threads(st->threads);
 	}
-	omp_set_num_threads(st->threads);
-	if (attr != NULL)
-		dnnl_primitive_attr_destroy(attr);
-	return e;
+	return st->cache[i].usable ? &st->cache[i].piece : NULL;
+}
+
+const struct lpo_piece *
+lpo_onednn_linear(lpo_backend *be, const struct lpo_linear_piece *p)
+{
+	struct key key;
+
+	if (be->priv == NULL)
+		return NULL;
+	/* Field by field: keys are compared with their padding. */
+	memset(&key, 0, sizeof(key));
+	key.linear.pass = p->pass;
+	key.linear.bias = p->bias;
+	key.linear.add = p->add;
+	key.linear.rows = p->rows;
+	key.linear.cols = p->cols;
+	key.linear.depth = p->depth;
+	return find_entry(be->priv, &key, NULL);
+}
+
+const struct lpo_piece *
+lpo_onednn_conv(lpo_backend *be, const struct lpo_conv_piece *p,
+    const struct lpo_piece *first)
+{
+	struct key key;
+
+	if (be->priv == NULL)
+		return NULL;
+	memset(&key, 0, sizeof(key));
+	key.is_conv = 1;
+	key.conv.pass = p->pass;
+	key.conv.bias = p->bias;
+	key.conv.add = p->add;
+	key.conv.s = p->s;
+	key.conv.whole = p->whole;
+	key.conv.pad_bottom = p->pad_bottom;
+	key.conv.pad_right = p->pad_right;
+	return find_entry(be->priv, &key, first == NULL ? NULL :
+	    ((const struct entry *)first)->weight);
 }
 
 /*
@@ -499,11 +545,11 @@ execute(struct state *st, int thread, dnnl_primitive_t run,
 	return to_error(rc);
 }
 
-/* The weights as the primitive wants them: w itself, or made in `to`. */
-static int
-own_weights(struct state *st, const struct entry *e, const void *w, void *to,
-    void **out)
+int
+lpo_onednn_weights(lpo_backend *be, const struct lpo_piece *p, const void *w,
+    void *to, void **out)
 {
+	const struct entry *e = (const struct entry *)p;
 	struct arg args[] = {
 		{ DNNL_ARG_FROM, MD_REF(&e->plain), (void *)(uintptr_t)w },
 		{ DNNL_ARG_TO, e->weight, to }
@@ -511,369 +557,24 @@ own_weights(struct state *st, const struct entry *e, const void *w, void *to,
 
 	*out = e->reorder == NULL ? (void *)(uintptr_t)w : to;
 	return e->reorder == NULL ? 0 :
-	    execute(st, 0, e->reorder, args, 2);
+	    execute(be->priv, 0, e->reorder, args, 2);
 }
 
-/* One piece; `backward` is the backward pass of a convolution. */
-static int
-run_piece(struct state *st, const struct entry *e, void *dst, const void *src,
-    void *weight, const float *bias, void *pad)
+int
+lpo_onednn_run(lpo_backend *be, const struct lpo_piece *p, void *dst,
+    const void *src, void *weight, const float *bias, void *pad)
 {
-	int backward = e->key.is_conv && e->key.pass == LPO_BWD_DATA;
+	const struct entry *e = (const struct entry *)p;
 	struct arg args[] = {
-		{ backward ? DNNL_ARG_DIFF_DST : DNNL_ARG_SRC, e->src,
+		{ e->backward ? DNNL_ARG_DIFF_DST : DNNL_ARG_SRC, e->src,
 		    (void *)(uintptr_t)src },
 		{ DNNL_ARG_WEIGHTS, e->weight, weight },
-		{ backward ? DNNL_ARG_DIFF_SRC : DNNL_ARG_DST, e->dst, dst },
-		{ DNNL_ARG_SCRATCHPAD, query(e->pd, dnnl_query_scratchpad_md),
-		    pad },
+		{ e->backward ? DNNL_ARG_DIFF_SRC : DNNL_ARG_DST, e->dst,
+		    dst },
+		{ DNNL_ARG_SCRATCHPAD, e->pad, pad },
 		{ DNNL_ARG_BIAS, MD_REF(&e->bias), (void *)(uintptr_t)bias }
 	};
 
-	return execute(st, omp_get_thread_num(), e->run, args,
-	    e->key.bias ? 5 : 4);
-}
-
-static size_t
-aligned(size_t bytes)
-{
-	return (bytes + 63) & ~(size_t)63;
-}
-
-static char *
-align_up(void *p)
-{
-	return (char *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
-}
-
-static struct entry *
-linear_entry(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
-    int64_t n, int64_t k, int bias, int add)
-{
-	struct state *st = be->priv;
-	struct entry *e;
-	struct key key;
-
-	memset(&key, 0, sizeof(key));
-	key.pass = pass;
-	key.rows = BLOCK_ROWS;
-	key.cols = pass == LPO_FWD ? n : k;
-	key.depth = pass == LPO_FWD ? k : n;
-	key.bias = bias;
-	key.add = add;
-	/* Narrow ones (LoRA) are bound by memory, and gemm.c has no setup. */
-	if (st == NULL || dt != LPO_BF16 || key.cols < 16 || key.depth < 32)
-		return NULL;
-	e = find_entry(st, &key, NULL);
-	return e->usable ? e : NULL;
-}
-
-/* Weights, one padded block of rows of x and y, a pad per thread. */
-static size_t
-linear_bytes(const struct state *st, const struct entry *e)
-{
-	size_t row = (size_t)(e->key.cols + e->key.depth) * 2;
-
-	return 64 + aligned(e->weight_bytes) + aligned(row * BLOCK_ROWS) +
-	    aligned(e->pad_bytes) * (size_t)st->threads;
-}
-
-size_t
-lpo_onednn_linear_scratch_bytes(lpo_backend *be, enum lpo_pass pass,
-    enum lpo_dtype dt, int64_t n, int64_t k)
-{
-	size_t most = 0, bytes;
-	struct entry *e;
-	int i;
-
-	for (i = 0; i < 4; i++) {
-		e = linear_entry(be, pass, dt, n, k, i & 1, i >> 1);
-		bytes = e != NULL ? linear_bytes(be->priv, e) : 0;
-		most = bytes > most ? bytes : most;
-	}
-	return most;
-}
-
-/* The last rows, fewer than a block: through a copy filled up with zeros. */
-static int
-run_padded(struct state *st, const struct entry *e, uint16_t *y,
-    const uint16_t *x, int64_t rows, void *weight, const float *bias,
-    uint16_t *tmp, void *pad)
-{
-	size_t in = (size_t)(rows * e->key.depth) * 2;
-	size_t out = (size_t)(rows * e->key.cols) * 2;
-	uint16_t *ty = tmp + BLOCK_ROWS * e->key.depth;
-	int rc;
-
-	memset(tmp, 0, (size_t)(BLOCK_ROWS * (e->key.depth + e->key.cols)) *
-	    2);
-	memcpy(tmp, x, in);
-	if (e->key.add)
-		memcpy(ty, y, out);
-	rc = run_piece(st, e, ty, tmp, weight, bias, pad);
-	memcpy(y, ty, out);
-	return rc;
-}
-
-int
-lpo_onednn_linear(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
-    void *y, const void *x, const void *w, const float *bias, int64_t m,
-    int64_t n, int64_t k, float alpha, int add, void *scratch)
-{
-	struct state *st = be->priv;
-	struct entry *e = alpha != 1 ? NULL : linear_entry(be, pass, dt, n, k,
-	    bias != NULL, add);
-	char *at = align_up(scratch), *pads;
-	int64_t b, blocks = (m + BLOCK_ROWS - 1) / BLOCK_ROWS;
-	uint16_t *tmp;
-	void *weight;
-	int rc;
-
-	if (e == NULL)
-		return 0;
-	rc = own_weights(st, e, w, at, &weight);
-	if (rc != 0)
-		return rc;
-	tmp = (uint16_t *)(at + aligned(e->weight_bytes));
-	pads = (char *)tmp + aligned((size_t)((e->key.cols + e->key.depth) *
-	    2 * BLOCK_ROWS));
-#pragma omp parallel for schedule(dynamic) num_threads(st->threads) \
-    if (blocks > 1) reduction(|:rc)
-	for (b = 0; b < blocks; b++) {
-		uint16_t *yb = (uint16_t *)y + b * BLOCK_ROWS * e->key.cols;
-		const uint16_t *xb = (const uint16_t *)x +
-		    b * BLOCK_ROWS * e->key.depth;
-		void *pad = pads + aligned(e->pad_bytes) *
-		    (size_t)omp_get_thread_num();
-
-		rc |= (b + 1) * BLOCK_ROWS <= m ?
-		    run_piece(st, e, yb, xb, weight, bias, pad) :
-		    run_padded(st, e, yb, xb, m - b * BLOCK_ROWS, weight,
-		    bias, tmp, pad);
-	}
-	return rc != 0 ? LPO_EINVAL : 1;
-}
-
-/* Strips of an image: of y going forward, of dx going back. */
-struct strips {
-	int64_t rows, count, size;
-};
-
-static struct strips
-make_strips(enum lpo_pass pass, const struct lpo_conv_shape *s)
-{
-	int64_t h = pass == LPO_FWD ? s->ho : s->h;
-	int64_t w = pass == LPO_FWD ? s->wo : s->w;
-	struct strips t;
-
-	t.size = h;
-	t.rows = STRIP_PIXELS / w < 4 ? 4 : STRIP_PIXELS / w;
-	/* A strip of dx begins where a window begins. */
-	t.rows = (t.rows + s->stride - 1) / s->stride * s->stride;
-	t.rows = t.rows < h ? t.rows : h;
-	t.count = (h + t.rows - 1) / t.rows;
-	return t;
-}
-
-/*
- * Strip `i` as a convolution of its own: *from and *to are its first rows in
- * what is read and written.  0 if there is nothing to read, or the padding is
- * of a kind that a library may not expect.
- */
-static int
-make_piece(struct key *key, const struct strips *t, int64_t i, int64_t *from,
-    int64_t *to)
-{
-	const struct lpo_conv_shape *s = &key->whole;
-	struct lpo_conv_shape *p = &key->s;
-	int64_t a = i * t->rows, b = a + t->rows, lo, hi;
-
-	b = b < t->size ? b : t->size;
-	*p = *s;
-	*to = a;
-	if (key->pass == LPO_FWD) {
-		lo = a * s->stride - s->pad_top;
-		hi = (b - 1) * s->stride - s->pad_top + s->kh;
-		*from = lo > 0 ? lo : 0;
-		p->pad_top = *from - lo;
-		p->h = (hi < s->h ? hi : s->h) - *from;
-		p->ho = b - a;
-	} else {
-		lo = a + s->pad_top - s->kh + 1;
-		lo = lo > 0 ? (lo + s->stride - 1) / s->stride : 0;
-		hi = (b - 1 + s->pad_top) / s->stride + 1;
-		hi = hi < s->ho ? hi : s->ho;
-		*from = lo;
-		p->pad_top = a + s->pad_top - lo * s->stride;
-		p->h = b - a;
-		p->ho = hi - lo;
-	}
-	key->pad_bottom = (p->ho - 1) * p->stride + p->kh - p->h - p->pad_top;
-	key->pad_right = (p->wo - 1) * p->stride + p->kw - p->w - p->pad_left;
-	/* Negative: rows or columns at the end that no window reaches. */
-	if (key->pad_bottom < 0 && key->pad_bottom > -p->stride)
-		key->pad_bottom = 0;
-	if (key->pad_right < 0 && key->pad_right > -p->stride)
-		key->pad_right = 0;
-	return p->h > 0 && p->ho > 0 && p->pad_top < p->kh &&
-	    p->pad_left < p->kw && key->pad_bottom >= 0 &&
-	    key->pad_bottom < p->kh && key->pad_right >= 0 &&
-	    key->pad_right < p->kw;
-}
-
-/*
- * The entry of strip `i`; all strips of an image use the weight layout that
- * strip 0 chose.  NULL: not for oneDNN.
- */
-static struct entry *
-strip_entry(struct state *st, struct key *key, const struct strips *t,
-    int64_t i, md_ref layout, int64_t *from, int64_t *to)
-{
-	struct entry *e;
-
-	if (!make_piece(key, t, i, from, to))
-		return NULL;
-	e = find_entry(st, key, layout);
-	return e->usable ? e : NULL;
-}
-
-/*
- * Few channels stay ours: oneDNN is slow there, and wrong on AMX in bf16 up
- * to 3.13.3.
- */
-static int
-conv_key(lpo_backend *be, struct key *key, enum lpo_pass pass,
-    enum lpo_dtype dt, const struct lpo_conv_shape *s, int bias, int add)
-{
-	memset(key, 0, sizeof(*key));
-	key->is_conv = 1;
-	key->pass = pass;
-	key->bias = bias;
-	/* Backward there is no adding in place: run_strip adds. */
-	key->add = pass == LPO_FWD && add;
-	key->whole = *s;
-	key->whole.n = 1;
-	return be->priv != NULL && dt == LPO_BF16 && s->ci >= 16 &&
-	    s->co >= 16 && s->kh * s->kw <= 64;
-}
-
-/* f32 sums of one strip of dx */
-static size_t
-strip_bytes(enum lpo_pass pass, const struct lpo_conv_shape *s,
-    const struct strips *t)
-{
-	return pass == LPO_FWD ? 0 :
-	    aligned((size_t)(t->rows * s->w * s->ci) * sizeof(float));
-}
-
-/* Scratch of a convolution: weights, then per thread a pad and a strip. */
-struct layout {
-	size_t weight_bytes, pad_bytes, strip_bytes;
-	md_ref weight;
-};
-
-/* 0 where some strip is not for oneDNN; else all strips' entries exist. */
-static int
-conv_layout(lpo_backend *be, struct key *key, const struct strips *t,
-    struct layout *l)
-{
-	struct entry *e;
-	int64_t i, from, to;
-
-	memset(l, 0, sizeof(*l));
-	l->strip_bytes = strip_bytes(key->pass, &key->whole, t);
-	for (i = 0; i < t->count; i++) {
-		e = strip_entry(be->priv, key, t, i, l->weight, &from, &to);
-		if (e == NULL || (i > 0 && !dnnl_memory_desc_equal(e->weight,
-		    l->weight)))
-			return 0;
-		if (i == 0) {
-			l->weight = e->weight;
-			l->weight_bytes = aligned(e->weight_bytes);
-		}
-		if (aligned(e->pad_bytes) > l->pad_bytes)
-			l->pad_bytes = aligned(e->pad_bytes);
-	}
-	return 1;
-}
-
-size_t
-lpo_onednn_conv_scratch_bytes(lpo_backend *be, enum lpo_pass pass,
-    enum lpo_dtype dt, const struct lpo_conv_shape *s)
-{
-	size_t most = 0, bytes;
-	struct strips t;
-	struct layout l;
-	struct key key;
-	int i;
-
-	for (i = 0; i < (pass == LPO_FWD ? 4 : 1); i++) {
-		if (!conv_key(be, &key, pass, dt, s, i & 1, i >> 1))
-			return 0;
-		t = make_strips(pass, s);
-		if (!conv_layout(be, &key, &t, &l))
-			continue;
-		bytes = 64 + l.weight_bytes + (l.pad_bytes + l.strip_bytes) *
-		    (size_t)be->threads;
-		most = bytes > most ? bytes : most;
-	}
-	return most;
-}
-
-/* Strip `i` of image `n`. */
-static int
-run_strip(lpo_backend *be, const struct key *all, const struct strips *t,
-    const struct layout *l, int64_t n, int64_t i, void *y, const void *x,
-    void *weight, const float *bias, char *mine)
-{
-	const struct lpo_conv_shape *s = &all->whole;
-	int64_t in = s->w * s->ci, out = s->wo * s->co, from, to;
-	struct key key = *all;
-	const struct entry *e = strip_entry(be->priv, &key, t, i, l->weight,
-	    &from, &to);
-	uint16_t *dst = y;
-	const uint16_t *src = x;
-	float *sums = (float *)(void *)(mine + l->pad_bytes);
-	int rc;
-
-	if (key.pass == LPO_FWD)
-		return run_piece(be->priv, e, dst + (n * s->ho + to) * out,
-		    src + (n * s->h + from) * in, weight, bias, mine);
-	rc = run_piece(be->priv, e, sums, src + (n * s->ho + from) * out,
-	    weight, NULL, mine);
-	return rc != 0 ? rc : be->k->convert_acc(be,
-	    dst + (n * s->h + to) * in, LPO_BF16, sums, LPO_F32,
-	    key.s.h * in);
-}
-
-int
-lpo_onednn_conv(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
-    void *y, const void *x, const void *w, const float *bias,
-    const struct lpo_conv_shape *s, int add, void *scratch)
-{
-	struct state *st = be->priv;
-	char *at = align_up(scratch), *each;
-	struct strips t;
-	struct layout l;
-	struct key key;
-	int64_t u, from, to;
-	void *weight;
-	int rc;
-
-	if (!conv_key(be, &key, pass, dt, s, bias != NULL, add))
-		return 0;
-	t = make_strips(pass, s);
-	if (!conv_layout(be, &key, &t, &l))
-		return 0;
-	rc = own_weights(st, strip_entry(st, &key, &t, 0, NULL, &from, &to),
-	    w, at, &weight);
-	if (rc != 0)
-		return rc;
-	each = at + l.weight_bytes;
-#pragma omp parallel for schedule(dynamic) num_threads(st->threads)     if (s->n * t.count > 1) reduction(|:rc)
-	for (u = 0; u < s->n * t.count; u++)
-		rc |= run_strip(be, &key, &t, &l, u / t.count, u % t.count, y,
-		    x, weight, bias, each + (l.pad_bytes + l.strip_bytes) *
-		    (size_t)omp_get_thread_num());
-	return rc != 0 ? LPO_EINVAL : 1;
+	return execute(be->priv, omp_get_thread_num(), e->run, args,
+	    bias != NULL ? 5 : 4);
 }

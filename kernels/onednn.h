@@ -1,11 +1,11 @@
 /*
  * What the CPU backend asks of oneDNN: bf16 products where the machine
- * multiplies bf16 natively.  f32 stays with gemm.c, which measured at 0.85-0.95
- * of the peak where oneDNN 2.6 has 0.5-0.9.  onednn.c is the only file that
- * knows its API.
+ * multiplies bf16 natively.  f32 stays with gemm.c: it measured within 10 % of
+ * oneDNN 2.6 at the levels avx2 and avx512, and is one path for all machines.
+ * onednn.c is the only file that knows the library's API.
  *
  * Bits: the library gets pieces of a fixed size (rows of a linear layer, strips
- * of one image), made for one thread, and we hand the pieces to threads.  So a
+ * of one image), made for one thread, and our threads share the pieces.  So a
  * row's value cannot depend on how many rows or threads there are, whatever
  * the library's blocking does.  Whether oneDNN does a product depends on dt,
  * level and the shape of a row or an image only.
@@ -23,22 +23,59 @@ int	lpo_onednn_open(lpo_backend *);
 void	lpo_onednn_close(lpo_backend *);
 
 /*
- * FWD: y[m,n] (+)= x[m,k] w[n,k]^T + bias.  BWD_DATA: y is dx[m,k], x is
- * dy[m,n], always added.  1: done, 0: not for oneDNN, negative: LPO_E*.
+ * dst[rows, cols] (+)= src[rows, depth] W + bias in bf16, bias f32.  W lies as
+ * [cols, depth] for FWD and as [depth, cols] for BWD_DATA.
  */
-int	lpo_onednn_linear(lpo_backend *, enum lpo_pass, enum lpo_dtype,
-	    void *y, const void *x, const void *w, const float *bias,
-	    int64_t m, int64_t n, int64_t k, float alpha, int add,
-	    void *scratch);
-/* 0 where oneDNN is not used */
-size_t	lpo_onednn_linear_scratch_bytes(lpo_backend *, enum lpo_pass,
-	    enum lpo_dtype, int64_t n, int64_t k);
+struct lpo_linear_piece {
+	enum lpo_pass pass;
+	int bias, add;
+	int64_t rows, cols, depth;
+};
 
-/* The same for a convolution; BWD_DATA: y is dx, x is dy, no bias. */
-int	lpo_onednn_conv(lpo_backend *, enum lpo_pass, enum lpo_dtype, void *y,
-	    const void *x, const void *w, const float *bias,
-	    const struct lpo_conv_shape *, int add, void *scratch);
-size_t	lpo_onednn_conv_scratch_bytes(lpo_backend *, enum lpo_pass,
-	    enum lpo_dtype, const struct lpo_conv_shape *);
+/*
+ * One strip `s` of the image `whole` (n = 1 in both).  FWD: dst is y (+= with
+ * add).  BWD_DATA: src is dy, dst is dx in f32, overwritten.
+ */
+struct lpo_conv_piece {
+	enum lpo_pass pass;
+	int bias, add;
+	struct lpo_conv_shape s, whole;
+	int64_t pad_bottom, pad_right;
+};
+
+/* A piece that is ready to run; lives until the backend is closed. */
+struct lpo_piece {
+	size_t weight_bytes;	/* its own form of the weights */
+	size_t pad_bytes;	/* scratch of one run */
+};
+
+/*
+ * NULL: not for oneDNN (at this level, or at all).  All strips of an image
+ * share the weights of its `first` one (NULL for that itself).  Pieces of the
+ * last 1024 shapes are kept: get all of an op before running them.
+ */
+const struct lpo_piece *lpo_onednn_linear(lpo_backend *,
+	    const struct lpo_linear_piece *);
+const struct lpo_piece *lpo_onednn_conv(lpo_backend *,
+	    const struct lpo_conv_piece *, const struct lpo_piece *first);
+
+/* *out = the piece's form of w: w itself, or made at `to`, 64-byte aligned. */
+int	lpo_onednn_weights(lpo_backend *, const struct lpo_piece *,
+	    const void *w, void *to, void **out);
+/* May be called by all threads of one parallel region; bias as asked for. */
+int	lpo_onednn_run(lpo_backend *, const struct lpo_piece *, void *dst,
+	    const void *src, void *weight, const float *bias, void *pad);
+
+static inline size_t
+lpo_aligned(size_t bytes)
+{
+	return (bytes + 63) & ~(size_t)63;
+}
+
+static inline char *
+lpo_align_up(void *p)
+{
+	return (char *)(((uintptr_t)p + 63) & ~(uintptr_t)63);
+}
 
 #endif
