@@ -1,0 +1,77 @@
+#!/bin/sh
+# What every program promises at the command line.
+set -u
+. tests/cli/lib.sh
+
+tools="lpo-encode lpo-pairs lpo-lrm lpo-train lpo-sample lpo-eval lpo-probe"
+
+# Long options of --help: the tool's own, or the common ones.
+own() {
+	sed -n '/^common options:/q; s/^ .\{5\}--\([a-z0-9-]*\).*/\1/p'
+}
+common() {
+	sed -n '/^common options:/,$ s/^ .\{5\}--\([a-z0-9-]*\).*/\1/p'
+}
+# Those of a manual page.
+page() {
+	grep '^\.It.*Fl' "$1" | grep -o 'Fl -[a-z][a-z0-9-]*' |
+	    sed 's/^Fl -//'
+}
+
+page man/lpo.7 | sort -u > "$dir/lpo.7"
+for t in $tools; do
+	is "$(status "$bin/$t" --help)" 0 "$t --help"
+	test -s "$dir/out" -a ! -s "$dir/err"
+	ok $? "$t --help goes to stdout alone"
+	own < "$dir/out" | sort -u > "$dir/own"
+	page "man/$t.1" | sort -u > "$dir/page"
+	common < "$dir/out" | sort -u > "$dir/common"
+	# a page may speak of a common option where it means more there
+	comm -23 "$dir/page" "$dir/common" | diff "$dir/own" - > "$dir/err"
+	ok $? "man/$t.1 has the options of --help and no other"
+	comm -23 "$dir/common" "$dir/lpo.7" > "$dir/err"
+	test ! -s "$dir/err"
+	ok $? "lpo(7) has the common options of $t"
+
+	is "$(status "$bin/$t" --version)" 0 "$t --version"
+	grep -q "^$t [0-9]" "$dir/out"
+	ok $? "$t names itself and its version"
+	is "$(status "$bin/$t" --no-such-option)" 2 "$t: an unknown option"
+	is "$(wc -l < "$dir/err" | tr -d ' ')" 1 "$t: says so in one line"
+	is "$(head -c ${#t} "$dir/err")" "$t" "$t: under its name"
+	is "$(status "$bin/$t" --seed)" 2 "$t: an argument is missing"
+	is "$(status "$bin/$t" --seed=-1)" 2 "$t: a negative seed"
+	is "$(status "$bin/$t" --threads=2x)" 2 "$t: 2x is no number"
+	is "$(status "$bin/$t" --isa=sse9)" 2 "$t: an unknown level"
+	"$bin/$t" --help > /dev/full 2>"$dir/err"
+	is $? 1 "$t: a full disk is noticed"
+done
+
+# A device that this build cannot open: said in words, exit 1.
+for t in lpo-encode lpo-sample lpo-probe; do
+	case $t in
+	lpo-encode) set -- x.csv ;;
+	lpo-sample) set -- -p x.csv -o "$dir/o.tar" ;;
+	lpo-probe) set -- -c philox -i x -o "$dir/o" ;;
+	esac
+	is "$(status "$bin/$t" -m "$model" -d cuda --dry-run "$@")" 1 \
+	    "$t -d cuda"
+	grep -q 'no CUDA plug-in' "$dir/err"
+	ok $? "$t -d cuda says what is missing"
+done
+
+# Binary stays away from terminals.  script(1) makes one.
+if command -v script >/dev/null; then
+	echo 'prompt,image_0,image_1,preferred' > "$dir/p.csv"
+	script -qec "'$bin/lpo-encode' -m '$model' '$dir/p.csv'" /dev/null \
+	    < /dev/null > "$dir/err" 2>&1
+	is $? 2 "lpo-encode writes no tar to a terminal"
+	grep -q 'is a terminal' "$dir/err"
+	ok $? "and says why"
+	script -qec "'$bin/lpo-pairs' > /dev/null" /dev/null \
+	    > "$dir/err" 2>&1
+	is $? 2 "lpo-pairs reads no tar from a terminal"
+else
+	skip "no script(1)"
+fi
+done_testing

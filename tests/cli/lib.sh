@@ -1,0 +1,70 @@
+# Shared by the shell tests: TAP, a scratch folder, a small world to work on.
+# shellcheck shell=sh
+bin=${BIN:-bin}
+case $bin in /*) ;; *) bin=$PWD/$bin ;; esac
+model=$PWD/demo/model
+dir=$(mktemp -d) || exit 1
+trap 'rm -rf "$dir"' EXIT
+n=0
+failed=0
+
+ok() {				# ok STATUS TEXT
+	n=$((n + 1))
+	if [ "$1" -eq 0 ]; then
+		echo "ok $n - $2"
+	else
+		failed=1
+		echo "not ok $n - $2"
+		sed 's/^/# /' "$dir/err" 2>/dev/null
+	fi
+}
+
+is() {				# is GOT WANTED TEXT
+	test "$1" = "$2"
+	ok $? "$3 (got '$1')"
+}
+
+same() {			# same FILE FILE TEXT
+	cmp -s "$1" "$2"
+	ok $? "$3"
+}
+
+skip() {			# skip TEXT
+	n=$((n + 1))
+	echo "ok $n # SKIP $1"
+}
+
+done_testing() {
+	echo "1..$n"
+	exit $failed
+}
+
+# status COMMAND...: run it, words to $dir/err, its status printed.
+status() {
+	"$@" >"$dir/out" 2>"$dir/err"
+	echo $?
+}
+
+# N preferences with pictures in $dir/world.
+world() {
+	"$bin/demo-world" prefs -n "$1" --seed 5 --split train \
+	    -o "$dir/world" >/dev/null
+}
+
+# Flip a bit of byte $2 of file $1.
+flip() {
+	old=$(od -An -tu1 -j "$2" -N 1 "$1" | tr -d ' ')
+	# shellcheck disable=SC2059
+	printf "\\$(printf %03o $((old ^ 4)))" |
+	    dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
+}
+
+# Wait until $1 is there, at most 20 s.
+wait_for() {
+	i=0
+	while [ ! -e "$1" ] && [ $i -lt 400 ]; do
+		sleep 0.05
+		i=$((i + 1))
+	done
+	test -e "$1"
+}

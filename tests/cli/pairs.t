@@ -1,0 +1,179 @@
+#!/bin/sh
+# lpo-pairs: the same bytes from files and pipes, any threads; filters, epochs,
+# order; no damage goes unseen.
+set -u
+. tests/cli/lib.sh
+
+world 80
+(cd "$dir" && "$bin/lpo-encode" -q -m "$model" --db none \
+    --rows-per-shard 30 world/prefs.csv -o e-%d.tar &&
+    "$bin/lpo-encode" -q -m "$model" --db none world/prefs.csv -o e.tar)
+e=$dir/e.tar
+pairs() {
+	"$bin/lpo-pairs" -q --db none "$@" 2>"$dir/err"
+}
+keys() {
+	tar tf - | sed -n 's/\.json$//p' | grep -v __
+}
+
+pairs "$e" > "$dir/ref.tar"
+ok $? "a file to a pipe"
+is "$(tar tf "$dir/ref.tar" | wc -l | tr -d ' ')" 242 "all rows"
+
+# ---- the same bytes
+pairs -j 1 < "$e" | cmp -s - "$dir/ref.tar"
+ok $? "from a pipe, one thread"
+pairs "$e" -o "$dir/f.tar"
+same "$dir/ref.tar" "$dir/f.tar" "to a file"
+pairs "$dir/e-%d.tar" | cmp -s - "$dir/ref.tar"
+ok $? "from a pattern"
+cat "$dir"/e-?.tar | pairs | cmp -s - "$dir/ref.tar"
+ok $? "from shards through cat"
+pairs "$dir/e-2.tar" "$dir/e-0.tar" "$dir/e-1.tar" --in-order | keys |
+    head -n 1 > "$dir/out"
+is "$(cat "$dir/out")" 000000060-e0 "--in-order keeps the order given"
+mv "$dir/e-1.tar" "$dir/gone"
+pairs "$dir/e-*.tar" > /dev/null
+is $? 1 "a gap in a sequence is refused"
+pairs --allow-missing "$dir/e-*.tar" | keys > "$dir/out"
+is "$(wc -l < "$dir/out" | tr -d ' ')" 50 "but with --allow-missing"
+mv "$dir/gone" "$dir/e-1.tar"
+pairs "$e" "$dir/e-%d.tar" > /dev/null
+is $? 1 "the same rows twice are refused"
+is "$(pairs --seed 43 "$e" | cmp -s - "$dir/ref.tar"; echo $?)" 1 \
+    "another seed gives other pairs"
+
+# ---- epochs, order, skip and limit
+pairs --epochs 3 "$e" > "$dir/3.tar"
+keys < "$dir/3.tar" > "$dir/keys"
+is "$(wc -l < "$dir/keys" | tr -d ' ')" 240 "three epochs"
+is "$(sort -u "$dir/keys" | wc -l | tr -d ' ')" 240 "no key twice"
+is "$(sed -n '1,80p' "$dir/keys" | cut -c1-9 | sort -u | wc -l |
+    tr -d ' ')" 80 "each epoch has every row"
+sed -n '1,80p' "$dir/keys" | cut -c1-9 > "$dir/a"
+sed -n '81,160p' "$dir/keys" | cut -c1-9 > "$dir/b"
+cmp -s "$dir/a" "$dir/b"
+is $? 1 "in another order"
+pairs --epochs 3 --skip 100 --limit 60 "$e" | keys > "$dir/out"
+sed -n '101,160p' "$dir/keys" | diff - "$dir/out" > "$dir/err"
+ok $? "--skip and --limit cut that order"
+k=$(sed -n 120p "$dir/keys")
+pairs --epochs 3 --skip 119 --limit 1 "$e" > "$dir/k.tar"
+tar xOf "$dir/3.tar" "$k.latent_1.npy" > "$dir/a"
+tar xOf "$dir/k.tar" "$k.latent_1.npy" > "$dir/b"
+same "$dir/a" "$dir/b" "a pair does not depend on the pairs around it"
+pairs --filter mpcf2 --epochs 2 "$e" > "$dir/m.tar"
+k=$(keys < "$dir/m.tar" | grep e0 | tail -n 1)
+tar xOf "$dir/m.tar" "$k.latent_0.npy" > "$dir/a"
+tar xOf "$dir/3.tar" "$k.latent_0.npy" > "$dir/b"
+same "$dir/a" "$dir/b" "nor on the filters"
+
+# ---- options
+pairs --timesteps 401 "$e" > "$dir/t.tar"
+is "$(tar xOf "$dir/t.tar" 000000007-e0.json |
+    grep -o '"timestep_[01]":[0-9]*' | tr '\n' ' ')" \
+    '"timestep_0":401 "timestep_1":401 ' "one timestep"
+pairs --timesteps 5,1 "$e" >/dev/null
+is $? 1 "a list that does not ascend"
+pairs --timesteps 1000 "$e" >/dev/null
+is $? 1 "a timestep the model has not"
+pairs --drop-ties --compare-timesteps 2 "$e" > "$dir/c.tar"
+keys < "$dir/c.tar" > "$dir/out"
+ties=$(pairs --stats "$e" | awk '$2 == "tie" { print $4 }')
+is "$(grep -c -- '-t$' "$dir/out")" $((80 - ties)) \
+    "a cross pair for each row somebody won"
+k=$(grep -- '-t$' "$dir/out" | head -n 1)
+tar xOf "$dir/c.tar" "$k.json" | awk -F '[:,}]' '{
+	for (i = 1; i < NF; i++) v[$i] = $(i + 1)
+	d = v["\"timestep_0\""] - v["\"timestep_1\""]
+	w = v["\"label_0\""] > v["\"label_1\""]
+	exit !((d == 100 && !w) || (d == -100 && w))
+}'
+ok $? "two candidates apart, the cleaner one wins"
+pairs --noise-offset 0.1 "$e" | cmp -s - "$dir/ref.tar"
+is $? 1 "--noise-offset changes the noise"
+pairs --dtype f4 "$e" | tar xOf - 000000000-e0.latent_0.npy | wc -c |
+    tr -d ' ' > "$dir/out"
+is "$(cat "$dir/out")" 1152 "--dtype f4"
+pairs --where 'aesthetic_gap >' "$e" > /dev/null
+is $? 1 "a faulty expression"
+pairs --filter mpcf9 "$e" > /dev/null
+is $? 2 "a filter that is none"
+
+# ---- looking, without tensors
+pairs --stats --filter mpcf2 "$e" > "$dir/out"
+is "$(awk '$1 == "output" { print $3 }' "$dir/out")" 80 "--stats: rows in"
+kept=$(awk '$1 == "output" { print $4 }' "$dir/out")
+is "$(awk '$1 == "timestep" { s += $4 } END { print s }' "$dir/out")" \
+    "$kept" "--stats: timesteps add up"
+is "$(pairs --filter mpcf2 "$e" | keys | wc -l | tr -d ' ')" "$kept" \
+    "--stats: as many as come out"
+pairs --dump "$dir/d.db" --epochs 2 "$e"
+ok $? "--dump"
+if command -v sqlite3 >/dev/null; then
+	is "$(sqlite3 "$dir/d.db" 'select count(*), count(distinct row),
+	    count(aesthetic_gap) from pair')" "160|80|160" \
+	    "a table with every column"
+else
+	skip "no sqlite3"
+fi
+pairs --dry-run "$e" | grep -q '^output pairs	80$'
+ok $? "--dry-run"
+
+# ---- streaming
+pairs --shuffle 16 < "$e" > "$dir/s.tar"
+ok $? "--shuffle streams"
+is "$(keys < "$dir/s.tar" | sort -u | wc -l | tr -d ' ')" 80 "every row once"
+pairs --shuffle 16 -j 1 "$dir/e-%d.tar" > "$dir/s2.tar"
+tar xOf "$dir/s.tar" 000000011-e0.latent_0.npy > "$dir/a"
+tar xOf "$dir/ref.tar" 000000011-e0.latent_0.npy > "$dir/b"
+same "$dir/s.tar" "$dir/s2.tar" "the same from shards, one thread"
+same "$dir/a" "$dir/b" "and the same pairs as without"
+pairs --shuffle 16 --epochs 2 "$e" > /dev/null
+is $? 2 "one epoch only"
+
+# ---- shards out
+pairs --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar"
+ok $? "to shards"
+is "$(cat "$dir"/o-?.tar | tar tif - | grep -c latent_0)" 80 "all pairs"
+cp "$dir/o-1.tar" "$dir/o1"
+rm "$dir/o-1.tar"
+pairs --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar"
+same "$dir/o1" "$dir/o-1.tar" "a second run makes what is absent"
+
+# ---- damage
+size=$(wc -c < "$e")
+missed=0
+i=0
+while [ $i -lt 24 ]; do
+	cp "$e" "$dir/x.tar"
+	flip "$dir/x.tar" $(((i * 7919 + 100) * 97 % size))
+	pairs "$dir/x.tar" > "$dir/x" && ! cmp -s "$dir/x" "$dir/ref.tar" &&
+	    missed=$((missed + 1))
+	pairs < "$dir/x.tar" > "$dir/x" && ! cmp -s "$dir/x" "$dir/ref.tar" &&
+	    missed=$((missed + 1))
+	i=$((i + 1))
+done
+is $missed 0 "24 flipped bits, file and pipe: none changes the output unseen"
+missed=0
+for k in 0 1 511 512 513 1024 20000 $((size / 2)) $((size - 1024)) \
+    $((size - 1536)) $((size - 2048)); do
+	head -c "$k" "$e" > "$dir/x.tar"
+	pairs "$dir/x.tar" > /dev/null && missed=$((missed + 1))
+	pairs < "$dir/x.tar" > /dev/null && missed=$((missed + 1))
+	pairs --shuffle 5 < "$dir/x.tar" > /dev/null && missed=$((missed + 1))
+done
+is $missed 0 "cut anywhere: refused"
+pairs "$dir/ref.tar" > /dev/null
+is $? 1 "pairs are no moments"
+pairs "$dir/nothing.tar" > /dev/null
+is $? 1 "a missing file"
+
+# ---- standard output
+{ pairs --epochs 20 "$e"; echo $? > "$dir/st"; } | head -c 3000 > /dev/null
+is "$(cat "$dir/st")" 141 "a reader that leaves: 141"
+pairs "$e" > /dev/full
+is $? 1 "a full disk: 1"
+pairs "$e" -o /dev/full
+is $? 1 "by name too"
+done_testing

@@ -1,0 +1,102 @@
+#!/bin/sh
+# lpo-sample: pictures whose bytes no batch, thread count, kill or form of
+# output changes.
+set -u
+. tests/cli/lib.sh
+
+"$bin/demo-world" prompts -n 6 --seed 3 --split heldout -o "$dir/p.csv" \
+    >/dev/null
+sample() {
+	"$bin/lpo-sample" -q -m "$model" --db none --steps 5 \
+	    -p "$dir/p.csv" -n 2 "$@" 2>"$dir/err"
+}
+
+sample > "$dir/ref.tar"
+ok $? "to a pipe"
+is "$(tar tf "$dir/ref.tar" | grep -c png)" 12 "two pictures of each prompt"
+sample -b 5 -j 1 -o "$dir/b.tar"
+same "$dir/ref.tar" "$dir/b.tar" "batches of 5, one thread, to a file"
+sample --checkpoint 0 -b 3 -o "$dir/c.tar"
+same "$dir/ref.tar" "$dir/c.tar" "in parts"
+test ! -e "$dir/c.tar.state"
+ok $? "no state is left"
+sample -o "$dir/f/"
+ok $? "to a folder"
+mkdir "$dir/x"
+tar xf "$dir/ref.tar" -C "$dir/x"
+bad=0
+for i in "$dir"/x/0*; do
+	cmp -s "$i" "$dir/f/${i##*/}" || bad=$((bad + 1))
+done
+is $bad 0 "the same files as in the tar"
+"$bin/lpo-sample" -m "$model" --db none --steps 5 -p "$dir/p.csv" -n 2 \
+    -o "$dir/f" 2>"$dir/err"
+grep -q 'already done' "$dir/err"
+ok $? "again: already done"
+sample --seed 1 -o "$dir/f"
+is $? 1 "another run's folder is kept"
+sample --seed 1 --force -o "$dir/f"
+ok $? "but for --force"
+cmp -s "$dir/f/000000000-0.png" "$dir/x/000000000-0.png"
+is $? 1 "another seed, another picture"
+
+# ---- a picture belongs to its number
+head -n 3 "$dir/p.csv" > "$dir/p2.csv"
+"$bin/lpo-sample" -q -m "$model" --db none --steps 5 -p "$dir/p2.csv" -n 2 \
+    2>"$dir/err" | tar xOf - 000000001-1.json > "$dir/a"
+tar xOf "$dir/ref.tar" 000000001-1.json > "$dir/b"
+grep -o '"prompt":.*' "$dir/a" > "$dir/a2"
+grep -o '"prompt":.*' "$dir/b" > "$dir/b2"
+same "$dir/a2" "$dir/b2" "fewer prompts: the same record"
+grep -a -q 'Steps: 5, Sampler: DDIM, CFG scale: 5, Seed: 42' \
+    "$dir/x/000000001-1.png"
+ok $? "parameters as other programs read them"
+grep -a -q '"model_sha256"' "$dir/x/000000001-1.png"
+ok $? "and our own"
+
+# ---- other noise
+sample --eta 1 | cmp -s - "$dir/ref.tar"
+is $? 1 "--eta adds noise"
+sample --rng torch-cpu > /dev/null
+ok $? "torch's generator"
+sample --rng torch-cuda > /dev/null
+is $? 2 "torch's other generator is not there"
+grep -q torch-cuda "$dir/err"
+ok $? "and that is said"
+
+# ---- kill -9 and signals
+for t in 0.05 0.1 0.2 0.3; do
+	"$bin/lpo-sample" -q -m "$model" --db none --steps 5 -p "$dir/p.csv" \
+	    -n 2 -b 2 --checkpoint 0 -o "$dir/k.tar" 2>/dev/null &
+	pid=$!
+	sleep $t
+	kill -9 $pid 2>/dev/null
+	wait $pid 2>/dev/null
+done
+sample -b 2 -o "$dir/k.tar"
+same "$dir/ref.tar" "$dir/k.tar" "after four kills: the same bytes"
+
+"$bin/lpo-sample" -q -m "$model" --db none --steps 900 -p "$dir/p.csv" \
+    -n 50 -b 2 -o "$dir/l.tar" 2>"$dir/err" &
+pid=$!
+wait_for "$dir/l.tar.state/run.json"
+kill -TERM $pid
+wait $pid
+is $? 4 "SIGTERM: exit 4"
+test ! -e "$dir/l.tar" -a -d "$dir/l.tar.state"
+ok $? "nothing published, the state kept"
+
+# ---- wrong use
+is "$(status "$bin/lpo-sample" -m "$model")" 2 "no prompts"
+is "$(status "$bin/lpo-sample" -p "$dir/p.csv")" 2 "no model"
+sample -s 34 -o "$dir/z.tar"
+is $? 1 "a size the VAE cannot take"
+sample -o "$dir/z-%d.tar"
+is $? 2 "no pattern"
+sample --lora "$dir/none.safetensors" -o "$dir/z.tar"
+is $? 1 "a LoRA that is not there"
+{ sample; echo $? > "$dir/st"; } | true
+is "$(cat "$dir/st")" 141 "a reader that leaves: 141"
+sample --dry-run | grep -q '^pictures	12$'
+ok $? "--dry-run"
+done_testing
