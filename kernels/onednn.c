@@ -315,9 +315,8 @@ is_fast(dnnl_primitive_desc_t pd)
 	    strstr(name, "gemm:") == NULL;
 }
 
-/* The primitive itself, and what turns plain weights into its own. */
 static dnnl_status_t
-finish_entry(struct entry *e, dnnl_engine_t engine)
+make_primitive(struct entry *e)
 {
 	dnnl_status_t rc = dnnl_primitive_create(&e->run, e->pd);
 
@@ -331,13 +330,19 @@ finish_entry(struct entry *e, dnnl_engine_t engine)
 	e->pad = query(e->pd, dnnl_query_scratchpad_md);
 	e->piece.weight_bytes = dnnl_memory_desc_get_size(e->weight);
 	e->piece.pad_bytes = dnnl_memory_desc_get_size(e->pad);
+	return dnnl_success;
+}
+
+/* Makes the piece's weights of plain ones: moves only, so by all threads. */
+static int
+make_reorder(struct entry *e, dnnl_engine_t engine)
+{
 	if (dnnl_memory_desc_equal(e->weight, MD_REF(&e->plain)))
-		return dnnl_success;
-	rc = dnnl_reorder_primitive_desc_create(&e->reorder_pd,
-	    MD_REF(&e->plain), engine, e->weight, engine, NULL);
-	if (rc == dnnl_success)
-		rc = dnnl_primitive_create(&e->reorder, e->reorder_pd);
-	return rc;
+		return 1;
+	return dnnl_reorder_primitive_desc_create(&e->reorder_pd,
+	    MD_REF(&e->plain), engine, e->weight, engine, NULL) ==
+	    dnnl_success && dnnl_primitive_create(&e->reorder,
+	    e->reorder_pd) == dnnl_success;
 }
 
 /* FNV-1a, never 0 */
@@ -365,7 +370,7 @@ make_entry(struct state *st, struct entry *e, md_ref layout)
 		rc = e->key.is_conv ? make_conv(e, st->engine, attr, layout) :
 		    make_linear(e, st->engine, attr);
 		e->usable = rc == dnnl_success && is_fast(e->pd) &&
-		    finish_entry(e, st->engine) == dnnl_success &&
+		    make_primitive(e) == dnnl_success &&
 		    (layout == NULL || dnnl_memory_desc_equal(e->weight,
 		    layout));
 	}
@@ -399,6 +404,7 @@ find_entry(struct state *st, const struct key *key, md_ref layout)
 		omp_set_num_threads(1);
 		make_entry(st, e, layout);
 		omp_set_num_threads(st->threads);
+		e->usable = e->usable && make_reorder(e, st->engine);
 	}
 	return st->cache[i].usable ? &st->cache[i].piece : NULL;
 }
