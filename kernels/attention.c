@@ -7,6 +7,7 @@
  *	l = a l + sum p,  o = a o + p v
  */
 #include "kernels/attention.h"
+#include "kernels/attention_wide.h"
 #include "kernels/levels.h"
 
 #include <math.h>
@@ -174,6 +175,9 @@ LPO_FN(lpo_attention_fwd)(lpo_backend *b, enum lpo_dtype dt, void *o,
 	struct room *room = scratch;
 	int64_t heads = s->n * s->heads, bq = min64(BLOCK, s->lq), blocks, u;
 
+	if (s->d > LDA)
+		return LPO_FN(lpo_attention_wide_fwd)(b, dt, o, lse, q, k, v,
+		    s, scratch);
 	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
 	while (bq > STRIP && heads * ((s->lq + bq - 1) / bq) < 2 * b->threads)
@@ -196,6 +200,8 @@ LPO_FN(lpo_attention_scratch_bytes)(lpo_backend *b, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
 	(void)dt;
+	if (s->d > LDA)		/* backward refuses it */
+		return LPO_FN(lpo_attention_wide_bytes)(b, s);
 	if (pass == LPO_FWD)
 		return (size_t)b->threads * sizeof(struct room);
 	return LPO_FN(lpo_attention_bwd_bytes)(b, s);

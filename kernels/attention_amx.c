@@ -426,7 +426,7 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 	int64_t heads, blocks, parts, u;
 	size_t bytes;
 
-	if (dt != LPO_BF16)
+	if (dt != LPO_BF16 || s->d > LDA)
 		return OTHER(attention_fwd)(b, dt, o, lse, q, k, v, s,
 		    scratch);
 	if (bad_shape(s))
@@ -463,7 +463,7 @@ size_t
 lpo_attention_scratch_bytes_amx(lpo_backend *b, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
-	if (pass != LPO_FWD || dt != LPO_BF16)
+	if (pass != LPO_FWD || dt != LPO_BF16 || s->d > LDA)
 		return OTHER(attention_scratch_bytes)(b, pass, dt, s);
 	return (size_t)b->threads * room_bytes(s);
 }

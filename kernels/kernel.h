@@ -55,7 +55,8 @@ struct lpo_conv_shape {
  * dense), k, v [nk, lk, heads * d] with ldk between tokens; head j owns
  * channels j*d .. j*d+d-1.  nk divides n: row i of q reads row i*nk/n of k
  * and v (several rows share one text).  scale = d^-0.5.  causal: key j is
- * seen by query i iff j <= i.  d <= 160 any value.
+ * seen by query i iff j <= i.  Any d forward; backward d <= 160, else
+ * LPO_EINVAL.
  */
 struct lpo_attn_shape {
 	int64_t n, nk, lq, lk, heads, d, ldq, ldk;
