@@ -49,7 +49,7 @@ int	 lpo_lrm_new(lpo_ctx *, lpo_backend *, lpo_lrm **,
 	    uint64_t seed);
 /*
  * An LRM folder: ours (lrm.json, state_dict.safetensors) or an official one
- * (state_dict.pt).  model_dir: where tokenizer(s), and encoders of a run with
+ * whose state_dict.pt was converted (the error says how).  model_dir: where tokenizer(s), and encoders of a run with
  * a frozen text side, are looked for when the folder lacks them; may be NULL.
  * cfg: values given by the user (NULL: none), which win over lrm.json's; a
  * guidance other than it was trained with is said by lpo_notice().  Without
