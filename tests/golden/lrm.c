@@ -122,7 +122,7 @@ head(lpo_lrm *m, const struct golden_case *g)
 }
 
 static lpo_lrm *
-model(const struct golden_case *g)
+model_as(const struct golden_case *g, enum lpo_dtype dt)
 {
 	struct lpo_lrm_config cfg = { .guidance = g->guidance,
 	    .multi_scale = g->multi, .multi_scale_cfg = g->multi_cfg };
@@ -130,7 +130,7 @@ model(const struct golden_case *g)
 	lpo_lrm *m;
 
 	snprintf(dir, sizeof(dir), ROOT "/%s", g->model);
-	if (lpo_lrm_new(c, &be, &m, dir, LPO_F32, &cfg,
+	if (lpo_lrm_new(c, &be, &m, dir, dt, &cfg,
 	    g->model[0] == 's' ? ROOT "/sd/state_dict.safetensors" : NULL,
 	    1) < 0) {
 		printf("# %s\n", lpo_errmsg(c));
@@ -138,6 +138,12 @@ model(const struct golden_case *g)
 	}
 	head(m, g);
 	return m;
+}
+
+static lpo_lrm *
+model(const struct golden_case *g)
+{
+	return model_as(g, LPO_F32);
 }
 
 static lpo_lrm_trainer *
@@ -323,6 +329,60 @@ one_case(const struct golden_case *g)
 	lpo_lrm_free(m);
 }
 
+/* bf16 storage: near f32's loss, and any micro-batch the same bits. */
+static void
+half(const struct golden_case *g)
+{
+	struct lpo_lrm_step st;
+	lpo_lrm_trainer *r;
+	uint32_t hash[2];
+	float x[1];
+	lpo_lrm *m;
+	int i, rc = 0;
+
+	for (i = 0; i < 2; i++) {
+		m = model_as(g, LPO_BF16);
+		r = trainer(m, g, 1 + 2 * i);
+		rc |= lpo_lrm_trainer_step(r, &st, pair);
+		rc |= lpo_lrm_trainer_grads(r, &st, pair, PAIRS);
+		hash[i] = hash_grads(m);
+		lpo_lrm_trainer_free(r);
+		lpo_lrm_free(m);
+	}
+	m = model_as(g, LPO_BF16);
+	r = trainer(m, g, 0);
+	rc |= lpo_lrm_trainer_grads(r, &st, pair, PAIRS);
+	floats(x, g->name, "loss");
+	ok(rc == 0 && fabs(st.loss - (double)x[0]) < 0.03,
+	    "%s in bf16: loss %.4f, in f64 %.4f", g->name, st.loss,
+	    (double)x[0]);
+	ok(hash[0] == hash[1], "%s in bf16: bits of micro-batches 1 and 3",
+	    g->name);
+	lpo_lrm_trainer_free(r);
+	lpo_lrm_free(m);
+}
+
+/* The lower levels of this machine too. */
+static void
+levels(void)
+{
+	enum lpo_isa isa, best = be.isa;
+
+	for (isa = LPO_ISA_PORTABLE; isa < best; isa++) {
+		lpo_cpu_close(&be);
+		if (lpo_cpu_open(&be, isa, 2) < 0) {
+			skip("no level %s", lpo_isa_name(isa));
+			continue;
+		}
+		printf("# %s\n", lpo_isa_name(isa));
+		one_case(&cases[0]);
+		one_case(&cases[7]);
+	}
+	lpo_cpu_close(&be);
+	if (lpo_cpu_open(&be, best, 0) < 0)
+		exit(1);
+}
+
 /* Gradients and, after three steps, weights: bits for each split. */
 static void
 splits(const struct golden_case *g)
@@ -467,6 +527,9 @@ main(void)
 	read_batch();
 	for (i = 0; i < sizeof(cases) / sizeof(cases[0]); i++)
 		one_case(&cases[i]);
+	half(&cases[0]);
+	half(&cases[7]);
+	levels();
 	folders("sd");
 	folders("xl");
 	not_finite();
