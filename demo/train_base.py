@@ -7,7 +7,8 @@
 
 Training is by wall clock, not by steps, so it fits the machine it runs on;
 the learning rate falls to zero at the end of each part.  WORK keeps the VAE
-and checkpoints; MODEL is rewritten every few minutes, always complete.
+and a checkpoint, and a second run with the same WORK trains the UNet on from
+there.  MODEL is rewritten every few minutes, and is always complete.
 """
 import argparse
 import copy
@@ -270,8 +271,9 @@ def train_unet(rank, a, latents, ids, tok, vae):
         both.load_state_dict(was["live"])
         average.module.load_state_dict(was["average"])
         opt.load_state_dict(was["opt"])
-    dist.init_process_group("gloo", init_method=f"file://{a.work}/meet",
-                            rank=rank, world_size=a.workers)
+    store = dist.FileStore(f"{a.work}/meet", a.workers)
+    dist.init_process_group("gloo", store=store, rank=rank,
+                            world_size=a.workers)
     torch.manual_seed(a.seed + 1000 * rank + first)
     rng = np.random.default_rng(a.seed + 1000 * rank + first)
     empty, abar = torch.tensor([tok.encode("")]), alphas_bar()
@@ -300,6 +302,10 @@ def train_unet(rank, a, latents, ids, tok, vae):
             torch.save({"step": step, "live": both.state_dict(), "average":
                         average.module.state_dict(), "opt": opt.state_dict()},
                        kept)
+    # Nobody hangs up while rank 0 may still be reading the last exchange.
+    if rank == 0:
+        store.set("saved", "1")
+    store.wait(["saved"])
     dist.destroy_process_group()
 
 
@@ -444,9 +450,9 @@ def main():
     t.add_argument("data", help="folder from demo-world train-set")
     t.add_argument("-w", "--work", required=True)
     t.add_argument("-o", "--model", required=True)
-    t.add_argument("--vae-minutes", type=float, default=5)
+    t.add_argument("--vae-minutes", type=float, default=8)
     t.add_argument("--start-vae", help="WORK/vae.pt of an earlier training")
-    t.add_argument("--unet-minutes", type=float, default=25)
+    t.add_argument("--unet-minutes", type=float, default=40)
     t.add_argument("--workers", type=int, default=2,
                    help="processes that train the UNet")
     t.add_argument("--batch", type=int, default=64)
