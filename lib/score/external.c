@@ -4,6 +4,8 @@
 #include <errno.h>
 #include <fcntl.h>
 #include <math.h>
+#include <poll.h>
+#include <signal.h>
 #include <stdlib.h>
 #include <string.h>
 #include <sys/wait.h>
@@ -82,13 +84,19 @@ header(lpo_ctx *c, struct lpo_scores *s, const char *scorer, char *line,
     int64_t n)
 {
 	char *f[MAX_COLUMNS], *name[MAX_COLUMNS] = { NULL };
-	int i, cols, rc = 0;
+	int i, k, cols, rc = 0;
 
 	cols = line == NULL ? 0 : fields(line, f, MAX_COLUMNS);
 	if (cols < 2 || strcmp(f[0], "key") != 0)
 		return lpo_fail(c, LPO_EFORMAT, "scorer '%s': the first line "
 		    "must be 'key' and at most %d names, between tabs",
 		    scorer, MAX_COLUMNS - 1);
+	for (i = 1; i < cols; i++)
+		for (k = 1; k < i; k++)
+			if (strcmp(f[i], f[k]) == 0)
+				return lpo_fail(c, LPO_EFORMAT, "scorer '%s': "
+				    "two columns are called '%s'", scorer,
+				    f[i]);
 	for (i = 1; i < cols && rc == 0; i++)
 		if ((name[i] = lpo_asprintf(c, "%s.%s", scorer, f[i])) == NULL)
 			rc = LPO_ENOMEM;
@@ -187,6 +195,7 @@ out:
 static int
 slurp(lpo_ctx *c, char **out, int fd, const char *scorer)
 {
+	struct pollfd ready = { .fd = fd, .events = POLLIN };
 	size_t len = 0, cap = 0;
 	char *text = NULL, *p;
 	ssize_t n;
@@ -202,6 +211,13 @@ slurp(lpo_ctx *c, char **out, int fd, const char *scorer)
 			}
 			text = p;
 		}
+		if (lpo_ctx_stopped(c)) {
+			lpo_free(text);
+			return lpo_fail(c, LPO_ESTOP, "stopped");
+		}
+		/* a signal between the test and read() would be lost */
+		if (poll(&ready, 1, 500) <= 0)
+			continue;
 		n = read(fd, text + len, cap - len - 1);
 		if (n < 0 && errno == EINTR)
 			continue;
@@ -219,10 +235,16 @@ slurp(lpo_ctx *c, char **out, int fd, const char *scorer)
 	return 0;
 }
 
-/* In the child; only async-signal-safe calls until exec. */
+/*
+ * In the child; only async-signal-safe calls until exec.  A group of its own,
+ * so that a stop reaches a whole pipeline; SIGPIPE as programs expect it, not
+ * ignored as we have it.
+ */
 static void
 child(int in, int out, const char *command)
 {
+	setpgid(0, 0);
+	signal(SIGPIPE, SIG_DFL);
 	if (dup2(in, 0) < 0 || dup2(out, 1) < 0)
 		_exit(127);
 	execl("/bin/sh", "sh", "-c", command, (char *)NULL);
@@ -251,11 +273,14 @@ lpo_score_external(lpo_ctx *c, struct lpo_scores *s, const char *scorer,
 	}
 	if (pid == 0)
 		child(in, p[1], command);
+	setpgid(pid, pid);	/* here too: whoever comes first */
 	close(p[1]);
 	p[1] = -1;
 	rc = slurp(c, &text, p[0], scorer);
 	close(p[0]);
 	p[0] = -1;
+	if (rc < 0)
+		kill(-pid, SIGTERM);
 	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
 		;
 	if (rc == 0 && (!WIFEXITED(status) || WEXITSTATUS(status) != 0))
