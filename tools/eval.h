@@ -2,6 +2,8 @@
 #ifndef LPO_TOOLS_EVAL_H
 #define LPO_TOOLS_EVAL_H
 
+#include <stdio.h>
+
 #include "lib/base/json.h"
 #include "lib/io/prompts.h"
 #include "lib/score/compare.h"
@@ -19,6 +21,7 @@ struct eval_system {
 	char *name;
 	char *model;		/* diffusers folder, NULL: images */
 	char *lora;		/* NULL: none */
+	char *folder;		/* of images, NULL: none */
 	char *tar;		/* its pictures */
 	double strength;
 	struct lpo_scores scores;
@@ -31,10 +34,12 @@ struct eval {
 	int64_t systems;
 	int64_t n, prompts;	/* images of a system, prompts */
 	int64_t *first;		/* [prompts + 1] images of a prompt */
-	char **key;		/* [n] */
+	char **key;		/* [n]; NULL when pooled */
 	char **prompt;		/* [n] text of each image's prompt */
 	struct lpo_comparison *result;
 	int64_t n_results;
+	char pictures[17];	/* id of what is drawn */
+	FILE *out;		/* the table: standard output, or -o's text */
 };
 
 void	eval_free(struct eval *);
@@ -42,23 +47,34 @@ void	eval_free(struct eval *);
 /* The three ways to results.  Each returns as a tool's work() does. */
 int	eval_systems(lpo_cli *, const struct eval_opts *, struct eval *);
 int	eval_pool(lpo_cli *, const struct eval_opts *, struct eval *);
-int	eval_images(lpo_cli *, const struct eval_opts *);
+int	eval_images(lpo_cli *, const struct eval_opts *, FILE *out);
+
+/* All systems against the first: e->result. */
+int	eval_compare(lpo_cli *, const struct eval_opts *, struct eval *);
 
 /* eval_score.c */
 /* "NAME=CMD" to name (lpo_free) and command; usage error otherwise. */
 int	eval_scorer(lpo_cli *, const char *spec, char **name,
 	    const char **command);
+/* All of --scorer, before any work: form, and no name twice. */
+int	eval_scorers_check(lpo_cli *, const struct lpo_cli_list *);
 /* All scorers on one tar: one table with all their columns. */
 int	eval_score_tar(lpo_cli *, const struct lpo_cli_list *scorers,
 	    struct lpo_scores *, const char *tar, const char *const *key,
 	    int64_t n);
 
+/* eval_images.c */
+/*
+ * KEY.png (.jpg, .jpeg, .webp) with KEY.json or KEY.txt as one tar; what
+ * stands for a folder's content in a run id.
+ */
+int	eval_folder_tar(lpo_cli *, const char *dir, const char *tar);
+int	eval_folder_sha256(lpo_cli *, char hex[65], const char *dir);
+/* "cat.JPG" -> "jpg"; NULL for what is no image. */
+const char *eval_image_type(const char *name);
+
 /* eval_report.c */
 int	eval_store(lpo_cli *, struct eval *);
 int	eval_report(lpo_cli *, const struct eval_opts *, struct eval *);
-
-int	eval_print(lpo_cli *, const struct eval *);
-int	eval_conditions(lpo_cli *, const struct eval *,
-	    const struct lpo_cli_list *);
 
 #endif

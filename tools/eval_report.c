@@ -1,4 +1,4 @@
-/* lpo-eval: results into the database, the HTML report, pooled runs. */
+/* lpo-eval: results into the database, and the HTML report. */
 #include <math.h>
 #include <stdio.h>
 #include <string.h>
@@ -113,21 +113,25 @@ picture(lpo_ctx *c, char **url, lpo_shard *tar, int64_t i)
 {
 	struct lpo_sample s;
 	const char *type;
-	int rc;
+	char mime[16];
+	int k, rc;
 
 	*url = NULL;
 	if ((rc = lpo_shard_get(c, &s, tar, i)) < 0)
 		return rc;
-	if (s.n_members > 0) {
-		type = strstr(s.member[0].name, "jp") != NULL ? "image/jpeg" :
-		    strstr(s.member[0].name, "webp") != NULL ? "image/webp" :
-		    "image/png";
-		*url = lpo_report_data_url(c, type, s.member[0].bytes,
-		    (size_t)s.member[0].size);
+	for (k = 0; k < s.n_members && *url == NULL; k++) {
+		if ((type = eval_image_type(s.member[k].name)) == NULL)
+			continue;
+		snprintf(mime, sizeof(mime), "image/%s",
+		    strcmp(type, "jpg") == 0 ? "jpeg" : type);
+		*url = lpo_report_data_url(c, mime, s.member[k].bytes,
+		    (size_t)s.member[k].size);
 	}
 	lpo_sample_clear(&s);
-	return *url == NULL ? lpo_fail(c, LPO_EFORMAT,
-	    "sample %lld has no picture", (long long)i) : 0;
+	if (*url != NULL || lpo_errcode(c) != 0)
+		return lpo_errcode(c);
+	return lpo_fail(c, LPO_EFORMAT, "sample '%s' has no picture",
+	    lpo_shard_key(tar, i));
 }
 
 static int
@@ -298,190 +302,5 @@ eval_report(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	if (rc == 0)
 		rc = lpo_report_write(cli->ctx, o->html, page);
 	json_decref(page);
-	return rc;
-}
-
-/* ---------------------------------------------------------------- pooled */
-
-static const char sql_pool[] =
-    "SELECT system.name, image.prompt, score.scorer, avg(score.value), "
-    "count(*) FROM score JOIN image ON image.id = score.image_id "
-    "JOIN system ON system.id = image.system_id WHERE system.run_id = "
-    "(SELECT max(id) FROM run WHERE tool = 'lpo-eval' AND status = 'done') "
-    "GROUP BY system.id, image.prompt, score.scorer "
-    "ORDER BY image.prompt, system.id, score.scorer";
-
-/*
- * Rows of one database: prompt by prompt, systems in order, scorers in
- * order, each the mean over the prompt's images.
- */
-struct pool {
-	char **system, **prompt, **scorer;
-	double *value;
-	int64_t n, cap, images;
-};
-
-static void
-pool_free(struct pool *p)
-{
-	int64_t i;
-
-	for (i = 0; i < p->n; i++) {
-		lpo_free(p->system[i]);
-		lpo_free(p->prompt[i]);
-		lpo_free(p->scorer[i]);
-	}
-	lpo_free(p->system);
-	lpo_free(p->prompt);
-	lpo_free(p->scorer);
-	lpo_free(p->value);
-}
-
-static int
-pool_add(lpo_ctx *c, struct pool *p, sqlite3_stmt *st)
-{
-	void *lists[4] = { p->system, p->prompt, p->scorer, p->value };
-	int i;
-
-	if (p->n == p->cap) {
-		p->cap = p->cap ? 2 * p->cap : 1024;
-		for (i = 0; i < 4; i++)
-			if ((lists[i] = lpo_realloc(c, lists[i],
-			    (size_t)p->cap * sizeof(double))) == NULL)
-				return LPO_ENOMEM;
-			else if (i == 0)
-				p->system = lists[0];
-			else if (i == 1)
-				p->prompt = lists[1];
-			else if (i == 2)
-				p->scorer = lists[2];
-			else
-				p->value = lists[3];
-	}
-	p->system[p->n] = lpo_strdup(c, (const char *)
-	    sqlite3_column_text(st, 0));
-	p->prompt[p->n] = lpo_strdup(c, (const char *)
-	    sqlite3_column_text(st, 1));
-	p->scorer[p->n] = lpo_strdup(c, (const char *)
-	    sqlite3_column_text(st, 2));
-	p->value[p->n] = sqlite3_column_double(st, 3);
-	p->images += sqlite3_column_int64(st, 4);
-	p->n++;
-	return lpo_errcode(c);
-}
-
-static int
-pool_read(lpo_ctx *c, struct pool *p, const char *path)
-{
-	lpo_db *db = NULL;
-	sqlite3_stmt *st;
-	int rc;
-
-	if ((rc = lpo_db_open(c, &db, path, 1)) < 0 ||
-	    (rc = lpo_db_prepare(db, &st, sql_pool)) < 0)
-		goto out;
-	while ((rc = lpo_db_step(db, st)) == 0)
-		if ((rc = pool_add(c, p, st)) < 0)
-			goto out;
-	if (rc == 1)
-		rc = p->n > 0 ? 0 : lpo_fail(c, LPO_EFORMAT,
-		    "'%s' has no finished lpo-eval run", path);
-out:
-	lpo_db_close(db);
-	return rc;
-}
-
-/* Different systems, prompts or scorers cannot be pooled. */
-static int
-pool_same(lpo_ctx *c, const struct pool *a, const struct pool *b,
-    const char *path)
-{
-	int64_t i;
-
-	for (i = 0; i < a->n && i < b->n; i++)
-		if (strcmp(a->system[i], b->system[i]) != 0 ||
-		    strcmp(a->prompt[i], b->prompt[i]) != 0 ||
-		    strcmp(a->scorer[i], b->scorer[i]) != 0)
-			return lpo_fail(c, LPO_EFORMAT, "'%s' compares other "
-			    "systems, prompts or scores: %s of '%s' in '%s'",
-			    path, b->scorer[i], b->prompt[i], b->system[i]);
-	return a->n == b->n ? 0 : lpo_fail(c, LPO_EFORMAT,
-	    "'%s' has another number of prompts", path);
-}
-
-/* The shape of the rows: how many systems and scorers a prompt has. */
-static int
-pool_tables(lpo_ctx *c, struct eval *e, const struct pool *p)
-{
-	const char *names[64];
-	int64_t i, k, per = 0, scorers = 0;
-	int rc;
-
-	while (scorers < p->n && scorers < 64 &&
-	    strcmp(p->system[scorers], p->system[0]) == 0 &&
-	    strcmp(p->prompt[scorers], p->prompt[0]) == 0) {
-		names[scorers] = p->scorer[scorers];
-		scorers++;
-	}
-	while (per < p->n && strcmp(p->prompt[per], p->prompt[0]) == 0)
-		per++;
-	e->systems = per / scorers;
-	e->n = p->images / (e->systems * scorers);
-	e->prompts = p->n / per;
-	e->system = lpo_alloc(c, (size_t)e->systems, sizeof(*e->system));
-	e->first = lpo_alloc(c, (size_t)e->prompts + 1, sizeof(*e->first));
-	if (e->system == NULL || e->first == NULL)
-		return LPO_ENOMEM;
-	for (i = 0; i <= e->prompts; i++)
-		e->first[i] = i;
-	for (k = 0; k < e->systems; k++) {
-		if ((e->system[k].name = lpo_strdup(c,
-		    p->system[k * scorers])) == NULL)
-			return LPO_ENOMEM;
-		if ((rc = lpo_scores_new(c, &e->system[k].scores, names,
-		    scorers, e->prompts)) < 0)
-			return rc;
-		for (i = 0; i < e->prompts * scorers; i++)
-			e->system[k].scores.value[i] = p->value[i / scorers *
-			    per + k * scorers + i % scorers];
-	}
-	return 0;
-}
-
-int
-eval_pool(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
-{
-	struct pool all = { .n = 0 }, one;
-	struct lpo_scores *s;
-	int64_t i;
-	int k, rc = 0;
-
-	if (cli->nargs < 1)
-		return lpo_cli_usage(cli, "--pool needs databases");
-	for (k = 0; k < cli->nargs && rc == 0; k++) {
-		memset(&one, 0, sizeof(one));
-		rc = pool_read(cli->ctx, k == 0 ? &all : &one, cli->args[k]);
-		if (k > 0 && rc == 0 && (rc = pool_same(cli->ctx, &all, &one,
-		    cli->args[k])) == 0) {
-			for (i = 0; i < all.n; i++)
-				all.value[i] += one.value[i];
-			all.images += one.images;
-		}
-		pool_free(&one);
-	}
-	for (i = 0; i < all.n; i++)
-		all.value[i] /= cli->nargs;
-	if (rc == 0)
-		rc = pool_tables(cli->ctx, e, &all);
-	if (rc == 0) {
-		s = lpo_alloc(cli->ctx, (size_t)e->systems, sizeof(*s));
-		for (i = 0; s != NULL && i < e->systems; i++)
-			s[i] = e->system[i].scores;
-		rc = s == NULL ? LPO_ENOMEM : lpo_compare(cli->ctx,
-		    &e->result, &e->n_results, s, e->systems, e->first,
-		    e->prompts, o->resamples, cli->o.seed);
-		lpo_free(s);
-	}
-	pool_free(&all);
 	return rc;
 }

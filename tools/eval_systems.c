@@ -1,12 +1,11 @@
-/* lpo-eval: systems to pictures to scores; several runs pooled. */
-#include <math.h>
+/* lpo-eval: systems to pictures to scores. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "lib/base/runid.h"
 #include "lib/base/state.h"
-#include "lib/io/db.h"
 #include "lib/io/png.h"
 #include "lib/io/shard.h"
 #include "lib/train/sample.h"
@@ -21,6 +20,7 @@ eval_free(struct eval *e)
 		lpo_free(e->system[i].name);
 		lpo_free(e->system[i].model);
 		lpo_free(e->system[i].lora);
+		lpo_free(e->system[i].folder);
 		lpo_free(e->system[i].tar);
 		lpo_scores_free(&e->system[i].scores);
 	}
@@ -54,19 +54,38 @@ split_strength(lpo_ctx *c, char **file, double *strength, const char *spec)
 	return 0;
 }
 
-/* NAME=MODEL, NAME=MODEL+LORA[:W], NAME=FILE.tar */
+/* A folder that is no model: then it has images. */
+static int
+is_images(lpo_ctx *c, const char *dir)
+{
+	char *unet = lpo_path_join(c, dir, "unet");
+	int no = unet == NULL || lpo_is_dir(unet);
+
+	lpo_free(unet);
+	return !no;
+}
+
+/* NAME=MODEL, NAME=MODEL+LORA[:W], NAME=FILE.tar, NAME=FOLDER */
 static int
 parse_system(lpo_cli *cli, struct eval_system *s, const char *spec)
 {
 	const char *eq = strchr(spec, '='), *what, *plus;
 	lpo_ctx *c = cli->ctx;
+	size_t n;
 
 	if (eq == NULL || eq == spec || eq[1] == '\0')
 		return lpo_cli_usage(cli, "bad --system '%s': want NAME=WHAT",
 		    spec);
 	what = eq + 1;
+	n = strlen(what);
+	s->strength = 1;
 	s->name = lpo_asprintf(c, "%.*s", (int)(eq - spec), spec);
-	if (strlen(what) > 4 && strcmp(what + strlen(what) - 4, ".tar") == 0)
+	if (lpo_is_dir(what)) {
+		if (is_images(c, what))
+			s->folder = lpo_strdup(c, what);
+		else
+			s->model = lpo_strdup(c, what);
+	} else if (n > 4 && strcmp(what + n - 4, ".tar") == 0)
 		s->tar = lpo_strdup(c, what);
 	else if ((plus = strchr(what, '+')) == NULL)
 		s->model = lpo_strdup(c, what);
@@ -77,13 +96,31 @@ parse_system(lpo_cli *cli, struct eval_system *s, const char *spec)
 	return lpo_errcode(c);
 }
 
+/* Each --system, no name twice. */
+static int
+parse_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+{
+	int i, k, rc;
+
+	for (i = 0; i < o->system.n; i++) {
+		if ((rc = parse_system(cli, &e->system[i],
+		    o->system.v[i])) != 0)
+			return rc;
+		for (k = 0; k < i; k++)
+			if (strcmp(e->system[k].name, e->system[i].name) == 0)
+				return lpo_cli_usage(cli, "--system: two are "
+				    "called '%s'", e->system[i].name);
+	}
+	return 0;
+}
+
 /* -m with and without --lora, or what --system says. */
 static int
 list_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	lpo_ctx *c = cli->ctx;
+	int64_t i;
 	int rc;
-	int i;
 
 	e->systems = o->lora != NULL ? 2 : o->system.n;
 	if (o->lora != NULL && o->system.n > 0)
@@ -94,27 +131,53 @@ list_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	e->system = lpo_alloc(c, (size_t)e->systems, sizeof(*e->system));
 	if (e->system == NULL)
 		return LPO_ENOMEM;
-	for (i = 0; i < o->system.n; i++)
-		if ((rc = parse_system(cli, &e->system[i],
-		    o->system.v[i])) != 0)
-			return rc;
-	if (o->lora == NULL)
-		return 0;
-	if ((rc = lpo_cli_need_model(cli)) != 0)
+	if ((rc = parse_systems(cli, o, e)) != 0)
 		return rc;
-	e->system[0].name = lpo_strdup(c, "base");
-	e->system[0].model = lpo_strdup(c, cli->o.model);
-	e->system[1].name = lpo_strdup(c, "aligned");
-	e->system[1].model = lpo_strdup(c, cli->o.model);
-	split_strength(c, &e->system[1].lora, &e->system[1].strength,
-	    o->lora);
+	if (o->lora != NULL) {
+		if ((rc = lpo_cli_need_model(cli)) != 0)
+			return rc;
+		e->system[0].strength = 1;
+		e->system[0].name = lpo_strdup(c, "base");
+		e->system[0].model = lpo_strdup(c, cli->o.model);
+		e->system[1].name = lpo_strdup(c, "aligned");
+		e->system[1].model = lpo_strdup(c, cli->o.model);
+		split_strength(c, &e->system[1].lora,
+		    &e->system[1].strength, o->lora);
+	}
+	for (i = 0; i < e->systems && o->prompts == NULL; i++)
+		if (e->system[i].model != NULL)
+			return lpo_cli_usage(cli, "-p PROMPTS is needed");
 	return lpo_errcode(c);
 }
 
-/* What the run id is made of: prompts, models, LoRAs, image files. */
+/* One system's files, as NAME and NAME.lora. */
+static int
+input_of(lpo_cli *cli, const struct eval_system *s)
+{
+	char *role = lpo_asprintf(cli->ctx, "%s.lora", s->name), hex[65];
+	int rc = role == NULL ? LPO_ENOMEM : 0;
+
+	if (rc == 0 && s->model != NULL)
+		rc = lpo_cli_input_dir(cli, s->name, s->model);
+	if (rc == 0 && s->lora != NULL)
+		rc = lpo_cli_input_file(cli, role, s->lora);
+	if (rc == 0 && s->tar != NULL)
+		rc = lpo_cli_input_file(cli, s->name, s->tar);
+	if (rc == 0 && s->folder != NULL &&
+	    (rc = eval_folder_sha256(cli, hex, s->folder)) == 0)
+		rc = lpo_cli_input_hash(cli, s->name, s->folder, hex);
+	lpo_free(role);
+	return rc;
+}
+
+/*
+ * What the run id is made of: prompts, models, LoRAs with their strength,
+ * image files; and which belongs to which name.
+ */
 static int
 inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
+	json_t *list = json_array();
 	const struct eval_system *s;
 	int64_t i;
 	int rc = 0;
@@ -123,13 +186,12 @@ inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 		rc = lpo_cli_input_file(cli, "prompts", o->prompts);
 	for (i = 0; i < e->systems && rc == 0; i++) {
 		s = &e->system[i];
-		if (s->model != NULL)
-			rc = lpo_cli_input_dir(cli, s->name, s->model);
-		if (rc == 0 && s->lora != NULL)
-			rc = lpo_cli_input_file(cli, s->name, s->lora);
-		if (rc == 0 && s->tar != NULL)
-			rc = lpo_cli_input_file(cli, s->name, s->tar);
+		rc = input_of(cli, s);
+		json_array_append_new(list, json_pack("{ss sb sb sf}",
+		    "name", s->name, "model", s->model != NULL, "lora",
+		    s->lora != NULL, "strength", s->strength));
 	}
+	lpo_cli_resolved(cli, "systems", list);
 	return rc;
 }
 
@@ -145,14 +207,18 @@ put_picture(lpo_cli *cli, const struct eval *e, lpo_shardw *w,
 	    so->per_prompt;
 	struct lpo_sample out = { .key = NULL };
 	struct lpo_png_text text = { "parameters", NULL };
-	char key[32], *parameters;
+	char key[32], *parameters = NULL, *role;
 	uint8_t *png = NULL;
 	size_t bytes;
 	int rc = LPO_ENOMEM;
 
 	lpo_sample_key(key, prompt, number);
-	parameters = lpo_sample_parameters(cli->ctx, so,
-	    e->list.text[prompt], px, index, NULL, NULL, s->strength);
+	role = lpo_asprintf(cli->ctx, "%s.lora", s->name);
+	if (role != NULL)
+		parameters = lpo_sample_parameters(cli->ctx, so,
+		    e->list.text[prompt], px, index,
+		    lpo_cli_input_value(cli, s->name), s->lora != NULL ?
+		    lpo_cli_input_value(cli, role) : NULL, s->strength);
 	out.key = lpo_strdup(cli->ctx, key);
 	out.json = json_pack("{ss sI sI}", "prompt", e->list.text[prompt],
 	    "prompt_index", (json_int_t)prompt, "number",
@@ -169,6 +235,7 @@ put_picture(lpo_cli *cli, const struct eval *e, lpo_shardw *w,
 out:
 	lpo_sample_clear(&out);
 	lpo_free(parameters);
+	lpo_free(role);
 	return rc;
 }
 
@@ -181,7 +248,7 @@ draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
 	    .guidance = o->guidance, .eta = o->eta, .size_px = o->size_px,
 	    .memory_bytes = lpo_cli_memory(cli) / 2, .batch = o->batch };
 	json_t *run = json_pack("{si ss ss}", "format", 1, "kind", "images",
-	    "run", lpo_cli_run(cli));
+	    "run", e->pictures);
 	lpo_sampler *sampler = NULL;
 	lpo_shardw *w = NULL;
 	uint8_t *rgb = NULL;
@@ -256,26 +323,40 @@ list_images(lpo_ctx *c, struct eval *e, lpo_shard *tar)
 			e->first[e->prompts++] = i;
 	}
 	e->first[e->prompts] = e->n;
-	return 0;
+	return e->n > 0 ? 0 : lpo_fail(c, LPO_EFORMAT, "'%s' has no images",
+	    e->system[0].tar);
 }
 
+/* Keys, their order and prompts as the first system has them. */
 static int
 match_images(lpo_ctx *c, const struct eval *e, const struct eval_system *s,
     lpo_shard *tar)
 {
+	const char *text;
+	json_t *j = NULL;
 	int64_t i;
+	int rc = 0;
 
 	if (lpo_shard_samples(tar) != e->n)
 		return lpo_fail(c, LPO_EFORMAT, "'%s' has %lld images, '%s' "
 		    "%lld", s->tar, (long long)lpo_shard_samples(tar),
 		    e->system[0].tar, (long long)e->n);
-	for (i = 0; i < e->n; i++)
+	for (i = 0; i < e->n && rc == 0; i++) {
 		if (strcmp(lpo_shard_key(tar, i), e->key[i]) != 0)
 			return lpo_fail(c, LPO_EFORMAT, "image %lld is '%s' "
 			    "in '%s' and '%s' in '%s'", (long long)i,
 			    lpo_shard_key(tar, i), s->tar, e->key[i],
 			    e->system[0].tar);
-	return 0;
+		if ((rc = lpo_shard_get_json(c, &j, tar, i)) < 0)
+			return rc;
+		text = json_string_value(lpo_json_get(j, "prompt"));
+		if (strcmp(text != NULL ? text : "", e->prompt[i]) != 0)
+			rc = lpo_fail(c, LPO_EFORMAT, "image '%s' has another "
+			    "prompt in '%s' than in '%s'", e->key[i], s->tar,
+			    e->system[0].tar);
+		json_decref(j);
+	}
+	return rc;
 }
 
 static int
@@ -300,8 +381,8 @@ score(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	return rc;
 }
 
-static int
-compare(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+int
+eval_compare(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	struct lpo_scores *s;
 	int64_t i;
@@ -339,39 +420,129 @@ draw_missing(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
 		lpo_free(name);
 		if (s->tar == NULL)
 			return LPO_ENOMEM;
-		if (!lpo_file_exists(s->tar))
-			rc = draw(cli, o, e, s);
+		if (lpo_file_exists(s->tar))
+			continue;
+		rc = s->folder != NULL ? eval_folder_tar(cli, s->folder,
+		    s->tar) : draw(cli, o, e, s);
 	}
+	return rc;
+}
+
+static int
+plan(lpo_cli *cli, const struct eval_opts *o, const struct eval *e)
+{
+	int64_t i, models = 0;
+
+	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
+	for (i = 0; i < e->systems; i++) {
+		const struct eval_system *s = &e->system[i];
+
+		models += s->model != NULL;
+		lpo_cli_plan(cli, s->name, "%s%s%s", s->model != NULL ?
+		    s->model : s->tar != NULL ? s->tar : s->folder,
+		    s->lora != NULL ? " with " : "",
+		    s->lora != NULL ? s->lora : "");
+	}
+	lpo_cli_plan(cli, "prompts", "%lld", (long long)e->list.n);
+	lpo_cli_plan(cli, "pictures to draw", "%lld", (long long)(models *
+	    e->list.n * o->per_prompt));
+	lpo_cli_plan(cli, "scorers", "%d", o->scorer.n);
+	return LPO_CLI_DONE;
+}
+
+/*
+ * The pictures' own id: a run that only scores, counts or reports otherwise
+ * takes up what another one has drawn, say before its scorer failed.
+ */
+static int
+pictures_id(lpo_cli *cli, struct eval *e, json_t **options)
+{
+	static const char *const other[] = { "scorer", "resamples", "title",
+	    "html-images" };
+	lpo_ctx *c = cli->ctx;
+	const char **in;
+	char *role;
+	int64_t i;
+	size_t k;
+	int n = 0, rc = 0;
+
+	*options = json_deep_copy(lpo_cli_run_options(cli));
+	in = lpo_alloc(c, 2 * (size_t)e->systems + 1, sizeof(*in));
+	if (*options == NULL || in == NULL)
+		rc = lpo_fail(c, LPO_ENOMEM, "out of memory");
+	for (k = 0; rc == 0 && k < sizeof(other) / sizeof(*other); k++)
+		json_object_del(*options, other[k]);
+	if (rc == 0)
+		in[n++] = lpo_cli_input_value(cli, "prompts");
+	for (i = 0; i < e->systems && rc == 0; i++) {
+		in[n++] = lpo_cli_input_value(cli, e->system[i].name);
+		role = lpo_asprintf(c, "%s.lora", e->system[i].name);
+		if (role == NULL)
+			rc = LPO_ENOMEM;
+		else
+			in[n++] = lpo_cli_input_value(cli, role);
+		lpo_free(role);
+	}
+	if (rc == 0)
+		rc = lpo_runid(c, e->pictures, "lpo-eval", LPO_VERSION,
+		    *options, in, n);
+	lpo_free(in);
+	return rc;
+}
+
+/*
+ * Beside the report or table, else under a name of its own; none where
+ * nothing is drawn or packed.
+ */
+static int
+open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
+    lpo_state **state)
+{
+	json_t *options = NULL;
+	char *name = NULL;
+	int64_t i;
+	int rc;
+
+	for (i = 0; i < e->systems && e->system[i].tar != NULL; i++)
+		;
+	if (i == e->systems)
+		return 0;
+	if ((rc = pictures_id(cli, e, &options)) == 0 &&
+	    (name = o->html != NULL ? lpo_strdup(cli->ctx, o->html) :
+	    !lpo_cli_to_stdout(cli) ? lpo_strdup(cli->ctx, cli->o.output) :
+	    lpo_asprintf(cli->ctx, "lpo-eval-%s", e->pictures)) == NULL)
+		rc = LPO_ENOMEM;
+	if (rc == 0)
+		rc = lpo_state_open(cli->ctx, state, name, e->pictures,
+		    options, cli->o.fresh);
+	json_decref(options);
+	lpo_free(name);
 	return rc;
 }
 
 int
 eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
-	const char *out = o->html != NULL ? o->html : "lpo-eval";
 	lpo_state *state = NULL;
 	int rc;
 
-	if (o->scorer.n == 0)
-		return lpo_cli_usage(cli, "--scorer NAME=CMD is needed");
-	if ((rc = list_systems(cli, o, e)) != 0)
-		return rc;
-	if (o->prompts == NULL && (e->system[0].tar == NULL))
-		return lpo_cli_usage(cli, "-p PROMPTS is needed");
-	if ((o->prompts != NULL && (rc = lpo_prompts_read(cli->ctx, &e->list,
+	if ((rc = list_systems(cli, o, e)) != 0 ||
+	    (o->prompts != NULL && (rc = lpo_prompts_read(cli->ctx, &e->list,
 	    o->prompts)) < 0) || (rc = lpo_cli_backend(cli)) < 0 ||
 	    (rc = inputs(cli, o, e)) < 0 ||
 	    (rc = lpo_cli_begin(cli, NULL, NULL)) != 0)
 		return rc;
-	if ((rc = lpo_state_open(cli->ctx, &state, out, lpo_cli_run(cli),
-	    lpo_cli_run_options(cli), cli->o.fresh)) < 0)
+	if (cli->o.dry_run)
+		return plan(cli, o, e);
+	if ((rc = open_state(cli, o, e, &state)) < 0)
 		return rc;
-	if ((rc = draw_missing(cli, o, e, lpo_state_dir(state))) == 0 &&
+	if ((state == NULL || (rc = draw_missing(cli, o, e,
+	    lpo_state_dir(state))) == 0) &&
 	    (rc = score(cli, o, e)) == 0 &&
-	    (rc = compare(cli, o, e)) == 0 &&
+	    (rc = eval_compare(cli, o, e)) == 0 &&
 	    (rc = eval_store(cli, e)) == 0 && o->html != NULL)
 		rc = eval_report(cli, o, e);
-	if (rc == 0)
+	if (rc == 0 && state != NULL)
 		return lpo_state_remove(state);
 	lpo_state_close(state);
 	return rc;

@@ -1,8 +1,9 @@
 /* lpo-eval: systems on the same prompts and seeds, scored and compared. */
-#include <math.h>
 #include <stdio.h>
+#include <stdlib.h>
 #include <string.h>
 
+#include "lib/base/file.h"
 #include "tools/eval.h"
 
 #define OFF(m)	offsetof(struct eval_opts, m)
@@ -12,8 +13,8 @@ static const struct lpo_cli_option options[] = {
 	{ "What is compared", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
 	{ "lora", 0, "FILE[:W]", "the model of -m with this LoRA, against "
 	    "without", LPO_CLI_STRING, OFF(lora), 0, 0, 0 },
-	{ "system", 0, "NAME=WHAT", "a model folder, MODEL+LORA[:W], or a tar "
-	    "of images; the first is the base", LPO_CLI_LIST, OFF(system), 0,
+	{ "system", 0, "NAME=WHAT", "a model folder, MODEL+LORA[:W], a tar "
+	    "or folder of images; the first is the base", LPO_CLI_LIST, OFF(system), 0,
 	    0, 0 },
 	{ "prompts", 'p', "FILE", "CSV, TSV, JSONL, JSON or a text file",
 	    LPO_CLI_STRING, OFF(prompts), 0, 0, 0 },
@@ -68,7 +69,8 @@ print_number(FILE *f, double v, int sep)
 }
 
 static int
-print_json(lpo_cli *cli, const struct eval *e, const struct lpo_comparison *v)
+print_json(lpo_cli *cli, const struct eval *e,
+    const struct lpo_comparison *v)
 {
 	json_t *j = json_pack("{ss ss ss sI sI sf sf sf sf sf sf sf sf}",
 	    "scorer", v->scorer, "system", e->system[v->system].name, "base",
@@ -81,23 +83,24 @@ print_json(lpo_cli *cli, const struct eval *e, const struct lpo_comparison *v)
 	char *text = j == NULL ? NULL : lpo_json_dumps(cli->ctx, j);
 
 	if (text != NULL)
-		puts(text);
+		fprintf(e->out, "%s\n", text);
 	json_decref(j);
 	lpo_free(text);
 	return text == NULL ? LPO_ENOMEM : 0;
 }
 
 /* One line a comparison: TSV with a header, or JSON objects. */
-int
-eval_print(lpo_cli *cli, const struct eval *e)
+static int
+print_results(lpo_cli *cli, const struct eval *e)
 {
 	const struct lpo_comparison *v;
+	FILE *f = e->out;
 	int64_t i;
 	int rc;
 
 	if (!cli->o.json)
-		printf("scorer\tsystem\tbase\tn_prompts\tn_images\tmean_base\t"
-		    "mean_system\tdifference\tdifference_low\t"
+		fprintf(f, "scorer\tsystem\tbase\tn_prompts\tn_images\t"
+		    "mean_base\tmean_system\tdifference\tdifference_low\t"
 		    "difference_high\twin_rate\twin_rate_low\t"
 		    "win_rate_high\n");
 	for (i = 0; i < e->n_results; i++) {
@@ -107,85 +110,170 @@ eval_print(lpo_cli *cli, const struct eval *e)
 				return rc;
 			continue;
 		}
-		lpo_cli_tsv(stdout, v->scorer, '\t');
-		lpo_cli_tsv(stdout, e->system[v->system].name, '\t');
-		lpo_cli_tsv(stdout, e->system[0].name, '\t');
-		printf("%lld\t%lld\t", (long long)e->prompts,
+		lpo_cli_tsv(f, v->scorer, '\t');
+		lpo_cli_tsv(f, e->system[v->system].name, '\t');
+		lpo_cli_tsv(f, e->system[0].name, '\t');
+		fprintf(f, "%lld\t%lld\t", (long long)e->prompts,
 		    (long long)e->n);
-		print_number(stdout, v->mean_base, '\t');
-		print_number(stdout, v->mean, '\t');
-		print_number(stdout, v->difference.mean, '\t');
-		print_number(stdout, v->difference.low, '\t');
-		print_number(stdout, v->difference.high, '\t');
-		print_number(stdout, v->win.mean, '\t');
-		print_number(stdout, v->win.low, '\t');
-		print_number(stdout, v->win.high, '\n');
+		print_number(f, v->mean_base, '\t');
+		print_number(f, v->mean, '\t');
+		print_number(f, v->difference.mean, '\t');
+		print_number(f, v->difference.low, '\t');
+		print_number(f, v->difference.high, '\t');
+		print_number(f, v->win.mean, '\t');
+		print_number(f, v->win.low, '\t');
+		print_number(f, v->win.high, '\n');
 	}
 	return 0;
 }
 
-/* --fail-under SCORE:winrate=X or SCORE:difference=X */
-int
-eval_conditions(lpo_cli *cli, const struct eval *e,
-    const struct lpo_cli_list *list)
-{
-	const char *colon, *eq;
-	double want, is;
-	int64_t k;
-	int i, found, win;
+/* ------------------------------------------------------------ conditions */
 
-	for (i = 0; i < list->n; i++) {
-		colon = strrchr(list->v[i], ':');
-		eq = colon != NULL ? strchr(colon, '=') : NULL;
-		if (eq == NULL || lpo_cli_parse_f64(eq + 1, &want) < 0)
-			return lpo_cli_usage(cli, "bad --fail-under '%s'",
-			    list->v[i]);
-		win = strncmp(colon + 1, "winrate=", 8) == 0;
-		if (!win && strncmp(colon + 1, "difference=", 11) != 0)
-			return lpo_cli_usage(cli, "bad --fail-under '%s': "
-			    "want winrate or difference", list->v[i]);
-		found = 0;
-		for (k = 0; k < e->n_results; k++) {
-			if (strncmp(e->result[k].scorer, list->v[i],
-			    (size_t)(colon - list->v[i])) != 0 ||
-			    e->result[k].scorer[colon - list->v[i]] != '\0')
-				continue;
-			found = 1;
-			is = win ? e->result[k].win.mean :
-			    e->result[k].difference.mean;
-			if (is >= want)
-				continue;
-			cli->unmet = 1;
-			lpo_cli_note(cli, "%s of '%s' is %g, below %g",
-			    win ? "win rate" : "difference",
-			    e->result[k].scorer, is, want);
-		}
-		if (!found)
+/* --fail-under SCORE:winrate=X or SCORE:difference=X */
+struct condition {
+	const char *score;
+	int len, win;
+	double want;
+};
+
+static int
+parse_condition(lpo_cli *cli, struct condition *v, const char *spec)
+{
+	const char *colon = strrchr(spec, ':');
+	const char *eq = colon != NULL ? strchr(colon, '=') : NULL;
+
+	if (eq == NULL || lpo_cli_parse_f64(eq + 1, &v->want) < 0)
+		return lpo_cli_usage(cli, "bad --fail-under '%s'", spec);
+	v->score = spec;
+	v->len = (int)(colon - spec);
+	v->win = strncmp(colon + 1, "winrate=", 8) == 0;
+	if (!v->win && strncmp(colon + 1, "difference=", 11) != 0)
+		return lpo_cli_usage(cli, "bad --fail-under '%s': want "
+		    "winrate or difference", spec);
+	return 0;
+}
+
+/* Before any work: the form, and that a scorer of that name will run. */
+static int
+check_conditions(lpo_cli *cli, const struct eval_opts *o)
+{
+	struct condition v;
+	size_t n;
+	int i, k, rc;
+
+	for (i = 0; i < o->fail_under.n; i++) {
+		if ((rc = parse_condition(cli, &v, o->fail_under.v[i])) != 0)
+			return rc;
+		n = strcspn(v.score, ".:");
+		for (k = 0; k < o->scorer.n; k++)
+			if (strncmp(o->scorer.v[k], v.score, n) == 0 &&
+			    o->scorer.v[k][n] == '=')
+				break;
+		if (!o->pool && k == o->scorer.n)
 			return lpo_cli_usage(cli, "--fail-under '%s': no such "
-			    "score", list->v[i]);
+			    "scorer", v.score);
 	}
+	return 0;
+}
+
+static int
+one_condition(lpo_cli *cli, const struct eval *e, const struct condition *v)
+{
+	const struct lpo_comparison *r;
+	int64_t k, found = 0;
+	double is;
+
+	for (k = 0; k < e->n_results; k++) {
+		r = &e->result[k];
+		if (strlen(r->scorer) != (size_t)v->len ||
+		    strncmp(r->scorer, v->score, (size_t)v->len) != 0)
+			continue;
+		found = 1;
+		is = v->win ? r->win.mean : r->difference.mean;
+		if (is >= v->want)
+			continue;
+		cli->unmet = 1;
+		lpo_cli_note(cli, "%s of '%s' in '%s' is %g, below %g",
+		    v->win ? "win rate" : "difference",
+		    e->system[r->system].name, r->scorer, is, v->want);
+	}
+	return found ? 0 : lpo_cli_usage(cli, "--fail-under '%s': no such "
+	    "score", v->score);
+}
+
+static int
+conditions(lpo_cli *cli, const struct eval *e, const struct eval_opts *o)
+{
+	struct condition v;
+	int i, rc;
+
+	for (i = 0; i < o->fail_under.n; i++)
+		if ((rc = parse_condition(cli, &v,
+		    o->fail_under.v[i])) != 0 ||
+		    (rc = one_condition(cli, e, &v)) != 0)
+			return rc;
 	return 0;
 }
 
 /* ------------------------------------------------------------------ work */
 
+/* Everything that can be said about the options before the work begins. */
 static int
-work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+check(lpo_cli *cli, const struct eval_opts *o)
 {
 	int rc;
 
-	if (o->pool)
-		rc = eval_pool(cli, o, e);
-	else if (o->images != NULL)
-		return eval_images(cli, o);
-	else
-		rc = eval_systems(cli, o, e);
+	if (o->pool + (o->images != NULL) + (o->lora != NULL ||
+	    o->system.n > 0) > 1)
+		return lpo_cli_usage(cli, "one of --pool, --images, and "
+		    "--lora or --system");
+	if (o->pool && (o->html != NULL || o->scorer.n > 0))
+		return lpo_cli_usage(cli, "--pool reads scores from "
+		    "databases: no --scorer, no --html");
+	if (o->images != NULL && (o->html != NULL || o->fail_under.n > 0))
+		return lpo_cli_usage(cli, "--images compares nothing: no "
+		    "--html, no --fail-under");
+	if (!o->pool && cli->nargs > 0)
+		return lpo_cli_usage(cli, "'%s': no operands are expected",
+		    cli->args[0]);
+	if (!o->pool && (rc = eval_scorers_check(cli, &o->scorer)) != 0)
+		return rc;
+	return check_conditions(cli, o);
+}
+
+static int
+run(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+{
+	int rc;
+
+	if (o->images != NULL)
+		return eval_images(cli, o, e->out);
+	rc = o->pool ? eval_pool(cli, o, e) : eval_systems(cli, o, e);
 	if (rc != 0)
 		return rc;
-	if ((rc = eval_print(cli, e)) != 0 ||
-	    (rc = eval_conditions(cli, e, &o->fail_under)) != 0)
+	return print_results(cli, e);
+}
+
+/* The table goes to -o as a whole, or to standard output. */
+static int
+work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+{
+	char *text = NULL;
+	size_t bytes = 0;
+	int file = !lpo_cli_to_stdout(cli), rc;
+
+	if ((rc = check(cli, o)) != 0)
 		return rc;
-	return 0;
+	e->out = file ? open_memstream(&text, &bytes) : stdout;
+	if (e->out == NULL)
+		return lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
+	rc = run(cli, o, e);
+	if (file && fclose(e->out) != 0 && rc == 0)
+		rc = lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
+	if (file && rc == 0)
+		rc = lpo_file_write(cli->ctx, cli->o.output, text, bytes);
+	free(text);
+	return rc != 0 ? rc : conditions(cli, e, o);
 }
 
 int
