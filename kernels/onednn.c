@@ -2,13 +2,11 @@
 #include <dnnl.h>
 #include <omp.h>
 #include <pthread.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/onednn.h"
-
-#define STR2(x)	#x
-#define STR(x)	STR2(x)
 
 #define CACHE_MAX 1024		/* primitives kept; a UNet needs about 300 */
 
@@ -54,11 +52,25 @@ struct state {
 	struct entry cache[CACHE_MAX];
 };
 
+static char version_text[32];
+
+static void
+write_version(void)
+{
+	const dnnl_version_t *v = dnnl_version();
+
+	snprintf(version_text, sizeof(version_text), "oneDNN %d.%d.%d",
+	    v->major, v->minor, v->patch);
+}
+
+/* Of the library that runs, which need not be the one compiled against. */
 const char *
 lpo_cpu_library_version(void)
 {
-	return "oneDNN " STR(DNNL_VERSION_MAJOR) "." STR(DNNL_VERSION_MINOR)
-	    "." STR(DNNL_VERSION_PATCH);
+	static pthread_once_t once = PTHREAD_ONCE_INIT;
+
+	pthread_once(&once, write_version);
+	return version_text;
 }
 
 static int
