@@ -33,7 +33,7 @@ struct lpo_clip_out {
 };
 /*
  * ids I32 [n, l, 1, 1]; eos I32 [n, 1, 1, 1] holds i*l + position of row i's
- * EOS (lpo_clip_eos).
+ * EOS (lpo_clip_eos); NULL: pooled and projected are not wanted.
  */
 void	 lpo_clip_fwd(lpo_tape *, lpo_clip *, lpo_var *ids, lpo_var *eos,
 	    struct lpo_clip_out *);
