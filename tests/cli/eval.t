@@ -1,23 +1,10 @@
 #!/bin/sh
 # lpo-eval: scorers as programs, paired results by hand, existing images,
 # pooled runs, refusals.
-BIN=${BIN:-bin}
-eval=$PWD/$BIN/lpo-eval
-case $BIN in /*) eval=$BIN/lpo-eval ;; esac
-d=$(mktemp -d) || exit 1
-trap 'rm -rf "$d"' EXIT
-n=0 bad=0
-
-ok() {	# ok STATUS NAME
-	n=$((n + 1))
-	if [ "$1" -eq 0 ]; then
-		echo "ok $n - $2"
-	else
-		echo "not ok $n - $2"
-		bad=1
-		sed 's/^/# /' "$d/err" 2> /dev/null | tail -5
-	fi
-}
+set -u
+. tests/cli/lib.sh
+d=$dir
+eval=$bin/lpo-eval
 
 # run WANTED-STATUS NAME COMMAND...: output in $d/out, words in $d/err
 run() {
@@ -34,16 +21,9 @@ says() {	# says TEXT NAME: standard error has it
 	ok $? "$2"
 }
 
-same() {	# same FILE FILE NAME
-	cmp -s "$1" "$2"
-	e=$?
-	test $e -eq 0 || diff "$1" "$2" | sed 's/^/# /'
-	ok $e "$3"
-}
-
 # ------------------------------------------------------------ two systems
 
-"$BIN/demo-world" prefs -n 3 -o "$d/world" > /dev/null || exit 1
+world 3
 images() { find "$d/world/img" -name '*.png' | sort; }
 # system FOLDER MARK: three prompts, two pictures each; the member without a
 # dot tells the scorer which system it sees, and is no sample.
@@ -328,7 +308,7 @@ row 0 first 1
 row 1 sec,ond 0
 row 2 2 0
 (cd enc && tar --format=ustar -cf ../enc.tar -- *)
-pairs=${eval%eval}pairs
+pairs=$bin/lpo-pairs
 run 0 "joined by lpo-pairs" "$pairs" -m m --db none --scores scores.csv \
     --where 'aesthetic_1 > 10' --stats enc.tar
 grep -q '^filter	where	3	2$' out
@@ -422,5 +402,4 @@ usage "unknown option" --nonsense
 usage "a number that is none" $s --scorer j=./judge --resamples many
 }
 
-echo "1..$n"
-exit $bad
+done_testing
