@@ -145,18 +145,19 @@ demo-seeds: all
 
 lint:
 	@mandoc -T lint -W warning man/*.[157]
-	@shellcheck demo/*.sh tests/*.sh tests/cli/*.t .ci/run
+	@shellcheck -x demo/*.sh tests/*.sh tests/cli/*.t .ci/run
 	@for f in schemas/*.sql; do sqlite3 -bail :memory: < $$f || exit 1; done
 
 bench: $(BUILD)/tests/bench/ops.t
 	@$(BUILD)/tests/bench/ops.t
 
 install: all
-	install -d $(DESTDIR)$(PREFIX)/bin $(DESTDIR)$(PREFIX)/share/man/man1 \
-	    $(DESTDIR)$(PREFIX)/share/man/man7
+	for s in 1 5 7; do \
+	    install -d $(DESTDIR)$(PREFIX)/share/man/man$$s && \
+	    install -m 644 man/*.$$s $(DESTDIR)$(PREFIX)/share/man/man$$s || \
+	    exit 1; done
+	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(TOOLS) $(DESTDIR)$(PREFIX)/bin
-	install -m 644 $(wildcard man/*.1) $(DESTDIR)$(PREFIX)/share/man/man1
-	install -m 644 $(wildcard man/*.7) $(DESTDIR)$(PREFIX)/share/man/man7
 
 clean:
 	rm -rf $(BUILD) $(BIN)

@@ -1,6 +1,7 @@
 #!/bin/sh
 # lpo-lrm: the same bytes for any micro-batch, thread count, pipe or file, and
 # for runs that were killed; nothing published where something is wrong.
+# shellcheck disable=SC2002,SC2010,SC2012  # pipes are meant, names are ours
 set -u
 
 bin=${BIN:-bin}
