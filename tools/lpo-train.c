@@ -442,7 +442,8 @@ publish(struct run *r, const char *path, int64_t iteration)
 {
 	lpo_cli *cli = r->cli;
 	char *text = NULL, *opts = NULL, steps[32], hex[65];
-	const char *meta[9];
+	char title[40];
+	const char *meta[11];
 	int rc = LPO_ENOMEM;
 
 	snprintf(steps, sizeof(steps), "%lld", (long long)iteration);
@@ -457,7 +458,11 @@ publish(struct run *r, const char *path, int64_t iteration)
 	meta[3] = steps;
 	meta[4] = "ss_training_comment";
 	meta[5] = "LPO, lpo-tools " LPO_VERSION;
-	meta[6] = NULL;
+	snprintf(title, sizeof(title), "lpo-%s", lpo_cli_run(cli));
+	meta[6] = "modelspec.title";
+	meta[7] = meta[9] = title;
+	meta[8] = "ss_output_name";
+	meta[10] = NULL;
 	if ((rc = lpo_lora_save(cli->ctx, r->lora, path,
 	    (enum lpo_lora_format)r->o->format, r->o->full_precision,
 	    meta)) < 0 || lpo_cli_db(cli) == NULL)

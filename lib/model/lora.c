@@ -384,21 +384,15 @@ model_entries(struct save *s, const struct lpo_unet_config *g)
 }
 
 static int
-add_metadata(struct save *s, const lpo_lora_set *set, const char *path)
+add_metadata(struct save *s, const lpo_lora_set *set)
 {
-	const char *name = strrchr(path, '/');
 	const char *const *m;
-	const char *dot;
 	int64_t i;
-	int conv = 0, len, rc;
+	int conv = 0, rc;
 
 	for (m = s->metadata; m != NULL && *m != NULL; m += 2)
 		if ((rc = lpo_stw_meta(s->stw, m[0], m[1])) < 0)
 			return rc;
-	name = name != NULL ? name + 1 : path;
-	dot = strrchr(name, '.');
-	len = dot != NULL && dot != name ? (int)(dot - name) :
-	    (int)strlen(name);
 	for (i = 0; i < set->n; i++)
 		conv |= set->item[i].at->conv != NULL;
 	entry(s, "format", "pt");
@@ -412,8 +406,8 @@ add_metadata(struct save *s, const lpo_lora_set *set, const char *path)
 		    (double)alpha_of(&set->item[0]));
 	else
 		entry(s, "ss_network_args", "{}");
-	entry(s, "ss_output_name", "%.*s", len, name);
-	entry(s, "modelspec.title", "%.*s", len, name);
+	/* not the file's name: no byte may depend on where it is written */
+	entry(s, "modelspec.title", "LoRA");
 	model_entries(s, lpo_unet_cfg(set->unet));
 	return s->rc;
 }
@@ -428,7 +422,7 @@ lpo_lora_save(lpo_ctx *c, lpo_lora_set *set, const char *path,
 	int rc;
 
 	if ((rc = lpo_stw_new(c, &s.stw)) < 0 ||
-	    (rc = add_metadata(&s, set, path)) < 0 ||
+	    (rc = add_metadata(&s, set)) < 0 ||
 	    (rc = lpo_lora_each(c, set, format, 0, keep, &s)) < 0)
 		goto out;
 	rc = lpo_stw_write(s.stw, path);

@@ -1,0 +1,122 @@
+#!/bin/sh
+# lpo-train: the same LoRA for any micro-batch and thread count and after being
+# killed or stopped at any moment; health in words; refusals.
+set -u
+. tests/cli/lib.sh
+
+# A reward model of a few steps on the demo's base model.
+world 60
+"$bin/lpo-encode" -q --db none --precision f32 -m "$model" \
+    "$dir/world/prefs.csv" 2>"$dir/err" |
+    "$bin/lpo-pairs" -q --db none 2>>"$dir/err" |
+    "$bin/lpo-lrm" -q --db none --precision f32 -m "$model" --steps 3 \
+    --batch 8 --lr 1e-3 -o "$dir/lrm" 2>>"$dir/err"
+ok $? "a small reward model"
+"$bin/demo-world" prompts -n 12 --seed 3 --split train -o "$dir/prompts.csv"
+
+# A LoRA in 12 small pieces of work, each followed by a snapshot.
+set -- -m "$model" -r "$dir/lrm" -p "$dir/prompts.csv" --precision f32 \
+    --iterations 2 --prompts-per-iteration 4 --batch 6 --targets all \
+    --rank 4 --lr 1e-3 --steps 6 --threshold quantile:0.5 --checkpoint 0
+common=$*
+train() {
+	# shellcheck disable=SC2086
+	"$bin/lpo-train" $common "$@"
+}
+quiet() {
+	train -q --db none "$@" 2>"$dir/err"
+}
+
+quiet -o "$dir/a.safetensors"
+ok $? "train"
+test ! -e "$dir/a.state" && test ! -e "$dir/a.safetensors.state"
+ok $? "the state is gone after success"
+quiet -j 1 --micro-batch 1 -o "$dir/b.safetensors"
+same "$dir/a.safetensors" "$dir/b.safetensors" \
+    "one thread and one pair at a time: the same bytes"
+quiet -j 3 --micro-batch 4 -o "$dir/c.safetensors"
+same "$dir/a.safetensors" "$dir/c.safetensors" \
+    "three threads and four pairs at a time: the same bytes"
+quiet --seed 7 -o "$dir/d.safetensors"
+test -s "$dir/d.safetensors" &&
+    ! cmp -s "$dir/a.safetensors" "$dir/d.safetensors"
+ok $? "another seed, another LoRA"
+
+is "$(status train --db none -o "$dir/a.safetensors")" 0 \
+    "the same command again is done already"
+grep -q "already done" "$dir/err"
+ok $? "and says so"
+is "$(status train -q --db none --lr 2e-3 -o "$dir/a.safetensors")" 1 \
+    "another run's output is not overwritten"
+
+# kill -9 at five moments, then the same command to the end
+k=1
+while [ $k -le 5 ]; do
+	# shellcheck disable=SC2086
+	"$bin/lpo-train" $common -q --db none -o "$dir/k$k.safetensors" \
+	    2>/dev/null &
+	pid=$!
+	sleep "0.$((k * 17 % 10))$k"
+	kill -9 $pid 2>/dev/null
+	wait $pid 2>/dev/null
+	quiet -o "$dir/k$k.safetensors"
+	same "$dir/a.safetensors" "$dir/k$k.safetensors" \
+	    "killed ($k) and run again: the same bytes"
+	k=$((k + 1))
+done
+
+# SIGTERM: exit 4 with the state kept, unless it was quicker
+# shellcheck disable=SC2086
+"$bin/lpo-train" $common -q --db none --iterations 60 \
+    -o "$dir/t.safetensors" 2>"$dir/err" &
+pid=$!
+i=0
+while [ $i -lt 200 ] && ! ls "$dir"/t.safetensors.state/snap-* \
+    >/dev/null 2>&1; do
+	sleep 0.05
+	i=$((i + 1))
+done
+kill -TERM $pid
+wait $pid
+is $? 4 "SIGTERM is exit 4"
+test -d "$dir/t.safetensors.state" && test ! -e "$dir/t.safetensors"
+ok $? "state kept, nothing published"
+is "$(status train -q --db none --iterations 61 -o "$dir/t.safetensors")" 1 \
+    "state of other options is refused"
+grep -q "iterations" "$dir/err"
+ok $? "and the option named"
+
+# what a run says and stores
+train --db "$dir/lpo.db" --save-every 1 -o "$dir/s.safetensors" \
+    2>"$dir/err"
+ok $? "train with a database"
+test -s "$dir/s-000001.safetensors"
+ok $? "--save-every publishes"
+is "$(sqlite3 "$dir/lpo.db" "SELECT count(*) FROM checkpoint")" 2 \
+    "both files are in the database"
+is "$(sqlite3 "$dir/lpo.db" "SELECT count(DISTINCT step) FROM metric WHERE
+    name = 'loss'")" 2 "a loss for each iteration"
+train --db none --threshold static:0.99 -o "$dir/h.safetensors" 2>"$dir/err"
+grep -q "transitions are valid" "$dir/err"
+ok $? "a threshold that nothing passes is explained"
+
+"$bin/lpo-train" -m "$model" -r "$dir/lrm" -p "$dir/prompts.csv" --dry-run \
+    --prompts-per-iteration 4 -o "$dir/n.safetensors" >"$dir/out" \
+    2>"$dir/err"
+ok $? "--dry-run"
+grep -q "^activations" "$dir/out" && test ! -e "$dir/n.safetensors"
+ok $? "prints bytes and writes nothing"
+
+is "$(status train -o -)" 2 "a LoRA does not go to standard output"
+is "$(status train --threshold nonsense -o "$dir/x.safetensors")" 2 \
+    "a threshold that is none is bad usage"
+is "$(status train -r "$dir/nowhere" -o "$dir/x.safetensors")" 1 \
+    "a reward model that is not there"
+printf 'text\nhello\n' > "$dir/bad.csv"
+is "$(status "$bin/lpo-train" -m "$model" -r "$dir/lrm" -p "$dir/bad.csv" \
+    -o "$dir/x.safetensors")" 1 "prompts without a column"
+grep -q "bad.csv" "$dir/err"
+ok $? "are named"
+test ! -e "$dir/x.safetensors"
+ok $? "nothing half-written"
+done_testing
