@@ -1,0 +1,96 @@
+#!/bin/sh
+# lpo-probe: components in a chain, Philox's known answer, wrong inputs.
+set -u
+. tests/cli/lib.sh
+
+world 2
+probe() {
+	"$bin/lpo-probe" -q -m "$model" --precision f32 "$@" 2>"$dir/err"
+}
+
+# st FILE HEADER BYTES: a safetensors file of zeros.
+st() {
+	len=${#2}
+	# shellcheck disable=SC2059
+	{
+		printf "\\$(printf %03o $((len % 256)))\\$(printf %03o \
+		    $((len / 256)))\\0\\0\\0\\0\\0\\0"
+		printf '%s' "$2"
+		head -c "$3" /dev/zero
+	} > "$1"
+}
+
+# The header of a safetensors file; the shape of one of its tensors.
+header() {
+	tail -c +9 "$1" | head -c "$(od -An -tu8 -N8 "$1" | tr -d ' ')"
+}
+shape() {
+	header "$1" | grep -o "\"$2\":{[^}]*}" |
+	    sed 's/.*"shape":\(\[[0-9,]*\]\).*/\1/'
+}
+
+is "$("$bin/lpo-probe" | wc -l | tr -d ' ')" 14 "without -c: the components"
+
+# ---- tokenizer
+echo 'a red circle' | probe -c tokenizer > "$dir/out"
+ok $? "tokenizer"
+is "$(wc -w < "$dir/out" | tr -d ' ')" 16 "as many ids as the model takes"
+printf '%s\n' '"a red\ncircle"' | probe --json -c tokenizer |
+    cmp -s - "$dir/out"
+ok $? "a JSON string; white space is one blank"
+printf 'a\nb\nc\n' | probe -c tokenizer | wc -l | tr -d ' ' > "$dir/out"
+is "$(cat "$dir/out")" 3 "a line each"
+
+# ---- picture -> moments
+probe -c image --file "$dir/world/img/000000_0.png" -s 32 -o "$dir/i.st"
+ok $? "image"
+is "$(shape "$dir/i.st" image)" "[1,3,32,32]" "its shape"
+probe -c vae-encode -i "$dir/i.st" -o "$dir/m.st"
+ok $? "vae-encode"
+is "$(shape "$dir/m.st" moments)" "[1,8,8,8]" "its shape"
+probe -c vae-encode -i "$dir/i.st" -o "$dir/m2.st" -j 1 --isa avx2 ||
+    cp "$dir/m.st" "$dir/m2.st"
+is "$(shape "$dir/m2.st" moments)" "[1,8,8,8]" "another level, one thread"
+
+# ---- zeros through the rest
+st "$dir/z.st" '{"latent":{"dtype":"F32","shape":[2,4,8,8],"data_offsets":[0,2048]}}' 2048
+probe -c vae-decode -i "$dir/z.st" -o "$dir/o.st"
+is "$(shape "$dir/o.st" image)" "[2,3,32,32]" "vae-decode"
+st "$dir/z.st" '{"input_ids":{"dtype":"I64","shape":[1,16],"data_offsets":[0,128]}}' 128
+probe -c text -i "$dir/z.st" -o "$dir/o.st"
+ok $? "text"
+is "$(shape "$dir/o.st" pooled)" "[1,64]" "pooled"
+st "$dir/z.st" '{"sample":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[1024,1032]},"encoder_hidden_states":{"dtype":"F32","shape":[1,16,64],"data_offsets":[1032,5128]},"d_out":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[5128,6152]}}' 6152
+probe -c unet -i "$dir/z.st" -o "$dir/o.st"
+is "$(shape "$dir/o.st" out)" "[1,4,8,8]" "unet"
+probe -c unet --grad --full -i "$dir/z.st" -o "$dir/o.st"
+is "$(shape "$dir/o.st" d_sample) $(shape "$dir/o.st" \
+    grad.conv_in.weight)" "[1,4,8,8] [48,4,3,3]" "unet with gradients"
+probe -c unet -i "$dir/z.st" -o "$dir/o.st" --repeat 3 > "$dir/out"
+is "$(awk -F '\t' '{ print NF, $1, ($2 <= $3), ($4 > 1000000) }' \
+    "$dir/out")" "4 unet 1 1" "--repeat: min, median, memory"
+st "$dir/z.st" '{"x_t":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"eps":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[1024,2048]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[2048,2056]}}' 2056
+probe -c ddim -i "$dir/z.st" -o "$dir/o.st"
+is "$(shape "$dir/o.st" sigma)" "[1]" "ddim"
+
+# ---- Philox 4x32-10 of zeros: 6627e8d5 e169c58d bc57ac4c 9b00dbd8
+st "$dir/z.st" '{"counter":{"dtype":"I64","shape":[1,4],"data_offsets":[0,32]},"key":{"dtype":"I64","shape":[1,2],"data_offsets":[32,48]}}' 48
+probe -c philox -i "$dir/z.st" -o "$dir/o.st"
+is "$(tail -c 32 "$dir/o.st" | od -An -tx8 -v | tr -s ' \n' ' ')" \
+    " 000000006627e8d5 00000000e169c58d 00000000bc57ac4c 000000009b00dbd8 " \
+    "philox: the known answer"
+
+# ---- wrong inputs
+probe -c unet -i "$dir/z.st" -o "$dir/o.st"
+is $? 1 "inputs of another component"
+grep -q "sample" "$dir/err"
+ok $? "the missing one is named"
+probe -c nothing -i "$dir/z.st" -o "$dir/o.st"
+is $? 2 "no such component"
+probe -c unet -o "$dir/o.st"
+is $? 2 "no input"
+probe -c philox -i "$dir/z.st"
+is $? 2 "no output"
+"$bin/lpo-probe" -c unet -i "$dir/z.st" -o "$dir/o.st" 2>/dev/null
+is $? 2 "no model"
+done_testing
