@@ -52,6 +52,14 @@ int	eval_images(lpo_cli *, const struct eval_opts *, FILE *out);
 /* All systems against the first: e->result. */
 int	eval_compare(lpo_cli *, const struct eval_opts *, struct eval *);
 
+/* eval_draw.c */
+/*
+ * A tar in dir for each system that is a model or a folder.  What an
+ * interrupted run has drawn is taken as it is.
+ */
+int	eval_draw(lpo_cli *, const struct eval_opts *, struct eval *,
+	    const char *dir);
+
 /* eval_score.c */
 /* "NAME=CMD" to name (lpo_free) and command; usage error otherwise. */
 int	eval_scorer(lpo_cli *, const char *spec, char **name,

@@ -1,14 +1,10 @@
 /* lpo-eval: systems to pictures to scores. */
-#include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/file.h"
 #include "lib/base/runid.h"
 #include "lib/base/state.h"
-#include "lib/io/png.h"
 #include "lib/io/shard.h"
-#include "lib/train/sample.h"
 #include "tools/eval.h"
 
 void
@@ -195,103 +191,6 @@ inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	return rc;
 }
 
-/* -------------------------------------------------------------- pictures */
-
-/* One picture as a member of the system's tar. */
-static int
-put_picture(lpo_cli *cli, const struct eval *e, lpo_shardw *w,
-    const struct lpo_sampler_opts *so, const struct eval_system *s,
-    const uint8_t *rgb, int64_t px, int64_t index)
-{
-	int64_t prompt = index / so->per_prompt, number = index %
-	    so->per_prompt;
-	struct lpo_sample out = { .key = NULL };
-	struct lpo_png_text text = { "parameters", NULL };
-	char key[32], *parameters = NULL, *role;
-	uint8_t *png = NULL;
-	size_t bytes;
-	int rc = LPO_ENOMEM;
-
-	lpo_sample_key(key, prompt, number);
-	role = lpo_asprintf(cli->ctx, "%s.lora", s->name);
-	if (role != NULL)
-		parameters = lpo_sample_parameters(cli->ctx, so,
-		    e->list.text[prompt], px, index,
-		    lpo_cli_input_value(cli, s->name), s->lora != NULL ?
-		    lpo_cli_input_value(cli, role) : NULL, s->strength);
-	out.key = lpo_strdup(cli->ctx, key);
-	out.json = json_pack("{ss sI sI}", "prompt", e->list.text[prompt],
-	    "prompt_index", (json_int_t)prompt, "number",
-	    (json_int_t)number);
-	if (parameters == NULL || out.key == NULL || out.json == NULL)
-		goto out;
-	text.text = parameters;
-	if ((rc = lpo_png_encode(cli->ctx, &png, &bytes, rgb, px, px, &text,
-	    1)) < 0)
-		goto out;
-	if ((rc = lpo_sample_add(cli->ctx, &out, "png", png,
-	    (int64_t)bytes)) == 0)
-		rc = lpo_shardw_put(w, &out);
-out:
-	lpo_sample_clear(&out);
-	lpo_free(parameters);
-	lpo_free(role);
-	return rc;
-}
-
-static int
-draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
-    const struct eval_system *s)
-{
-	struct lpo_sampler_opts so = { .seed = cli->o.seed,
-	    .per_prompt = o->per_prompt, .steps = o->steps,
-	    .guidance = o->guidance, .eta = o->eta, .size_px = o->size_px,
-	    .memory_bytes = lpo_cli_memory(cli) / 2, .batch = o->batch };
-	json_t *run = json_pack("{si ss ss}", "format", 1, "kind", "images",
-	    "run", e->pictures);
-	lpo_sampler *sampler = NULL;
-	lpo_shardw *w = NULL;
-	uint8_t *rgb = NULL;
-	int64_t i, k, n, total, px;
-	int rc;
-
-	if ((rc = lpo_sampler_open(cli->ctx, &sampler, &cli->be,
-	    lpo_cli_precision(cli), s->model, s->lora, (float)s->strength,
-	    (const char *const *)e->list.text, e->list.n, &so)) < 0)
-		goto out;
-	total = lpo_sampler_count(sampler);
-	px = lpo_sampler_size_px(sampler);
-	rgb = lpo_alloc(cli->ctx, (size_t)lpo_sampler_batch(sampler),
-	    (size_t)(px * px * 3));
-	if (rgb == NULL) {
-		rc = LPO_ENOMEM;
-		goto out;
-	}
-	if ((rc = lpo_shardw_open(cli->ctx, &w, s->tar, run)) < 0)
-		goto out;
-	for (i = 0; i < total && rc == 0; i += n) {
-		n = lpo_sampler_batch(sampler);
-		n = total - i < n ? total - i : n;
-		rc = lpo_sampler_run(sampler, rgb, NULL, i, n);
-		for (k = 0; k < n && rc == 0; k++)
-			rc = put_picture(cli, e, w, &so, s, rgb + k * px * px *
-			    3, px, i + k);
-		lpo_cli_progress(cli, s->name, i + n, total, "pictures",
-		    NULL);
-	}
-	lpo_cli_progress_end(cli);
-	if (rc == 0) {
-		rc = lpo_shardw_finish(w, 0, 0, 1);
-		w = NULL;
-	}
-out:
-	lpo_shardw_abort(w);
-	lpo_sampler_free(sampler);
-	lpo_free(rgb);
-	json_decref(run);
-	return rc;
-}
-
 /* ------------------------------------------------- what the tars contain */
 
 /* Keys and prompts of the first system; the others must have the same. */
@@ -396,35 +295,6 @@ eval_compare(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	rc = lpo_compare(cli->ctx, &e->result, &e->n_results, s, e->systems,
 	    e->first, e->prompts, o->resamples, cli->o.seed);
 	lpo_free(s);
-	return rc;
-}
-
-/* Pictures already drawn by an interrupted attempt are taken as they are. */
-static int
-draw_missing(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
-    const char *dir)
-{
-	struct eval_system *s;
-	char *name;
-	int64_t i;
-	int rc = 0;
-
-	for (i = 0; i < e->systems && rc == 0; i++) {
-		s = &e->system[i];
-		if (s->tar != NULL)
-			continue;
-		name = lpo_asprintf(cli->ctx, "system-%lld.tar",
-		    (long long)i);
-		s->tar = name == NULL ? NULL : lpo_path_join(cli->ctx, dir,
-		    name);
-		lpo_free(name);
-		if (s->tar == NULL)
-			return LPO_ENOMEM;
-		if (lpo_file_exists(s->tar))
-			continue;
-		rc = s->folder != NULL ? eval_folder_tar(cli, s->folder,
-		    s->tar) : draw(cli, o, e, s);
-	}
 	return rc;
 }
 
@@ -536,7 +406,7 @@ eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 		return plan(cli, o, e);
 	if ((rc = open_state(cli, o, e, &state)) < 0)
 		return rc;
-	if ((state == NULL || (rc = draw_missing(cli, o, e,
+	if ((state == NULL || (rc = eval_draw(cli, o, e,
 	    lpo_state_dir(state))) == 0) &&
 	    (rc = score(cli, o, e)) == 0 &&
 	    (rc = eval_compare(cli, o, e)) == 0 &&

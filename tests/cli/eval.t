@@ -216,6 +216,52 @@ done
 ! kill -0 "$(cat pid)" 2> /dev/null
 ok $? "the scorer is stopped too"
 
+# ----------------------------------------------------- models, interrupted
+
+if [ ! -d "$model/unet" ]; then
+	skip "no demo/model"
+else
+	"$bin/demo-world" prompts -n 4 --seed 3 --split tune -o p.csv
+	cat > model_eval <<-EOF
+	#!/bin/sh
+	where=\$1
+	shift
+	exec "$eval" --db none -m "$model" --system one="$model" \
+	    --system two="$model" -p p.csv --per-prompt 6 --steps 4 \
+	    --scorer size=./size --html "\$where/r.html" "\$@"
+	EOF
+	cat > size <<-'EOF'
+	#!/bin/sh
+	tar -tvf - | awk 'BEGIN { print "key\tbytes" }
+	    /png$/ { sub(/.png$/, "", $6); print $6 "\t" $3 }'
+	EOF
+	chmod +x model_eval size
+	mkdir whole parts
+	run 0 "two models" ./model_eval whole
+	cp out want
+	awk -F '\t' 'NR == 2 && $4 == 4 && $5 == 24 && $8 == 0 && $11 == 0.5 {
+		good = 1 } END { exit !good }' out
+	ok $? "a model is as good as itself"
+	test "$(grep -o 'data:image/png;base64,' whole/r.html | wc -l)" -ge 48
+	ok $? "the report has its pictures"
+	# Killed wherever it stands, a part each few pictures.
+	for i in 1 2 3; do
+		./model_eval parts --batch 2 --checkpoint 0 > /dev/null 2>&1 &
+		job=$!
+		wait_for "$(printf 'parts/r.html.state/system-0.tar.%09d' \
+		    $((2 * i)))"
+		kill -9 $job
+		wait $job 2> /dev/null
+	done
+	find parts/r.html.state -name 'system-*.tar*' | grep -q .
+	ok $? "killed three times, parts are there"
+	run 0 "once more" ./model_eval parts --batch 3
+	same want out "the same table"
+	same whole/r.html parts/r.html "and the same report"
+	test ! -e parts/r.html.state
+	ok $? "and no state"
+fi
+
 # ----------------------------------------------------- systems that disagree
 
 cp -r a other && echo '{"prompt":"another"}' > other/000000001-0.json
