@@ -289,7 +289,11 @@ plan(struct job *j)
 	const struct lpo_plan *p = lpo_encoder_plan(j->encoder);
 	int64_t images = j->kept * (j->o->images_only ? 1 : 2), bad = 0, i;
 	int64_t shape[3];
+	double seconds;
+	int rc;
 
+	if ((rc = lpo_encoder_measure(j->encoder, &seconds)) != 0)
+		return rc;
 	for (i = 0; i < j->rows; i++)
 		bad += j->keep[i] == 2;
 	lpo_encoder_shape(j->encoder, shape);
@@ -310,6 +314,8 @@ plan(struct job *j)
 	    (double)lpo_encoder_batch(j->encoder) * (double)images);
 	lpo_cli_plan(cli, "output bytes", "%lld", (long long)(images *
 	    (shape[0] * shape[1] * shape[2] * (j->o->dtype ? 4 : 2) + 1536)));
+	lpo_cli_plan(cli, "estimated time", "%.0f s, without decoding",
+	    seconds * (double)images);
 	return LPO_CLI_DONE;
 }
 

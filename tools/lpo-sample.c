@@ -444,7 +444,11 @@ plan(struct job *j)
 {
 	lpo_cli *cli = j->cli;
 	struct lpo_sampler_plan p;
+	double seconds;
+	int rc;
 
+	if ((rc = lpo_sampler_measure(j->sampler, &seconds)) != 0)
+		return rc;
 	lpo_sampler_plan(j->sampler, &p);
 	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
 	lpo_cli_plan(cli, "prompts", "%lld", (long long)j->prompts.n);
@@ -457,6 +461,10 @@ plan(struct job *j)
 	lpo_cli_plan(cli, "activation bytes", "%zu", p.arena_bytes);
 	lpo_cli_plan(cli, "text bytes", "%zu", p.text_bytes);
 	lpo_cli_plan(cli, "GFLOP in all", "%.1f", 1e-9 * p.image_flops *
+	    (double)j->total);
+	lpo_cli_plan(cli, "output bytes at most", "%lld",
+	    (long long)(j->total * (j->size_px * j->size_px * 3 + 4096)));
+	lpo_cli_plan(cli, "estimated time", "%.0f s", seconds *
 	    (double)j->total);
 	return LPO_CLI_DONE;
 }

@@ -4,6 +4,7 @@
 #include <omp.h>
 
 #include "lib/base/hash.h"
+#include "lib/base/progress.h"
 #include "lib/io/image.h"
 #include "lib/io/resize.h"
 #include "lib/train/encode.h"
@@ -429,4 +430,17 @@ out:
 	lpo_free(wait);
 	lpo_free(item);
 	return rc;
+}
+
+int
+lpo_encoder_measure(lpo_encoder *e, double *seconds)
+{
+	double from = lpo_now_s();
+	int rc;
+
+	if ((rc = lpo_var_set(e->tape, e->image, e->pixels)) != 0 ||
+	    (rc = lpo_tape_forward(e->tape, 0)) != 0)
+		return rc;
+	*seconds = (lpo_now_s() - from) / (double)e->batch;
+	return 0;
 }

@@ -46,6 +46,8 @@ struct lpo_encode_item {
  * failure the encoder is only good for lpo_encoder_free().
  */
 int	 lpo_encoder_run(lpo_encoder *, struct lpo_encode_item *, int64_t n);
+/* Seconds the VAE takes for one image, from one batch; for --dry-run. */
+int	 lpo_encoder_measure(lpo_encoder *, double *seconds);
 /* Images given, and images that went through the VAE, so far. */
 void	 lpo_encoder_counts(const lpo_encoder *, int64_t *given,
 	    int64_t *encoded);

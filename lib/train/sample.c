@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lib/base/philox.h"
+#include "lib/base/progress.h"
 #include "lib/io/image.h"
 #include "lib/train/sample.h"
 #include "lib/train/torch_rng.h"
@@ -381,6 +382,38 @@ lpo_sampler_run(lpo_sampler *s, uint8_t *rgb, float *latent, int64_t first,
 out:
 	lpo_free(t);
 	lpo_free(prompt);
+	return rc;
+}
+
+int
+lpo_sampler_measure(lpo_sampler *s, double *seconds)
+{
+	int64_t *t, n = s->decode_batch < s->batch ? s->decode_batch :
+	    s->batch;
+	uint8_t *rgb;
+	double at[3];
+	int rc = LPO_ENOMEM;
+
+	t = lpo_alloc(s->ctx, (size_t)s->batch, sizeof *t);
+	rgb = lpo_alloc(s->ctx, (size_t)(n * s->o.size_px),
+	    (size_t)s->o.size_px * 3);
+	if (t == NULL || rgb == NULL)
+		goto out;
+	/* t is all zero: prompt 0, and a timestep as good as any */
+	at[0] = lpo_now_s();
+	if ((rc = start(s, 0, s->batch)) != 0 ||
+	    (rc = lpo_policy_eval(s->policy, s->eps, s->texts, s->x, t, t,
+	    s->batch, s->flags)) != 0)
+		goto out;
+	at[1] = lpo_now_s();
+	if ((rc = decode(s, rgb, n)) != 0)
+		goto out;
+	at[2] = lpo_now_s();
+	*seconds = (at[1] - at[0]) * (double)s->o.steps / (double)s->batch +
+	    (at[2] - at[1]) / (double)n;
+out:
+	lpo_free(t);
+	lpo_free(rgb);
 	return rc;
 }
 

@@ -52,6 +52,11 @@ struct lpo_sampler_plan {
 	double image_flops;
 };
 void	 lpo_sampler_plan(const lpo_sampler *, struct lpo_sampler_plan *);
+/*
+ * Seconds one picture takes, from one evaluation and one decoding; for
+ * --dry-run.
+ */
+int	 lpo_sampler_measure(lpo_sampler *, double *seconds);
 /* on 0: walk the base model although a LoRA is loaded. */
 void	 lpo_sampler_lora(lpo_sampler *, int on);
 
