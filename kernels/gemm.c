@@ -283,12 +283,21 @@ store_tile(const struct lpo_gemm *g, const float *c, int64_t w, int64_t i0,
     int64_t m, int64_t n0, int64_t n)
 {
 	const float *bias = g->bias == NULL ? NULL : g->bias + n0;
-	int64_t bytes = g->y.dt == LPO_F32 ? 4 : 2;
-	int64_t i;
+	const struct lpo_dst *y = &g->y;
+	int64_t bytes = y->dt == LPO_F32 ? 4 : 2, i, q = i0 % y->q;
+	char *row = row_at(y, i0);
 
-	for (i = 0; i < m; i++)
-		store_row((char *)row_at(&g->y, i0 + i) + n0 * bytes, g->y.dt,
-		    c + i * w, bias, n, g->alpha, g->add);
+	for (i = 0; i < m; i++) {
+		store_row(row + n0 * bytes, y->dt, c + i * w, bias, n,
+		    g->alpha, g->add);
+		/* Divisions only where a row of pixels ends. */
+		if (++q < y->q) {
+			row += y->sq * bytes;
+		} else {
+			q = 0;
+			row = row_at(y, i0 + i + 1);
+		}
+	}
 }
 
 /*
@@ -472,14 +481,15 @@ group_tile(const struct lpo_gemm_groups *g, int64_t i0, int64_t m, int64_t n0,
 	float *a = mine, *b = mine + KC * LDM;
 	int64_t q, k0, kc, k, j;
 
+	/* Fetches leave the columns that fill up a vector alone. */
+	for (k = 0; k < min64(KC, g->k); k++)
+		for (j = n; j < round_up(n, VL); j++)
+			b[k * LDT + j] = 0;
 	for (q = 0; q < g->groups; q++)
 		for (k0 = 0; k0 < g->k; k0 += KC) {
 			kc = min64(KC, g->k - k0);
 			fetch(g->a, a, LDM, q * g->k + k0, kc, i0, m);
 			fetch(g->b, b, LDT, q * g->k + k0, kc, n0, n);
-			for (k = 0; k < kc; k++)
-				for (j = n; j < round_up(n, VL); j++)
-					b[k * LDT + j] = 0;
 			group_step(g, i0, m, n0, n, kc, mine, k0 > 0,
 			    k0 + kc == g->k);
 		}
