@@ -1,5 +1,8 @@
 # lpo-tools.  `make help` says what there is.
-CC		?= gcc
+ifeq ($(origin CC),default)
+CC		= gcc
+endif
+Q		?= @
 CFLAGS		?= -O2 -g
 PREFIX		?= /usr/local
 DESTDIR		?=
@@ -117,7 +120,6 @@ $(BUILD)/demo/selftest.t: $(BUILD)/demo/selftest.o $(BUILD)/demo/judge_core.o $(
 $(BUILD)/tests/%.t: $(BUILD)/tests/%.o $(BUILD)/liblpo.a
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 
-Q		?= @
 
 include mk/deps.mk
 

@@ -3,19 +3,23 @@
 # noisy pairs, a latent reward model, LPO, and a comparison on prompts that
 # nothing before has seen.
 # usage: run.sh [--seed N] [--per-prompt N] [--prompts N] [--out DIR]
+#               [--isa LEVEL]
 set -eu
+# Without this, OpenMP threads that wait burn the core another program needs.
+export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 BIN=${BIN:-bin}
 model=demo/model
-seed=1 per_prompt=2 out=demo/out prompts=200
+seed=1 per_prompt=2 out=demo/out prompts=200 isa=
 while [ $# -gt 0 ]; do
 	case $1 in
 	--seed) seed=$2 ;;
 	--per-prompt) per_prompt=$2 ;;
 	--prompts) prompts=$2 ;;
 	--out) out=$2 ;;
+	--isa) isa="--isa=$2" ;;
 	*) echo "usage: run.sh [--seed N] [--per-prompt N] [--prompts N]" \
-	    "[--out DIR]" >&2; exit 2 ;;
+	    "[--out DIR] [--isa LEVEL]" >&2; exit 2 ;;
 	esac
 	shift 2
 done
@@ -39,7 +43,7 @@ step() {
 tool() {
 	name=$1
 	shift
-	"$BIN/$name" -q --db "$out/lpo.db" --seed "$seed" "$@"
+	"$BIN/$name" -q --db "$out/lpo.db" --seed "$seed" ${isa:+"$isa"} "$@"
 }
 
 # accuracy < lpo-lrm's words: a line of the noise levels.

@@ -1,6 +1,6 @@
 #!/bin/sh
-# The demo for five seeds, four pictures a prompt, and all of them pooled: per
-# prompt the mean over seeds, then intervals over prompts.
+# The demo for five seeds, four pictures a prompt, and all of them pooled,
+# picture by picture; intervals are over prompts.
 # usage: seeds.sh [SEED...]
 set -eu
 

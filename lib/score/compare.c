@@ -40,6 +40,7 @@ lpo_compare(lpo_ctx *c, struct lpo_comparison **out, int64_t *n,
     int64_t prompts, int64_t resamples, uint64_t seed)
 {
 	double *a = NULL, *b = NULL, *diff = NULL, *win = NULL;
+	double *weight = NULL;
 	struct lpo_comparison *list = NULL, *v;
 	int64_t i, k;
 	int rc;
@@ -53,11 +54,15 @@ lpo_compare(lpo_ctx *c, struct lpo_comparison **out, int64_t *n,
 	b = lpo_alloc(c, (size_t)s->n + 1, sizeof(*b));
 	diff = lpo_alloc(c, (size_t)prompts + 1, sizeof(*diff));
 	win = lpo_alloc(c, (size_t)prompts + 1, sizeof(*win));
+	weight = lpo_alloc(c, (size_t)prompts + 1, sizeof(*weight));
 	list = lpo_alloc(c, (size_t)((systems - 1) * s->names) + 1,
 	    sizeof(*list));
 	if (a == NULL || b == NULL || diff == NULL || win == NULL ||
-	    list == NULL)
+	    weight == NULL || list == NULL)
 		goto out;
+	/* by its pictures, so that the difference is that of the means */
+	for (i = 0; i < prompts; i++)
+		weight[i] = (double)(first[i + 1] - first[i]);
 	for (k = 0; k < s->names; k++)
 		for (i = 1; i < systems; i++) {
 			v = &list[(*n)++];
@@ -67,9 +72,9 @@ lpo_compare(lpo_ctx *c, struct lpo_comparison **out, int64_t *n,
 			v->mean = column(a, &s[i], k);
 			lpo_paired(diff, win, a, b, first, prompts);
 			if ((rc = lpo_bootstrap(c, &v->difference, diff,
-			    prompts, resamples, seed, 0)) < 0 ||
-			    (rc = lpo_bootstrap(c, &v->win, win, prompts,
-			    resamples, seed, 0)) < 0)
+			    weight, prompts, resamples, seed, 0)) < 0 ||
+			    (rc = lpo_bootstrap(c, &v->win, win, weight,
+			    prompts, resamples, seed, 0)) < 0)
 				goto out;
 		}
 	rc = 0;
@@ -80,6 +85,7 @@ out:
 	lpo_free(b);
 	lpo_free(diff);
 	lpo_free(win);
+	lpo_free(weight);
 	lpo_free(list);
 	return rc;
 }

@@ -31,12 +31,13 @@ quantile(const double *v, int64_t n, double q)
 
 int
 lpo_bootstrap(lpo_ctx *c, struct lpo_interval *out, const double *value,
-    int64_t n, int64_t resamples, uint64_t seed, uint32_t stream)
+    const double *weight, int64_t n, int64_t resamples, uint64_t seed,
+    uint32_t stream)
 {
 	struct lpo_draw d = { .seed = seed, .purpose = LPO_DRAW_BOOTSTRAP,
 	    .candidate = stream };
-	double *means, sum = 0;
-	int64_t i, r;
+	double *means, sum = 0, total = 0, w;
+	int64_t i, k, r;
 
 	out->mean = out->low = out->high = NAN;
 	if (n == 0)
@@ -44,15 +45,21 @@ lpo_bootstrap(lpo_ctx *c, struct lpo_interval *out, const double *value,
 	means = lpo_alloc(c, (size_t)resamples, sizeof(*means));
 	if (means == NULL)
 		return LPO_ENOMEM;
-	for (i = 0; i < n; i++)
-		sum += value[i];
-	out->mean = sum / (double)n;
+	for (i = 0; i < n; i++) {
+		w = weight != NULL ? weight[i] : 1;
+		sum += w * value[i];
+		total += w;
+	}
+	out->mean = sum / total;
 	for (r = 0; r < resamples; r++) {
 		d.item = (uint32_t)r;
-		for (sum = 0, i = 0; i < n; i++)
-			sum += value[lpo_draw_below(&d, (uint64_t)i,
-			    (uint32_t)n)];
-		means[r] = sum / (double)n;
+		for (sum = total = 0, i = 0; i < n; i++) {
+			k = lpo_draw_below(&d, (uint64_t)i, (uint32_t)n);
+			w = weight != NULL ? weight[k] : 1;
+			sum += w * value[k];
+			total += w;
+		}
+		means[r] = sum / total;
 	}
 	qsort(means, (size_t)resamples, sizeof(*means), ascending);
 	out->low = quantile(means, resamples, 0.025);

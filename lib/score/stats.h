@@ -12,12 +12,15 @@ struct lpo_interval {
 };
 
 /*
- * Mean of value[n] (one value a prompt) and its interval over `resamples`
- * bootstrap samples of the prompts; stream separates draws that must be
- * independent.  n 0: all NaN.  LPO_ENOMEM.
+ * Mean of value[n] (one value a prompt, prompt i counting weight[i] times;
+ * weight NULL: equally) and its interval over `resamples` bootstrap samples of
+ * the prompts; stream separates draws that must be independent.  With the
+ * number of pictures as weight the mean is that over pictures.  n 0: all NaN.
+ * LPO_ENOMEM.
  */
 int	 lpo_bootstrap(lpo_ctx *, struct lpo_interval *, const double *value,
-	    int64_t n, int64_t resamples, uint64_t seed, uint32_t stream);
+	    const double *weight, int64_t n, int64_t resamples, uint64_t seed,
+	    uint32_t stream);
 
 /*
  * One value a prompt from paired scores: prompt p owns scores

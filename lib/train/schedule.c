@@ -115,7 +115,7 @@ refuse(lpo_ctx *c, const json_t *j, const char *key)
 static int
 read_config(lpo_ctx *c, struct lpo_schedule *s, const json_t *j)
 {
-	int beta, prediction, spacing, clip, rc;
+	int beta = 0, prediction = 0, spacing = 0, clip, rc;
 
 	if (!json_is_object(j))
 		return lpo_fail(c, LPO_EFORMAT, "not a JSON object");

@@ -24,18 +24,21 @@ main(void)
 	for (i = 0; i < N; i++)
 		sd += (x[i] - mean) * (x[i] - mean) / (N - 1);
 	sd = sqrt(sd / N);	/* standard error: the interval is +-1.96 */
-	lpo_bootstrap(c, &v, x, N, 4000, 42, 0);
+	lpo_bootstrap(c, &v, x, NULL, N, 4000, 42, 0);
 	ok(fabs(v.mean - mean) < 1e-12, "the mean");
 	ok(fabs(v.low - (mean - 1.96 * sd)) < 0.12 * sd &&
 	    fabs(v.high - (mean + 1.96 * sd)) < 0.12 * sd,
 	    "interval [%.4f, %.4f], normal theory [%.4f, %.4f]", v.low,
 	    v.high, mean - 1.96 * sd, mean + 1.96 * sd);
-	lpo_bootstrap(c, &w, x, N, 4000, 42, 0);
+	lpo_bootstrap(c, &w, x, NULL, N, 4000, 42, 0);
 	ok(w.low == v.low && w.high == v.high, "the same seed, the same bits");
-	lpo_bootstrap(c, &w, x, N, 4000, 43, 0);
+	lpo_bootstrap(c, &w, x, NULL, N, 4000, 43, 0);
 	ok(w.low != v.low, "another seed draws otherwise");
-	lpo_bootstrap(c, &w, x, 0, 100, 42, 0);
+	lpo_bootstrap(c, &w, x, NULL, 0, 100, 42, 0);
 	ok(isnan(w.mean), "nothing has no mean");
+	lpo_bootstrap(c, &w, a, b, 5, 100, 42, 0);
+	ok(fabs(w.mean - (2 * 2 + 3 * 4 + 4 * 4 + 5 * 1) / 11.0) < 1e-12,
+	    "a weighted mean");
 
 	lpo_paired(diff, win, a, b, first, 2);
 	ok(fabs(diff[0]) < 1e-12 && fabs(diff[1] - 2) < 1e-12,
