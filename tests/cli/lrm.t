@@ -9,6 +9,7 @@ golden=tests/golden/lrm
 model=$golden/sd
 dir=$(mktemp -d) || exit 1
 pid=
+failed=0
 trap 'test -n "$pid" && kill -9 "$pid" 2>/dev/null; rm -rf "$dir"' EXIT
 n=0
 
@@ -17,6 +18,7 @@ ok() {				# ok STATUS TEXT
 	if [ "$1" -eq 0 ]; then
 		echo "ok $n - $2"
 	else
+		failed=1
 		echo "not ok $n - $2"
 		sed 's/^/# /' "$dir/err" 2>/dev/null
 	fi
@@ -56,6 +58,7 @@ pairs=$dir/pairs.tar
 "$bin/lpo-pairs" -q -m "$model" --epochs 5 --db none -o "$pairs" \
     $golden/moments.tar 2>"$dir/err"
 ok $? "pairs from moments"
+test $failed -eq 0 || exit 1
 
 lrm -o "$dir/a" "$pairs"
 ok $? "train from a file"
@@ -184,3 +187,4 @@ grep -q '^steps	15 of 4 pairs' "$dir/plan" && test ! -e "$dir/d" \
     -a ! -e "$dir/d.state" -a ! -e "$dir/lpo.db"
 ok $? "says the plan and leaves nothing"
 echo "1..$n"
+exit $failed
