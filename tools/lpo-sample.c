@@ -483,9 +483,6 @@ check(struct job *j)
 	if (cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected "
 		    "(prompts: -p)", cli->args[0]);
-	if (j->o->rng == 2)
-		return lpo_cli_usage(cli, "--rng torch-cuda is not there yet: "
-		    "philox or torch-cpu");
 	if (out != NULL && strchr(out, '%') != NULL)
 		return lpo_cli_usage(cli, "-o '%s': one file or folder, no "
 		    "pattern", out);
@@ -515,8 +512,7 @@ prepare(struct job *j)
 	j->so = (struct lpo_sampler_opts){ .seed = cli->o.seed,
 	    .per_prompt = j->o->per_prompt, .steps = j->o->steps,
 	    .guidance = j->o->guidance, .eta = j->o->eta,
-	    .size_px = j->o->size_px, .rng = j->o->rng ?
-	    LPO_RNG_TORCH_CPU : LPO_RNG_PHILOX,
+	    .size_px = j->o->size_px, .rng = (enum lpo_sample_rng)j->o->rng,
 	    .memory_bytes = lpo_cli_memory(cli), .batch = j->o->batch };
 	rc = lpo_sampler_open(cli->ctx, &j->sampler, &cli->be,
 	    lpo_cli_precision(cli), cli->o.model, j->lora,

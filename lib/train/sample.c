@@ -271,7 +271,11 @@ draw(lpo_sampler *s, int64_t number, int64_t step, float *out)
 	if (s->o.rng == LPO_RNG_TORCH_CPU)
 		return lpo_torch_randn(s->ctx, out, n, s->o.seed +
 		    (uint64_t)number, step + 1);
-	lpo_draw_normal(&d, 0, out, n);
+	if (s->o.rng == LPO_RNG_TORCH_CUDA)
+		lpo_torch_cuda_randn(out, n, s->o.seed + (uint64_t)number,
+		    step + 1);
+	else
+		lpo_draw_normal(&d, 0, out, n);
 	return 0;
 }
 
@@ -431,6 +435,7 @@ lpo_sample_parameters(lpo_ctx *c, const struct lpo_sampler_opts *o,
     const char *prompt, int64_t size_px, int64_t number,
     const char *model_hash, const char *lora_hash, double strength)
 {
+	static const char *const rng[] = { "Philox", "CPU", "GPU" };
 	char lora[96] = "", eta[32] = "";
 
 	if (lora_hash != NULL)
@@ -441,9 +446,7 @@ lpo_sample_parameters(lpo_ctx *c, const struct lpo_sampler_opts *o,
 	return lpo_asprintf(c, "%s\nSteps: %lld, Sampler: DDIM, CFG scale: "
 	    "%g, Seed: %llu, Size: %lldx%lld, Model hash: %.10s%s%s, RNG: %s, "
 	    "Image: %lld", prompt, (long long)o->steps, o->guidance,
-	    (unsigned long long)(o->rng == LPO_RNG_TORCH_CPU ? o->seed +
-	    (uint64_t)number : o->seed), (long long)size_px,
-	    (long long)size_px, model_hash, lora, eta,
-	    o->rng == LPO_RNG_TORCH_CPU ? "CPU" : "Philox",
-	    (long long)number);
+	    (unsigned long long)(o->rng == LPO_RNG_PHILOX ? o->seed : o->seed +
+	    (uint64_t)number), (long long)size_px, (long long)size_px,
+	    model_hash, lora, eta, rng[o->rng], (long long)number);
 }

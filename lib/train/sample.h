@@ -16,7 +16,8 @@
 
 enum lpo_sample_rng {
 	LPO_RNG_PHILOX,		/* counter-based, item = picture's number */
-	LPO_RNG_TORCH_CPU	/* torch.randn, generator seed = seed + number */
+	LPO_RNG_TORCH_CPU,	/* torch.randn, generator seed = seed + number */
+	LPO_RNG_TORCH_CUDA	/* the same on a CUDA device */
 };
 
 struct lpo_sampler_opts {

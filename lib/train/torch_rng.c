@@ -1,5 +1,5 @@
 /*
- * torch.randn on the CPU (aten/src/ATen/native/cpu/DistributionTemplates.h,
+ * torch.randn.  On the CPU (aten/src/ATen/native/cpu/DistributionTemplates.h,
  * normal_fill): n uniforms of 24 bits, then in place, in runs of 16,
  *
  *	u1 = 1 - x[j], u2 = x[j + 8], j = 0..7
@@ -7,10 +7,15 @@
  *	x[j + 8] = sqrt(-2 ln u1) sin(2 pi u2)
  *
  * Where 16 does not divide n the last 16 values are drawn again.
+ *
+ * On CUDA thread i draws curand_normal4 from subsequence i and keeps the first
+ * of the four: words 0 and 1 of Philox with counter (call, 0, i, 0).
  */
 #include "lib/train/torch_rng.h"
 
 #include <math.h>
+
+#include "lib/base/philox.h"
 
 #define N 624
 #define M 397
@@ -108,4 +113,23 @@ lpo_torch_randn(lpo_ctx *c, float *out, int64_t n, uint64_t seed,
 	for (; call >= 0; call--)
 		randn(&m, out, n);
 	return 0;
+}
+
+void
+lpo_torch_cuda_randn(float *out, int64_t n, uint64_t seed, int64_t call)
+{
+	const uint32_t key[2] = { (uint32_t)seed, (uint32_t)(seed >> 32) };
+	const float unit = 2.3283064e-10f;	/* curand's 2^-32, 2 pi 2^-32 */
+	const float turn = 2.3283064e-10f * 6.2831855f;
+	uint32_t w[4];
+	int64_t i;
+
+	for (i = 0; i < n; i++) {
+		const uint32_t counter[4] = { (uint32_t)call, 0, (uint32_t)i,
+		    (uint32_t)((uint64_t)i >> 32) };
+
+		lpo_philox4x32(w, counter, key);
+		out[i] = sqrtf(-2 * logf((float)w[0] * unit + unit / 2)) *
+		    sinf((float)w[1] * turn + turn / 2);
+	}
 }

@@ -31,6 +31,11 @@ main(void)
 		{ 43, 64, 1, 63, -2.2533679 }
 	};
 	lpo_ctx *c = lpo_ctx_new();
+	/* torch.randn(12, device="cuda") of seed 0, as A1111's manual has it */
+	static const double cuda[12] = { -0.92466259, -0.42534415, -2.6438457,
+	    0.14518388, -0.12086347, -0.57972564, -0.62285122, -0.32838709,
+	    -1.07454231, -0.36314407, -1.67105067, 2.26550497 };
+	double worst = 0;
 	float x[256];
 	size_t i;
 
@@ -40,6 +45,10 @@ main(void)
 		    "seed %llu, call %d, element %d of %d",
 		    (unsigned long long)v[i].seed, (int)v[i].call,
 		    (int)v[i].at, (int)v[i].n);
+	lpo_torch_cuda_randn(x, 12, 0, 0);
+	for (i = 0; i < 12; i++)
+		worst = fmax(worst, fabs((double)x[i] - cuda[i]));
+	ok(worst < 5e-6, "CUDA's generator: %.1g off at most", worst);
 	ok(lpo_torch_randn(c, x, 15, 1, 0) == LPO_EINVAL,
 	    "fewer than 16 are drawn in another way: %s", lpo_errmsg(c));
 	lpo_ctx_free(c);
