@@ -237,6 +237,40 @@ samples(lpo_ctx *c)
 	json_decref(r.extra);
 }
 
+/* Every allocation failing once: an error, nothing leaked, nothing broken. */
+static void
+no_memory(lpo_ctx *c)
+{
+	struct lpo_pair_opts o = options();
+	struct lpo_record r = { .key = "000000001", .row = 1,
+	    .prompt = (char *)(uintptr_t)"a", .label_0 = 1,
+	    .num_example_per_prompt = 1, .extra = json_object() };
+	struct lpo_pair_in in = { .record = &r };
+	struct lpo_sample s;
+	uint8_t *m;
+	int64_t n, bytes;
+	int rc, wrong = 0;
+
+	m = moments(c, &bytes, 2 * C, 0);
+	in.moments[0] = in.moments[1] = m;
+	in.bytes[0] = in.bytes[1] = bytes;
+	for (n = 0; n < 10000; n++) {
+		lpo_alloc_fail_at(n);
+		rc = lpo_pair_sample(c, &s, &o, &in);
+		lpo_alloc_fail_at(-1);
+		lpo_sample_clear(&s);
+		if (rc == 0)
+			break;
+		wrong += rc != LPO_ENOMEM;
+		lpo_clear(c);
+	}
+	ok(n > 5 && n < 10000 && wrong == 0,
+	    "out of memory at each of %d allocations, %d said otherwise",
+	    (int)n, wrong);
+	lpo_free(m);
+	json_decref(r.extra);
+}
+
 int
 main(void)
 {
@@ -250,6 +284,7 @@ main(void)
 	latent();
 	draws(c);
 	samples(c);
+	no_memory(c);
 	lpo_schedule_free(&sched);
 	lpo_ctx_free(c);
 	return done_testing();
