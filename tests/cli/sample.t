@@ -76,10 +76,18 @@ done
 sample -b 2 -o "$dir/k.tar"
 same "$dir/ref.tar" "$dir/k.tar" "after four kills: the same bytes"
 
-"$bin/lpo-sample" -q -m "$model" --db none --steps 900 -p "$dir/p.csv" \
-    -n 50 -b 2 -o "$dir/l.tar" 2>"$dir/err" &
+"$bin/lpo-sample" -q -m "$model" --db none --steps 100 -p "$dir/p.csv" \
+    -n 300 -b 1 -o "$dir/l.tar" 2>"$dir/err" &
 pid=$!
 wait_for "$dir/l.tar.state/run.json"
+kill -USR2 $pid
+i=0
+while [ ! -s "$dir/err" ] && [ $i -lt 400 ]; do
+	sleep 0.05
+	i=$((i + 1))
+done
+grep -q 'lpo-sample: sample [0-9]*/1800 pictures' "$dir/err"
+ok $? "SIGUSR2: a line of progress"
 kill -TERM $pid
 wait $pid
 is $? 4 "SIGTERM: exit 4"
