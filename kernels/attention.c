@@ -80,7 +80,8 @@ softmax_vectors(int nr, float *s, int64_t keys, float *m, float *l, float *o,
 	for (v = 0; v < nr; v++) {
 		a[v] = vf_exp2_soft(vf_load(m + v * VL) - top[v]);
 		vf_store(m + v * VL, top[v]);
-		vf_store(l + v * VL, vf_load(l + v * VL) * a[v] + sum[v]);
+		vf_store(l + v * VL, vf_fma(vf_load(l + v * VL), a[v],
+		    sum[v]));
 	}
 	for (j = 0; j < d && !first; j++)
 		for (v = 0; v < nr; v++) {
@@ -115,8 +116,8 @@ finish_strip(enum lpo_dtype dt, void *dst, int64_t ld, float *lse, float *o,
 	}
 	store_strip(dt, dst, ld, o, rows, d, 1.0f, 0);
 	for (j = 0; lse != NULL && j < rows; j += VL)
-		vst(LPO_F32, lse, j, rows, vf_load(m + j) * LN2 +
-		    vf_log(vf_load(l + j)));
+		vst(LPO_F32, lse, j, rows, vf_fma(vf_load(m + j),
+		    vf_set1(LN2), vf_log(vf_load(l + j))));
 }
 
 /* Queries [q0, q1) of head h of row i. */

@@ -66,9 +66,9 @@ tile(int mr, int nr, int add, int64_t k, const float *a, int64_t ai,
 #pragma GCC unroll 16
 		for (i = 0; i < mr; i++) {
 			x = vf_set1(a[i * ai + p * ap]);
-			s[i][0] += x * b0;
+			s[i][0] = vf_fma(x, b0, s[i][0]);
 			if (nr == 2)
-				s[i][1] += x * b1;
+				s[i][1] = vf_fma(x, b1, s[i][1]);
 		}
 	}
 #pragma GCC unroll 16
@@ -166,15 +166,23 @@ load4(enum lpo_dtype dt, const void *p, int64_t i, int64_t n)
 	return v;
 }
 
-/* store or add n <= 4 elements */
+/* store scale * v, or add it, n <= 4 elements; see vf_fma */
 static inline void
-store4(enum lpo_dtype dt, void *p, int64_t i, int64_t n, v4 v, int add)
+store4(enum lpo_dtype dt, void *p, int64_t i, int64_t n, v4 v, float scale,
+    int add)
 {
 	uint16_t *h = (uint16_t *)p + i;
 	int64_t j;
 
-	if (add)
-		v += load4(dt, p, i, n);
+	if (!add)
+		v *= scale;
+	else
+#if defined(__FMA__)
+		v = (v4)_mm_fmadd_ps((__m128)v, _mm_set1_ps(scale),
+		    (__m128)load4(dt, p, i, n));
+#else
+		v = v * scale + load4(dt, p, i, n);
+#endif
 	if (dt == LPO_F32 && n >= 4)
 		memcpy((float *)p + i, &v, sizeof(v));
 	else if (dt == LPO_F32)
@@ -236,12 +244,11 @@ store_strip(enum lpo_dtype dt, void *dst, int64_t ld, const float *strip,
 				if (x + j < d)
 					memcpy(&r[j], strip + (x + j) * STRIP +
 					    q, sizeof(v4));
-				r[j] *= scale;
 			}
 			transpose4(r);
 			for (j = 0; j < 4 && q + j < rows; j++)
 				store4(dt, elem(dt, dst, (q + j) * ld), x,
-				    d - x, r[j], add);
+				    d - x, r[j], scale, add);
 		}
 }
 

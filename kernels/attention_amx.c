@@ -262,10 +262,10 @@ exp2_for_bf16(vf x)
 	__m512 n = _mm512_roundscale_ps(y, 0);
 	vf f = (vf)_mm512_sub_ps(y, n), p;
 
-	p = 0.009570102069f * f + 0.05591786033f;
-	p = p * f + 0.2402474482f;
-	p = p * f + 0.6931218147f;
-	p = p * f + 0.9999992614f;
+	p = vf_horner(vf_set1(0.009570102069f), f, 0.05591786033f);
+	p = vf_horner(p, f, 0.2402474482f);
+	p = vf_horner(p, f, 0.6931218147f);
+	p = vf_horner(p, f, 0.9999992614f);
 	return (vf)_mm512_scalef_ps((__m512)p, n);
 #else
 	return vf_exp2_soft(x);
@@ -325,8 +325,11 @@ softmax_row(struct room *w, int64_t i, int64_t keys, int64_t seen,
 	}
 	top = w->m[i] * scale;
 	for (j = 0; j < keys; j += 2 * VL) {
-		p0 = exp2_for_bf16(vf_load(s + j) * scale - top);
-		p1 = exp2_for_bf16(vf_load(s + j + VL) * scale - top);
+		p0 = vf_fma(vf_load(s + j), vf_set1(scale), -vf_set1(top));
+		p1 = vf_fma(vf_load(s + j + VL), vf_set1(scale),
+		    -vf_set1(top));
+		p0 = exp2_for_bf16(p0);
+		p1 = exp2_for_bf16(p1);
 		sum += p0 + p1;
 		store_pair(w->p + i * BK + j, p0, p1);
 	}

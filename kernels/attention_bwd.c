@@ -301,10 +301,10 @@ prepare(const struct job *j, const lpo_backend *b)
 			vf sum = {0};
 
 			for (x = 0; x < d; x += VL)
-				sum += vld(j->dt, o, x, d) *
-				    vld(j->dt, g, x, d);
+				sum = vf_fma(vld(j->dt, o, x, d),
+				    vld(j->dt, g, x, d), sum);
 			to = (i * heads + h) * lq + t;
-			j->delta[to] = vf_sum(sum);
+			j->delta[to] = vf_hsum(sum);
 			j->lse2[to] = j->lse[to] * LOG2E;
 		}
 	}

@@ -45,13 +45,13 @@ act_slope(enum lpo_act f, vf x)
 	switch (f) {
 	case LPO_SILU:
 		s = vf_sigmoid(x);
-		return s * (1.0f + x * (1.0f - s));
+		return s * vf_fma(x, 1.0f - s, vf_set1(1.0f));
 	case LPO_GELU:
 		s = vf_cdf(x, &pdf);
-		return s + x * pdf;
+		return vf_fma(x, pdf, s);
 	case LPO_QUICK_GELU:
 		s = vf_sigmoid(1.702f * x);
-		return s * (1.0f + 1.702f * x * (1.0f - s));
+		return s * vf_fma(1.702f * x, 1.0f - s, vf_set1(1.0f));
 	case LPO_RELU:
 		return vf_select(x <= 0.0f, (vf){0}, vf_set1(1.0f));
 	}
@@ -89,7 +89,7 @@ LPO_FN(lpo_act_bwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
 		int64_t i, end = min64(at + CHUNK, count);
 
 		for (i = at; i < end; i += VL)
-			vacc(dt, dx, i, end, vld(dt, dy, i, end) *
+			vacc_fma(dt, dx, i, end, vld(dt, dy, i, end),
 			    act_slope(f, vld(dt, x, i, end)));
 	}
 	return 0;
@@ -139,9 +139,9 @@ LPO_FN(lpo_geglu_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 			d = vld(dt, dyr, i, c);
 			g = vld(dt, xg, i, c);
 			cdf = vf_cdf(g, &pdf);
-			vacc(dt, da, i, c, d * (g * cdf));
-			vacc(dt, dg, i, c, d * vld(dt, xa, i, c) *
-			    (cdf + g * pdf));
+			vacc_fma(dt, da, i, c, d, g * cdf);
+			vacc_fma(dt, dg, i, c, d * vld(dt, xa, i, c),
+			    vf_fma(g, pdf, cdf));
 		}
 	}
 	return 0;
@@ -187,7 +187,7 @@ LPO_FN(lpo_guide_fwd)(lpo_backend *b, float *y, const float *x, float g,
 
 		for (i = 0; i < len; i += VL) {
 			u = vld(LPO_F32, xu, i, len);
-			u += g * (vld(LPO_F32, xc, i, len) - u);
+			u = vf_fma(vld(LPO_F32, xc, i, len) - u, vf_set1(g), u);
 			vst(LPO_F32, y + k * len, i, len, u);
 		}
 	}
@@ -211,8 +211,8 @@ LPO_FN(lpo_guide_bwd)(lpo_backend *b, float *dx, const float *dy, float g,
 
 		for (i = 0; i < len; i += VL) {
 			d = vld(LPO_F32, dy + k * len, i, len);
-			vacc(LPO_F32, dc, i, len, g * d);
-			vacc(LPO_F32, du, i, len, (1.0f - g) * d);
+			vacc_fma(LPO_F32, dc, i, len, d, vf_set1(g));
+			vacc_fma(LPO_F32, du, i, len, d, vf_set1(1.0f - g));
 		}
 	}
 	return 0;
@@ -297,13 +297,14 @@ LPO_FN(lpo_adamw)(lpo_backend *b, float *p, float *m, float *v,
 		vf gv, mv, vv, pv;
 
 		for (i = at; i < end; i += VL) {
-			gv = scale * vld(LPO_F32, g, i, end);
+			gv = vf_mul(vld(LPO_F32, g, i, end), vf_set1(scale));
 			mv = vld(LPO_F32, m, i, end);
 			vv = vld(LPO_F32, v, i, end);
-			pv = decay * vld(LPO_F32, p, i, end);
-			mv = mv + w1 * (gv - mv);
-			vv = b2 * vv + w2 * gv * gv;
-			pv = pv - step * (mv / (vf_sqrt(vv) / root + eps));
+			pv = vf_mul(vld(LPO_F32, p, i, end), vf_set1(decay));
+			mv = vf_fma(gv - mv, vf_set1(w1), mv);
+			vv = vf_fma(w2 * gv, gv, vf_mul(vv, vf_set1(b2)));
+			pv = vf_fnma(mv / (vf_sqrt(vv) / root + eps),
+			    vf_set1(step), pv);
 			vst(LPO_F32, m, i, end, mv);
 			vst(LPO_F32, v, i, end, vv);
 			vst(LPO_F32, p, i, end, pv);

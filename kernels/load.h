@@ -176,21 +176,32 @@ vst_part(enum lpo_dtype dt, void *p, int64_t i, int64_t n, vf v)
 	copy_part((uint16_t *)p + i, h, n, 2);
 }
 
+/* n elements from i on: with n the constant VL, no branch is left. */
+static inline vf
+vld_n(enum lpo_dtype dt, const void *p, int64_t i, int64_t n)
+{
+	return n == VL ? vld_whole(dt, p, i) : vld_part(dt, p, i, n);
+}
+
+static inline void
+vst_n(enum lpo_dtype dt, void *p, int64_t i, int64_t n, vf v)
+{
+	if (n == VL)
+		vst_whole(dt, p, i, v);
+	else
+		vst_part(dt, p, i, n, v);
+}
+
 static inline vf
 vld(enum lpo_dtype dt, const void *p, int64_t i, int64_t end)
 {
-	if (i + VL <= end)
-		return vld_whole(dt, p, i);
-	return vld_part(dt, p, i, end - i);
+	return vld_n(dt, p, i, i + VL <= end ? VL : end - i);
 }
 
 static inline void
 vst(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf v)
 {
-	if (i + VL <= end)
-		vst_whole(dt, p, i, v);
-	else
-		vst_part(dt, p, i, end - i, v);
+	vst_n(dt, p, i, i + VL <= end ? VL : end - i, v);
 }
 
 /* p[i] += v, rounded once. */
@@ -198,6 +209,29 @@ static inline void
 vacc(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf v)
 {
 	vst(dt, p, i, end, vld(dt, p, i, end) + v);
+}
+
+/*
+ * For inner loops: CALL f with dt a constant, so that nothing is left to
+ * decide per vector; BY_VEC runs body(i, n) over w elements.  f and body are
+ * `inlined`.
+ */
+#define inlined	static inline __attribute__((always_inline))
+#define BY_DTYPE(dt, f, ...)						\
+	((dt) == LPO_F32 ? f(LPO_F32, __VA_ARGS__) : f(LPO_BF16, __VA_ARGS__))
+#define BY_VEC(i, w, body, ...)						\
+	do {								\
+		for (i = 0; i + VL <= (w); i += VL)			\
+			body(i, VL, __VA_ARGS__);			\
+		if (i < (w))						\
+			body(i, (w) - i, __VA_ARGS__);			\
+	} while (0)
+
+/* p[i] += a b, fused, rounded once. */
+static inline void
+vacc_fma(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf a, vf b)
+{
+	vst(dt, p, i, end, vf_fma(a, b, vld(dt, p, i, end)));
 }
 
 static inline int64_t

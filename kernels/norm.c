@@ -47,41 +47,50 @@ groups_per_unit(const lpo_backend *b, int64_t items, int64_t norm_groups,
 }
 
 /*
- * Column i of the rows [r0, r1): the sum of x, or of (x - mean)^2.  Four
- * chains hide the latency of the adds.
+ * n columns from i on of the rows [r0, r1): s[i] = the sum of x - mean, or of
+ * its square.  Four chains hide the latency of the adds.
  */
-static inline vf
-column(const struct unit *u, const void *x, int64_t r0, int64_t r1, int64_t i,
-    int square, vf mean)
+inlined void
+column_vec(int64_t i, int64_t n, enum lpo_dtype dt, const struct unit *u,
+    float *s, const void *x, int64_t r0, int64_t r1, int square,
+    const float *mean)
 {
-	vf s[4] = {{0}, {0}, {0}, {0}}, v;
+	vf t[4] = {{0}, {0}, {0}, {0}}, mu = vf_load(mean + i), v;
+	const int64_t c = u->c;
 	int64_t r, j;
 
-	for (r = r0; r < r1; r += 4)
-		for (j = 0; j < 4 && r + j < r1; j++) {
-			v = vld(u->dt, elem(u->dt, x, (r + j) * u->c + u->c0),
-			    i, u->w) - mean;
-			s[j] += square ? v * v : v;
+	x = elem(dt, x, r0 * c + u->c0 + i);
+	for (r = r0; r + 4 <= r1; r += 4, x = elem(dt, x, 4 * c))
+#pragma GCC unroll 4
+		for (j = 0; j < 4; j++) {
+			v = vld_n(dt, x, j * c, n) - mu;
+			t[j] = square ? vf_fma(v, v, t[j]) : t[j] + v;
 		}
-	return (s[0] + s[1]) + (s[2] + s[3]);
+	for (; r < r1; r++, x = elem(dt, x, c)) {
+		v = vld_n(dt, x, 0, n) - mu;
+		t[0] = square ? vf_fma(v, v, t[0]) : t[0] + v;
+	}
+	vf_store(s + i, (t[0] + t[1]) + (t[2] + t[3]));
 }
 
 /* stats of the unit's groups, [w / cg][2], by Chan's merge of row blocks. */
-static void
-group_stats(const struct unit *u, const void *x, float eps, float *stats)
+inlined void
+group_stats(enum lpo_dtype dt, const struct unit *u, const void *x, float eps,
+    float *stats)
 {
 	double mean[CMAX], m2[CMAX], all, old, d, bm, b2;
-	float s[CMAX + VL], mu[CMAX + VL] = {0};
+	float s[CMAX + VL], mu[CMAX + VL], zero[CMAX + VL];
 	int64_t g, j, i, r0, r1, groups = u->w / u->cg;
 
 	for (g = 0; g < groups; g++)
 		mean[g] = m2[g] = 0.0;
+	memset(mu, 0, (size_t)(u->w + VL) * sizeof(float));
+	memset(zero, 0, (size_t)(u->w + VL) * sizeof(float));
 	for (r0 = 0; r0 < u->hw; r0 = r1) {
 		r1 = min64(r0 + RUN, u->hw);
 		old = (double)(r0 * u->cg);
 		all = (double)(r1 * u->cg);
-		for (i = 0; i < u->w; i += VL)
-			vf_store(s + i, column(u, x, r0, r1, i, 0, (vf){0}));
+		BY_VEC(i, u->w, column_vec, dt, u, s, x, r0, r1, 0, zero);
 		for (g = 0; g < groups; g++) {
 			bm = 0.0;
 			for (j = g * u->cg; j < (g + 1) * u->cg; j++)
@@ -93,9 +102,7 @@ group_stats(const struct unit *u, const void *x, float eps, float *stats)
 			mean[g] += d * ((all - old) / all);
 			m2[g] += d * d * (old * (all - old) / all);
 		}
-		for (i = 0; i < u->w; i += VL)
-			vf_store(s + i, column(u, x, r0, r1, i, 1,
-			    vf_load(mu + i)));
+		BY_VEC(i, u->w, column_vec, dt, u, s, x, r0, r1, 1, mu);
 		for (g = 0; g < groups; g++) {
 			b2 = 0.0;
 			for (j = g * u->cg; j < (g + 1) * u->cg; j++)
@@ -126,26 +133,35 @@ spread_stats(const struct unit *u, const float *stats, float *mean,
 		mean[j] = rstd[j] = 0.0f;
 }
 
-static void
-group_apply(const struct unit *u, void *y, const void *x, const float *stats,
-    const float *gamma, const float *beta)
+inlined void
+apply_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *y,
+    const void *x, const float *mean, const float *rstd, const float *gamma,
+    const float *beta)
+{
+	vf v = (vld_n(dt, x, i, n) - vf_load(mean + i)) * vf_load(rstd + i);
+
+	v = vf_fma(v, vld_n(LPO_F32, gamma, i, n),
+	    vld_n(LPO_F32, beta, i, n));
+	vst_n(dt, y, i, n, silu ? v * vf_sigmoid(v) : v);
+}
+
+inlined void
+group_apply(enum lpo_dtype dt, const struct unit *u, void *y, const void *x,
+    const float *stats, const float *gamma, const float *beta)
 {
 	float mean[CMAX + VL], rstd[CMAX + VL];
+	const int64_t w = u->w;
 	int64_t i, r, at;
-	vf v;
 
 	spread_stats(u, stats, mean, rstd);
 	for (r = 0; r < u->hw; r++) {
 		at = r * u->c + u->c0;
-		for (i = 0; i < u->w; i += VL) {
-			v = vld(u->dt, elem(u->dt, x, at), i, u->w);
-			v = (v - vf_load(mean + i)) * vf_load(rstd + i);
-			v = v * vld(LPO_F32, gamma + u->c0, i, u->w) +
-			    vld(LPO_F32, beta + u->c0, i, u->w);
-			if (u->silu)
-				v = v * vf_sigmoid(v);
-			vst(u->dt, elem(u->dt, y, at), i, u->w, v);
-		}
+		if (u->silu)
+			BY_VEC(i, w, apply_vec, dt, 1, elem(dt, y, at),
+			    elem(dt, x, at), mean, rstd, gamma, beta);
+		else
+			BY_VEC(i, w, apply_vec, dt, 0, elem(dt, y, at),
+			    elem(dt, x, at), mean, rstd, gamma, beta);
 	}
 }
 
@@ -169,103 +185,126 @@ LPO_FN(lpo_group_norm_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 		struct unit u = { dt, hw, c, g0 * cg, g * cg, cg, silu };
 		float *st = stats + 2 * (img * norm_groups + g0);
 
-		group_stats(&u, elem(dt, x, img * hw * c), eps, st);
-		group_apply(&u, elem(dt, y, img * hw * c),
-		    elem(dt, x, img * hw * c), st, gamma, beta);
+		BY_DTYPE(dt, group_stats, &u, elem(dt, x, img * hw * c), eps,
+		    st);
+		BY_DTYPE(dt, group_apply, &u, elem(dt, y, img * hw * c),
+		    elem(dt, x, img * hw * c), st, gamma + u.c0,
+		    beta + u.c0);
 	}
 	return 0;
 }
 
-/* Gradient at the norm's output before SiLU, from that after it. */
-static inline vf
-through_silu(int silu, vf dy, vf xhat, vf gamma, vf beta)
-{
-	vf pre, s;
-
-	if (!silu)
-		return dy;
-	pre = xhat * gamma + beta;
-	s = vf_sigmoid(pre);
-	return dy * (s * (1.0f + pre * (1.0f - s)));
-}
-
 /* What both passes of the backward start from, for one image. */
 struct back {
-	const void *dy, *x;
-	const float *gamma, *beta;	/* from the unit's first channel */
+	const void *dy, *x;		/* at the unit's first channel */
+	const float *gamma, *beta;
 	float mean[CMAX + VL], rstd[CMAX + VL];
 };
 
-/* xhat and dy' of row r, columns i .. */
-static inline vf
-back_load(const struct unit *u, const struct back *k, int64_t r, int64_t i,
-    vf *xhat)
+/*
+ * xhat and dy' (the gradient at the norm's output, before SiLU) of n columns
+ * from i on, `at` elements into x and dy.
+ */
+inlined vf
+back_vec(enum lpo_dtype dt, int silu, const struct back *k, int64_t at,
+    int64_t i, int64_t n, vf *xhat)
 {
-	int64_t at = r * u->c + u->c0;
-	vf x = vld(u->dt, elem(u->dt, k->x, at), i, u->w);
+	vf dy = vld_n(dt, k->dy, at + i, n), pre, s;
 
-	*xhat = (x - vf_load(k->mean + i)) * vf_load(k->rstd + i);
-	return through_silu(u->silu,
-	    vld(u->dt, elem(u->dt, k->dy, at), i, u->w), *xhat,
-	    vld(LPO_F32, k->gamma, i, u->w), vld(LPO_F32, k->beta, i, u->w));
+	*xhat = (vld_n(dt, k->x, at + i, n) - vf_load(k->mean + i)) *
+	    vf_load(k->rstd + i);
+	if (!silu)
+		return dy;
+	pre = vf_fma(*xhat, vld_n(LPO_F32, k->gamma, i, n),
+	    vld_n(LPO_F32, k->beta, i, n));
+	s = vf_sigmoid(pre);
+	return vf_mul(dy, s * vf_fma(pre, 1.0f - s, vf_set1(1.0f)));
+}
+
+inlined void
+sums_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu,
+    const struct back *k, int64_t hw, int64_t c, float *a, float *b)
+{
+	vf d, xhat, sa = {0}, sb = {0}, ra, rb;
+	int64_t r, r0, r1;
+
+	for (r0 = 0; r0 < hw; r0 = r1) {
+		r1 = min64(r0 + RUN, hw);
+		ra = rb = (vf){0};
+		for (r = r0; r < r1; r++) {
+			d = back_vec(dt, silu, k, r * c, i, n, &xhat);
+			ra += d;
+			rb = vf_fma(d, xhat, rb);
+		}
+		sa += ra;
+		sb += rb;
+	}
+	vf_store(a + i, sa);
+	vf_store(b + i, sb);
 }
 
 /* a[w] = sum over rows of dy', b[w] = of dy' xhat */
-static void
-back_sums(const struct unit *u, const struct back *k, float *a, float *b)
+inlined void
+back_sums(enum lpo_dtype dt, const struct unit *u, const struct back *k,
+    float *a, float *b)
 {
-	int64_t i, r, r0, r1;
-	vf d, xhat, sa, sb, ra, rb;
+	const int64_t hw = u->hw, c = u->c, w = u->w;
+	int64_t i;
 
-	for (i = 0; i < u->w; i += VL) {
-		sa = sb = (vf){0};
-		for (r0 = 0; r0 < u->hw; r0 = r1) {
-			r1 = min64(r0 + RUN, u->hw);
-			ra = rb = (vf){0};
-			for (r = r0; r < r1; r++) {
-				d = back_load(u, k, r, i, &xhat);
-				ra += d;
-				rb += d * xhat;
-			}
-			sa += ra;
-			sb += rb;
-		}
-		vf_store(a + i, sa);
-		vf_store(b + i, sb);
-	}
+	if (u->silu)
+		BY_VEC(i, w, sums_vec, dt, 1, k, hw, c, a, b);
+	else
+		BY_VEC(i, w, sums_vec, dt, 0, k, hw, c, a, b);
 }
 
-/*
- * dx += rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)), means
- * over the group; a and b are overwritten with the two means per channel.
- */
+/* The sums of each channel become its group's mean of sum times gamma. */
 static void
-back_dx(const struct unit *u, const struct back *k, void *dx, float *a,
-    float *b)
+group_means(const struct unit *u, const float *gamma, float *a, float *b)
 {
 	double ma, mb, count = (double)(u->hw * u->cg);
-	int64_t g, j, i, r;
-	vf d, xhat;
+	int64_t g, j;
 
 	for (g = 0; g < u->w / u->cg; g++) {
 		ma = mb = 0.0;
 		for (j = g * u->cg; j < (g + 1) * u->cg; j++) {
-			ma += (double)k->gamma[j] * (double)a[j];
-			mb += (double)k->gamma[j] * (double)b[j];
+			ma += (double)gamma[j] * (double)a[j];
+			mb += (double)gamma[j] * (double)b[j];
 		}
 		for (j = g * u->cg; j < (g + 1) * u->cg; j++) {
 			a[j] = (float)(ma / count);
 			b[j] = (float)(mb / count);
 		}
 	}
+}
+
+inlined void
+dx_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *dx,
+    const struct back *k, int64_t at, const float *a, const float *b)
+{
+	vf xhat, d = back_vec(dt, silu, k, at, i, n, &xhat);
+
+	d = vf_fma(d, vld_n(LPO_F32, k->gamma, i, n), -vf_load(a + i));
+	d = vf_fnma(xhat, vf_load(b + i), d);
+	vst_n(dt, dx, at + i, n, vf_fma(d, vf_load(k->rstd + i),
+	    vld_n(dt, dx, at + i, n)));
+}
+
+/*
+ * dx += rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)), means
+ * over the group, in a and b per channel.
+ */
+inlined void
+back_dx(enum lpo_dtype dt, const struct unit *u, void *dx,
+    const struct back *k, const float *a, const float *b)
+{
+	const int64_t w = u->w, c = u->c, silu = u->silu;
+	int64_t i, r;
+
 	for (r = 0; r < u->hw; r++)
-		for (i = 0; i < u->w; i += VL) {
-			d = back_load(u, k, r, i, &xhat);
-			d = d * vld(LPO_F32, k->gamma, i, u->w);
-			d = d - vf_load(a + i) - xhat * vf_load(b + i);
-			vacc(u->dt, elem(u->dt, dx, r * u->c + u->c0), i,
-			    u->w, vf_load(k->rstd + i) * d);
-		}
+		if (silu)
+			BY_VEC(i, w, dx_vec, dt, 1, dx, k, r * c, a, b);
+		else
+			BY_VEC(i, w, dx_vec, dt, 0, dx, k, r * c, a, b);
 }
 
 /* The images [i0, i1) of one run; sums [2][c] of the run, or NULL. */
@@ -283,17 +322,20 @@ back_unit(const struct unit *u, void *dx, float *sums, const void *dy,
 	for (img = i0; img < i1; img++) {
 		spread_stats(u, stats + 2 * (img * groups + u->c0 / u->cg),
 		    k.mean, k.rstd);
-		k.dy = elem(u->dt, dy, img * size);
-		k.x = elem(u->dt, x, img * size);
-		back_sums(u, &k, a, b);
+		k.dy = elem(u->dt, dy, img * size + u->c0);
+		k.x = elem(u->dt, x, img * size + u->c0);
+		BY_DTYPE(u->dt, back_sums, u, &k, a, b);
 		for (j = 0; sums != NULL && j < u->w; j++) {
 			float *s = sums + u->c0 + j;
 
 			s[0] = img == i0 ? a[j] : s[0] + a[j];
 			s[u->c] = img == i0 ? b[j] : s[u->c] + b[j];
 		}
-		if (dx != NULL)
-			back_dx(u, &k, elem(u->dt, dx, img * size), a, b);
+		if (dx == NULL)
+			continue;
+		group_means(u, k.gamma, a, b);
+		BY_DTYPE(u->dt, back_dx, u, elem(u->dt, dx, img * size +
+		    u->c0), &k, a, b);
 	}
 }
 
