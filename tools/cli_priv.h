@@ -1,6 +1,8 @@
-/* Shared by cli.c (options, words) and cli_run.c (the life of a run). */
+/* Inside of cli*.c. */
 #ifndef LPO_TOOLS_CLI_PRIV_H
 #define LPO_TOOLS_CLI_PRIV_H
+
+#include <signal.h>
 
 #include "tools/cli.h"
 
@@ -25,6 +27,16 @@ struct lpo_cli_priv {
 	struct lpo_cli_run *run;	/* cli_run.c's own */
 	int be_open;
 };
+
+/* cli_opt.c */
+extern const struct lpo_cli_option lpo_cli_common_rows[];
+int	 lpo_cli_add_rows(lpo_cli *, const struct lpo_cli_option *,
+	    void *base);
+int	 lpo_cli_parse(lpo_cli *, int argc, char **argv);
+int	 lpo_cli_help(const lpo_cli *);
+
+/* cli.c: SIGUSR2 sets it, the next progress line clears it */
+extern volatile sig_atomic_t lpo_cli_status_flag;
 
 /* cli_run.c */
 void	 lpo_cli_run_end(lpo_cli *, int status);

@@ -272,6 +272,10 @@ option_json(const struct lpo_cli_option *r, const void *base)
 	return NULL;
 }
 
+/*
+ * Two levels of one CPU give other bits, so with a backend its level,
+ * precision and library are options like others.
+ */
 static int
 collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 {
@@ -302,6 +306,7 @@ collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 	    json_string(lpo_cpu_library_version()));
 }
 
+/* Inputs stand for themselves by hash or run id, in the order given. */
 static int
 make_id(lpo_cli *cli, struct lpo_cli_run *r)
 {
@@ -370,6 +375,7 @@ command_line(lpo_cli *cli)
 	return s;
 }
 
+/* The run's row, this process's row, and what was read. */
 static int
 write_rows(lpo_cli *cli, struct lpo_cli_run *r, const char *path)
 {

@@ -7,27 +7,17 @@
 #include "lib/base/state.h"
 #include "lib/io/db.h"
 #include "lib/io/shard_join.h"
-#include "lib/train/encode.h"
-#include "lib/train/schedule.h"
-#include "tools/cli.h"
-#include "tools/cli_filter.h"
-
-struct opts {
-	struct lpo_cli_filter filter;
-	const char *part;
-	int64_t size_px, rows_per_shard;
-	int exif, images_only, dtype;
-};
+#include "tools/encode.h"
 
 #define O(name, letter, arg, type, member, flags, min, max, help) \
-	{ name, letter, arg, help, type, offsetof(struct opts, member), \
+	{ name, letter, arg, help, type, offsetof(struct encode_opts, member), \
 	  flags, min, max }
 static const struct lpo_cli_option options[] = {
 	O("size", 's', "PX", LPO_CLI_I64, size_px, 0, 1, 16384,
 	    "images become PX x PX (what the model was trained at)"),
 	O("images-only", 0, NULL, LPO_CLI_FLAG, images_only, LPO_CLI_RESULT,
 	    0, 0, "folders of images, no preferences"),
-	LPO_CLI_FILTER_ROWS(struct opts, filter),
+	LPO_CLI_FILTER_ROWS(struct encode_opts, filter),
 	O("exif", 0, NULL, LPO_CLI_FLAG, exif, LPO_CLI_RESULT, 0, 0,
 	    "turn images as their EXIF orientation says"),
 	O("dtype", 0, "f2|f4", LPO_CLI_CHOICE, dtype, LPO_CLI_RESULT, 0, 0,
@@ -45,26 +35,6 @@ static const struct lpo_cli_tool tool = {
 	"-m DIR --images-only [options] folder ...", options
 };
 
-#define KEPT_ROWS 1000	/* written to the database at a time */
-
-struct job {
-	lpo_cli *cli;
-	const struct opts *o;
-	int64_t size_px, rows, kept;
-	int64_t part, parts;
-	lpo_records *records;
-	lpo_filters *filters;
-	char *keep;		/* [rows]: 1 used, 0 filtered, 2 bad row */
-	json_t **extra;		/* [rows] with joined scores, else NULL */
-	lpo_vae *vae;
-	lpo_encoder *encoder;
-	json_t *run;		/* __run__/run.json */
-	lpo_shardw *out;
-	int64_t shard_skipped, done;
-	struct lpo_record *row;	/* for the database: the last KEPT_ROWS */
-	int n_row;
-};
-
 /* One input row on its way through the encoder. */
 struct work_row {
 	struct lpo_record r;
@@ -72,195 +42,10 @@ struct work_row {
 	int64_t bytes[2];
 };
 
-/* ------------------------------------------------------------- the input */
+/* ---------------------------------------------------------- the encoder */
 
 static int
-parse_part(struct job *j)
-{
-	int64_t n = 0, i = 0;
-	char text[64];
-	char *slash;
-
-	j->parts = 1;
-	if (j->o->part == NULL)
-		return 0;
-	snprintf(text, sizeof text, "%s", j->o->part);
-	if ((slash = strchr(text, '/')) != NULL)
-		*slash = '\0';
-	if (slash == NULL || lpo_cli_parse_i64(text, &i) != 0 ||
-	    lpo_cli_parse_i64(slash + 1, &n) != 0 || n < 1 || i < 0 || i >= n)
-		return lpo_cli_usage(j->cli, "--part '%s': want I/N with "
-		    "0 <= I < N", j->o->part);
-	j->part = i;
-	j->parts = n;
-	return 0;
-}
-
-static int
-select_row(struct job *j, int64_t i)
-{
-	struct lpo_record r;
-	json_t *before;
-	int keep = 0, rc;
-
-	memset(&r, 0, sizeof r);
-	if ((rc = lpo_records_get(j->cli->ctx, &r, j->records, i)) != 0)
-		goto out;
-	before = json_deep_copy(r.extra);
-	rc = lpo_filter_keep(j->filters, &keep, &r);
-	/* the filters joined scores: they belong to the output too */
-	if (rc == 0 && keep && !json_equal(before, r.extra))
-		j->extra[i] = json_incref(r.extra);
-	json_decref(before);
-	j->keep[i] = (char)keep;
-	j->kept += keep;
-out:
-	lpo_record_clear(&r);
-	return rc;
-}
-
-/* Filters act before any image is opened. */
-static int
-select_rows(struct job *j)
-{
-	lpo_ctx *c = j->cli->ctx;
-	int64_t i;
-	int rc;
-
-	j->keep = lpo_alloc(c, (size_t)j->rows + 1, 1);
-	j->extra = lpo_alloc(c, (size_t)j->rows + 1, sizeof *j->extra);
-	if (j->keep == NULL || j->extra == NULL)
-		return LPO_ENOMEM;
-	if ((rc = lpo_filter_rows(j->filters, j->rows)) != 0)
-		return rc;
-	for (i = 0; i < j->rows && rc == 0; i++) {
-		if (lpo_ctx_stopped(c))
-			return LPO_ESTOP;
-		if (lpo_records_error(j->records, i) != NULL)
-			j->keep[i] = 2;
-		else if (j->o->images_only) {
-			j->keep[i] = 1;
-			j->kept++;
-		} else
-			rc = select_row(j, i);
-	}
-	return rc;
-}
-
-/* sample_size of the UNet times the VAE's factor, as the pipelines do. */
-static int
-default_size(struct job *j)
-{
-	lpo_ctx *c = j->cli->ctx;
-	json_t *unet = NULL, *vae = NULL, *blocks;
-	char *u = NULL, *v = NULL;
-	int64_t n;
-	int rc;
-
-	if ((j->size_px = j->o->size_px) > 0)
-		return 0;
-	if ((rc = lpo_cli_model_part(j->cli, &u, "unet/config.json")) != 0 ||
-	    (rc = lpo_cli_model_part(j->cli, &v, "vae/config.json")) != 0 ||
-	    (rc = lpo_json_load_file(c, &unet, u, 0)) != 0 ||
-	    (rc = lpo_json_load_file(c, &vae, v, 0)) != 0)
-		goto out;
-	if ((rc = lpo_json_int(c, &n, unet, "sample_size", 64)) != 0) {
-		lpo_fail_prefix(c, "%s", u);
-		goto out;
-	}
-	blocks = json_object_get(vae, "block_out_channels");
-	j->size_px = n << (json_is_array(blocks) && json_array_size(blocks) <
-	    16 ? (int)json_array_size(blocks) - 1 : 3);
-out:
-	json_decref(unet);
-	json_decref(vae);
-	lpo_free(u);
-	lpo_free(v);
-	return rc;
-}
-
-/* -------------------------------------------------------------- describing */
-
-static int
-add_inputs(struct job *j)
-{
-	lpo_cli *cli = j->cli;
-	char *vae = NULL, *sched = NULL;
-	char hex[65];
-	int rc;
-
-	if ((rc = lpo_cli_model_part(cli, &vae, "vae")) != 0 ||
-	    (rc = lpo_cli_input_dir(cli, "vae", vae)) != 0 ||
-	    (rc = lpo_cli_model_part(cli, &sched,
-	    "scheduler/scheduler_config.json")) != 0 ||
-	    (rc = lpo_cli_input_file(cli, "scheduler", sched)) != 0 ||
-	    (rc = lpo_records_sha256(cli->ctx, hex, j->records)) != 0)
-		goto out;
-	rc = lpo_cli_input_hash(cli, "images", cli->args[0], hex);
-	lpo_cli_resolved(cli, "size_px", json_integer(j->size_px));
-out:
-	lpo_free(vae);
-	lpo_free(sched);
-	return rc;
-}
-
-/* 0.18215, not 0.182150006: the shortest number that is the same float. */
-static double
-shortest(float x)
-{
-	char text[32];
-	int digits;
-
-	for (digits = 6; digits < 9; digits++) {
-		snprintf(text, sizeof text, "%.*g", digits, (double)x);
-		if (strtof(text, NULL) == x)
-			break;
-	}
-	snprintf(text, sizeof text, "%.*g", digits, (double)x);
-	return strtod(text, NULL);
-}
-
-static int
-make_run_json(struct job *j)
-{
-	lpo_ctx *c = j->cli->ctx;
-	const struct lpo_vae_config *v = lpo_vae_cfg(j->vae);
-	struct lpo_schedule s = { 0 };
-	json_t *sched = NULL;
-	char *text = NULL;
-	int rc;
-
-	if ((rc = lpo_schedule_load(c, &s, j->cli->o.model)) != 0)
-		return rc;
-	text = lpo_schedule_json(c, &s);
-	lpo_schedule_free(&s);
-	if (text == NULL)
-		return LPO_ENOMEM;
-	rc = lpo_json_load(c, &sched, text, strlen(text), "scheduler");
-	lpo_free(text);
-	if (rc != 0)
-		return rc;
-	/* samples: not known before all images have been looked at */
-	j->run = json_pack("{s:i, s:s, s:s, s:o, s:n, s:{s:f, s:I, s:s}, s:o,"
-	    " s:I}", "format", 1, "kind", "moments", "run",
-	    lpo_cli_run(j->cli), "parents", lpo_cli_parents(j->cli),
-	    "samples", "latent", "scaling_factor",
-	    shortest(v->scaling_factor), "channels",
-	    (json_int_t)v->latent_channels, "vae_sha256",
-	    lpo_cli_input_value(j->cli, "vae"), "scheduler", sched,
-	    "size_px", (json_int_t)j->size_px);
-	if (j->run == NULL)
-		return lpo_fail(c, LPO_ENOMEM, "out of memory");
-	/*
-	 * Not in the run id: the same moments, cut otherwise.  But files of
-	 * two ways to cut must not be mixed.
-	 */
-	return lpo_cli_pattern(j->cli) ? lpo_json_set(c, j->run,
-	    "rows_per_shard", json_integer(j->o->rows_per_shard)) : 0;
-}
-
-static int
-open_encoder(struct job *j)
+open_encoder(struct encode_job *j)
 {
 	lpo_cli *cli = j->cli;
 	struct lpo_encoder_opts eo = { .size_px = j->size_px,
@@ -283,7 +68,7 @@ open_encoder(struct job *j)
 }
 
 static int
-plan(struct job *j)
+plan(struct encode_job *j)
 {
 	lpo_cli *cli = j->cli;
 	const struct lpo_plan *p = lpo_encoder_plan(j->encoder);
@@ -323,7 +108,7 @@ plan(struct job *j)
 
 /* One transaction for many rows: a commit waits for the disk. */
 static int
-flush_rows(struct job *j)
+flush_rows(struct encode_job *j)
 {
 	lpo_db *db = lpo_cli_db(j->cli);
 	int64_t run = lpo_cli_db_run(j->cli);
@@ -357,7 +142,7 @@ flush_rows(struct job *j)
 
 /* Takes the record over. */
 static int
-keep_row(struct job *j, struct lpo_record *r)
+keep_row(struct encode_job *j, struct lpo_record *r)
 {
 	if (j->o->images_only || lpo_cli_db(j->cli) == NULL) {
 		lpo_record_clear(r);
@@ -371,7 +156,7 @@ keep_row(struct job *j, struct lpo_record *r)
 /* --------------------------------------------------------------- encoding */
 
 static void
-skip_row(struct job *j, int64_t row, const char *image, const char *why)
+skip_row(struct encode_job *j, int64_t row, const char *image, const char *why)
 {
 	char text[1024];
 
@@ -400,7 +185,7 @@ row_clear(struct work_row *w)
  * Row i with its images' bytes.  1: skipped, said.
  */
 static int
-read_row(struct job *j, struct work_row *w, int64_t i)
+read_row(struct encode_job *j, struct work_row *w, int64_t i)
 {
 	lpo_ctx *c = j->cli->ctx;
 	int k, rc;
@@ -432,7 +217,7 @@ read_row(struct job *j, struct work_row *w, int64_t i)
 }
 
 static int
-add_member(struct job *j, struct lpo_sample *s, const char *name,
+add_member(struct encode_job *j, struct lpo_sample *s, const char *name,
     const struct lpo_encode_item *it)
 {
 	uint8_t *copy = lpo_alloc(j->cli->ctx, (size_t)it->npy_bytes, 1);
@@ -443,8 +228,10 @@ add_member(struct job *j, struct lpo_sample *s, const char *name,
 	return lpo_sample_add(j->cli->ctx, s, name, copy, it->npy_bytes);
 }
 
+/* One sample; a row with a bad image is left out and named. */
 static int
-write_row(struct job *j, struct work_row *w, const struct lpo_encode_item *it)
+write_row(struct encode_job *j, struct work_row *w,
+    const struct lpo_encode_item *it)
 {
 	lpo_ctx *c = j->cli->ctx;
 	struct lpo_sample s;
@@ -473,7 +260,7 @@ write_row(struct job *j, struct work_row *w, const struct lpo_encode_item *it)
 
 /* Input rows first .. last - 1 into the open shard, a window at a time. */
 static int
-encode_rows(struct job *j, int64_t first, int64_t last)
+encode_rows(struct encode_job *j, int64_t first, int64_t last)
 {
 	int per = j->o->images_only ? 1 : 2, n, k, rc = 0;
 	int64_t window = lpo_encoder_window(j->encoder) / per, i = first;
@@ -517,7 +304,7 @@ encode_rows(struct job *j, int64_t first, int64_t last)
 
 /* One file with rows first .. last - 1, shard k of n. */
 static int
-write_shard(struct job *j, const char *path, int64_t first, int64_t last,
+write_shard(struct encode_job *j, const char *path, int64_t first, int64_t last,
     int64_t k, int64_t n)
 {
 	int rc;
@@ -538,7 +325,7 @@ write_shard(struct job *j, const char *path, int64_t first, int64_t last,
 
 /* What a finished shard left out counts again: exit 3 also after a resume. */
 static int
-count_done(struct job *j, const char *path)
+count_done(struct encode_job *j, const char *path)
 {
 	lpo_shard *s = NULL;
 	int64_t skipped = 0;
@@ -562,8 +349,9 @@ count_done(struct job *j, const char *path)
 	return rc;
 }
 
+/* Rows are cut by number, so every part of --part makes the same files. */
 static int
-write_pattern(struct job *j)
+write_pattern(struct encode_job *j)
 {
 	int64_t per = j->o->rows_per_shard, k, last;
 	int64_t n = j->rows / per + (j->rows % per != 0 || j->rows == 0);
@@ -589,7 +377,7 @@ write_pattern(struct job *j)
  * costs one part and not all.
  */
 static int
-write_resumable(struct job *j)
+write_resumable(struct encode_job *j)
 {
 	lpo_ctx *c = j->cli->ctx;
 	int64_t per = j->o->rows_per_shard, k, last;
@@ -628,7 +416,7 @@ write_resumable(struct job *j)
 }
 
 static int
-write_all(struct job *j)
+write_all(struct encode_job *j)
 {
 	const char *out = j->cli->o.output;
 
@@ -644,14 +432,14 @@ write_all(struct job *j)
 /* -------------------------------------------------------------- the whole */
 
 static int
-check(struct job *j)
+check(struct encode_job *j)
 {
 	lpo_cli *cli = j->cli;
 	int rc, pattern = lpo_cli_pattern(cli);
 
 	if (pattern < 0)
 		return pattern;
-	if ((rc = lpo_cli_need_model(cli)) != 0 || (rc = parse_part(j)) != 0)
+	if ((rc = lpo_cli_need_model(cli)) != 0 || (rc = lpo_encodetool_part(j)) != 0)
 		return rc;
 	if (cli->nargs == 0)
 		return lpo_cli_usage(cli, "no input: name a table, folder or "
@@ -669,14 +457,18 @@ check(struct job *j)
 	return 0;
 }
 
+/*
+ * Cheap refusals first: options, backend, inputs, then the run id and what is
+ * there already, and only then filters and weights.
+ */
 static int
-prepare(struct job *j)
+prepare(struct encode_job *j)
 {
 	lpo_cli *cli = j->cli;
 	int rc;
 
 	if ((rc = check(j)) != 0 || (rc = lpo_cli_backend(cli)) != 0 ||
-	    (rc = default_size(j)) != 0)
+	    (rc = lpo_encodetool_size(j)) != 0)
 		return rc;
 	rc = lpo_records_open(cli->ctx, &j->records,
 	    (const char *const *)cli->args, cli->nargs,
@@ -685,22 +477,22 @@ prepare(struct job *j)
 		return rc;
 	j->rows = lpo_records_count(j->records);
 	if ((rc = lpo_cli_filter_open(cli, &j->filters,
-	    &j->o->filter)) != 0 || (rc = add_inputs(j)) != 0)
+	    &j->o->filter)) != 0 || (rc = lpo_encodetool_inputs(j)) != 0)
 		return rc;
 	rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? NULL :
 	    cli->o.output, lpo_cli_pattern(cli) ? NULL :
 	    lpo_cli_existing_tar);
-	if (rc != 0 || (rc = select_rows(j)) != 0 ||
+	if (rc != 0 || (rc = lpo_encodetool_select(j)) != 0 ||
 	    (rc = open_encoder(j)) != 0)
 		return rc;
 	j->row = lpo_alloc(cli->ctx, KEPT_ROWS, sizeof *j->row);
-	return j->row != NULL ? make_run_json(j) : LPO_ENOMEM;
+	return j->row != NULL ? lpo_encodetool_run_json(j) : LPO_ENOMEM;
 }
 
 static int
-work(lpo_cli *cli, const struct opts *o)
+work(lpo_cli *cli, const struct encode_opts *o)
 {
-	struct job j = { .cli = cli, .o = o };
+	struct encode_job j = { .cli = cli, .o = o };
 	int64_t i, given, encoded;
 	int rc;
 
@@ -730,7 +522,7 @@ work(lpo_cli *cli, const struct opts *o)
 int
 main(int argc, char **argv)
 {
-	struct opts o = { .rows_per_shard = 1000 };
+	struct encode_opts o = { .rows_per_shard = 1000 };
 	lpo_cli cli;
 	int rc;
 

@@ -7,26 +7,15 @@
 #include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/base/philox.h"
-#include "lib/io/pairdump.h"
-#include "lib/train/pairset.h"
-#include "tools/cli.h"
-#include "tools/cli_filter.h"
+#include "tools/pairs.h"
 
 #define BATCH 64	/* pairs made at a time, by all threads */
 
-struct opts {
-	struct lpo_cli_filter filter;
-	const char *timesteps, *spool, *dump;
-	int64_t epochs, compare, skip, limit, shuffle, per_shard;
-	double noise_offset;
-	int dtype, stats, in_order, allow_missing;
-};
-
 #define O(name, letter, arg, type, member, flags, min, max, help) \
-	{ name, letter, arg, help, type, offsetof(struct opts, member), \
+	{ name, letter, arg, help, type, offsetof(struct pairs_opts, member), \
 	  flags, min, max }
 static const struct lpo_cli_option options[] = {
-	LPO_CLI_FILTER_ROWS(struct opts, filter),
+	LPO_CLI_FILTER_ROWS(struct pairs_opts, filter),
 	O("timesteps", 0, "LIST", LPO_CLI_STRING, timesteps, LPO_CLI_RESULT,
 	    0, 0, "candidates, first:last:step or t,t,... (1:951:50)"),
 	O("epochs", 'e', "N", LPO_CLI_I64, epochs, LPO_CLI_RESULT, 1, 65535,
@@ -63,27 +52,11 @@ static const struct lpo_cli_tool tool = {
 	"[options] [enc-*.tar ...]", options
 };
 
-struct job {
-	lpo_cli *cli;
-	const struct opts *o;
-	lpo_filters *filters;
-	struct lpo_schedule schedule;
-	struct lpo_pair_opts pair;
-	int64_t *timesteps;
-	lpo_pairset *set;		/* NULL: streaming */
-	int64_t total;			/* output pairs */
-	json_t *run;			/* __run__/run.json of the output */
-	lpo_ctx **worker;		/* one per thread */
-	int workers;
-	lpo_shardw *out;
-	int64_t done;
-};
-
 /* ------------------------------------------- what the moments are made by */
 
 /* Foreign shards say nothing of themselves: ask the model. */
 static int
-from_model(struct job *j, json_t **latent)
+from_model(struct pairs_job *j, json_t **latent)
 {
 	lpo_ctx *c = j->cli->ctx;
 	json_t *vae = NULL;
@@ -119,7 +92,7 @@ out:
  * output's.
  */
 static int
-describe(struct job *j, const json_t *in)
+describe(struct pairs_job *j, const json_t *in)
 {
 	lpo_ctx *c = j->cli->ctx;
 	json_t *latent = NULL, *sched;
@@ -166,7 +139,7 @@ out:
 
 /* run id, parents and the number of pairs complete the record. */
 static void
-finish_run_json(struct job *j, json_t *parents)
+finish_run_json(struct pairs_job *j, json_t *parents)
 {
 	json_object_set_new(j->run, "run",
 	    json_string(lpo_cli_run(j->cli)));
@@ -176,7 +149,7 @@ finish_run_json(struct job *j, json_t *parents)
 }
 
 static int
-new_workers(struct job *j)
+new_workers(struct pairs_job *j)
 {
 	int i;
 
@@ -194,7 +167,7 @@ new_workers(struct job *j)
 
 /* The first failure among the workers, as the tool's own. */
 static int
-worker_error(struct job *j)
+worker_error(struct pairs_job *j)
 {
 	int i, rc;
 
@@ -207,7 +180,7 @@ worker_error(struct job *j)
 
 /* Write s[0..n-1] in order and clear them. */
 static int
-put(struct job *j, struct lpo_sample *s, int n)
+put(struct pairs_job *j, struct lpo_sample *s, int n)
 {
 	int i, rc = worker_error(j);
 
@@ -228,7 +201,7 @@ put(struct job *j, struct lpo_sample *s, int n)
 
 /* Output pairs first .. first + n - 1 into the open shard. */
 static int
-write_range(struct job *j, int64_t first, int64_t n)
+write_range(struct pairs_job *j, int64_t first, int64_t n)
 {
 	struct lpo_sample s[BATCH];
 	int64_t at;
@@ -254,7 +227,7 @@ write_range(struct job *j, int64_t first, int64_t n)
 }
 
 static int
-write_shard(struct job *j, const char *path, int64_t first, int64_t n,
+write_shard(struct pairs_job *j, const char *path, int64_t first, int64_t n,
     int64_t k, int64_t shards)
 {
 	int rc;
@@ -270,7 +243,7 @@ write_shard(struct job *j, const char *path, int64_t first, int64_t n,
 }
 
 static int
-write_shards(struct job *j)
+write_shards(struct pairs_job *j)
 {
 	int64_t per = j->o->per_shard, k, n, shards;
 	char *path;
@@ -293,110 +266,6 @@ write_shards(struct job *j)
 	return rc;
 }
 
-/* ------------------------------------------------------- stats and dump */
-
-static void
-stat_line(struct job *j, const char *what, const char *name, int64_t before,
-    int64_t after)
-{
-	if (j->cli->o.json)
-		printf("{\"what\":\"%s\",\"name\":\"%s\",\"pairs_in\":%lld,"
-		    "\"pairs_out\":%lld}\n", what, name, (long long)before,
-		    (long long)after);
-	else
-		printf("%s\t%s\t%lld\t%lld\n", what, name, (long long)before,
-		    (long long)after);
-}
-
-static int
-stats(struct job *j)
-{
-	static const char *const label[3] = { "first", "second", "tie" };
-	int64_t before[3], after[3] = { 0, 0, 0 }, i, k, t[2], cross = 0;
-	int64_t *count;
-	char name[32];
-
-	count = lpo_alloc(j->cli->ctx, (size_t)j->pair.n_timesteps,
-	    sizeof *count);
-	if (count == NULL)
-		return LPO_ENOMEM;
-	for (i = 0; i < j->total; i++) {
-		struct lpo_pair_pick p;
-		struct lpo_pair_fact f;
-
-		lpo_pairset_pick(j->set, &p, j->o->skip + i, j->pair.seed,
-		    !j->o->in_order);
-		lpo_pairset_fact(j->set, &f, p.item);
-		lpo_pair_timesteps(&j->pair, t, (uint32_t)f.row, p.epoch,
-		    f.cross);
-		cross += f.cross;
-		if (!f.cross)
-			after[f.tie ? 2 : !f.first_wins]++;
-		for (k = 0; k < j->pair.n_timesteps; k++)
-			count[k] += t[0] == j->pair.timesteps[k];
-	}
-	if (!j->cli->o.json)
-		printf("what\tname\tpairs_in\tpairs_out\n");
-	for (i = 0; i < lpo_filter_stages(j->filters); i++) {
-		const struct lpo_filter_stage *s =
-		    lpo_filter_stage_at(j->filters, (int)i);
-
-		stat_line(j, "filter", s->name, s->pairs_in, s->pairs_out);
-		stat_line(j, "filter-ties", s->name, s->ties_in, s->ties_out);
-	}
-	lpo_pairset_labels(j->set, before);
-	for (i = 0; i < 3; i++)
-		stat_line(j, "label", label[i], before[i], after[i]);
-	if (j->pair.interval > 0)
-		stat_line(j, "label", "cross-timestep", 0, cross);
-	stat_line(j, "output", "pairs", lpo_pairset_rows(j->set), j->total);
-	for (k = 0; k < j->pair.n_timesteps; k++) {
-		snprintf(name, sizeof name, "%lld",
-		    (long long)j->pair.timesteps[k]);
-		stat_line(j, "timestep", name, j->total, count[k]);
-	}
-	lpo_free(count);
-	return 0;
-}
-
-static int
-dump(struct job *j)
-{
-	lpo_ctx *c = j->cli->ctx;
-	lpo_pairdump *d = NULL;
-	struct lpo_record r;
-	int64_t i, t[2];
-	int rc;
-
-	if ((rc = lpo_pairdump_open(c, &d, j->o->dump)) != 0)
-		return rc;
-	for (i = 0; i < j->total && rc == 0; i++) {
-		struct lpo_pair_pick p;
-		struct lpo_pair_fact f;
-
-		lpo_pairset_pick(j->set, &p, j->o->skip + i, j->pair.seed,
-		    !j->o->in_order);
-		lpo_pairset_fact(j->set, &f, p.item);
-		rc = lpo_pairset_record(c, &r, j->set, p.item);
-		if (rc == 0) {
-			lpo_pair_timesteps(&j->pair, t, (uint32_t)r.row,
-			    p.epoch, f.cross);
-			lpo_pair_relabel(&r, t, p.epoch, f.cross);
-			rc = lpo_pairdump_put(d, &r, t[0], t[1], p.epoch);
-		}
-		lpo_record_clear(&r);
-		lpo_cli_progress(j->cli, "dump", i + 1, j->total, "pairs",
-		    NULL);
-		if (rc == 0 && lpo_ctx_stopped(c))
-			rc = LPO_ESTOP;
-	}
-	if (rc != 0) {
-		lpo_pairdump_abort(d);
-		return rc;
-	}
-	return lpo_pairdump_finish(d);
-}
-
 /* -------------------------------------------------------------- streaming */
 
 /* A pair that waits in the shuffling buffer. */
@@ -415,7 +284,7 @@ waiting_clear(struct waiting *w)
 
 /* Make and write w[0..n-1], which are cleared. */
 static int
-emit(struct job *j, struct waiting *w, int n)
+emit(struct pairs_job *j, struct waiting *w, int n)
 {
 	struct lpo_sample s[BATCH];
 	int i;
@@ -446,7 +315,7 @@ emit(struct job *j, struct waiting *w, int n)
 
 /* The next pair that the filters keep; 1 at the end. */
 static int
-next_kept(struct job *j, lpo_shards *in, struct waiting *w, int64_t *rows)
+next_kept(struct pairs_job *j, lpo_shards *in, struct waiting *w, int64_t *rows)
 {
 	lpo_ctx *c = j->cli->ctx;
 	int rc, keep = 0;
@@ -475,7 +344,7 @@ next_kept(struct job *j, lpo_shards *in, struct waiting *w, int64_t *rows)
  * place.  The draws are numbered by output pair.
  */
 static int
-stream(struct job *j, lpo_shards *in)
+stream(struct pairs_job *j, lpo_shards *in)
 {
 	struct lpo_draw d = { .seed = j->pair.seed,
 	    .purpose = LPO_DRAW_SHUFFLE };
@@ -523,7 +392,7 @@ stream(struct job *j, lpo_shards *in)
 }
 
 static int
-work_stream(struct job *j)
+work_stream(struct pairs_job *j)
 {
 	lpo_cli *cli = j->cli;
 	lpo_shards *in = NULL;
@@ -574,37 +443,12 @@ out:
 
 /* ------------------------------------------------------------- the whole */
 
-static int
-plan(struct job *j)
-{
-	lpo_cli *cli = j->cli;
-	int64_t shape[3], bytes;
-	int rc;
-
-	if ((rc = lpo_pairset_shape(cli->ctx, shape, j->set)) != 0)
-		return rc;
-	bytes = 2 * shape[0] / 2 * shape[1] * shape[2] *
-	    (j->pair.dtype == LPO_NPY_F4 ? 4 : 2);
-	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
-	lpo_cli_plan(cli, "rows", "%lld",
-	    (long long)lpo_pairset_rows(j->set));
-	lpo_cli_plan(cli, "items after filters", "%lld",
-	    (long long)lpo_pairset_items(j->set));
-	lpo_cli_plan(cli, "epochs", "%lld", (long long)j->o->epochs);
-	lpo_cli_plan(cli, "output pairs", "%lld", (long long)j->total);
-	lpo_cli_plan(cli, "latent", "%lldx%lldx%lld", (long long)shape[0] / 2,
-	    (long long)shape[1], (long long)shape[2]);
-	lpo_cli_plan(cli, "output bytes", "%lld",
-	    (long long)(j->total * (bytes + 3072)));
-	return LPO_CLI_DONE;
-}
-
 /* Shared by all modes that have the whole input at hand. */
 static int
-work_set(struct job *j)
+work_set(struct pairs_job *j)
 {
 	lpo_cli *cli = j->cli;
-	const struct opts *o = j->o;
+	const struct pairs_opts *o = j->o;
 	const char *out = lpo_cli_to_stdout(cli) ? NULL : cli->o.output;
 	int pattern = lpo_cli_pattern(cli);
 	json_t *parents, *p;
@@ -628,9 +472,9 @@ work_set(struct job *j)
 	if (j->total < 0)
 		j->total = 0;
 	if (o->stats || o->dump != NULL) {
-		if (o->dump != NULL && (rc = dump(j)) != 0)
+		if (o->dump != NULL && (rc = lpo_pairstool_dump(j)) != 0)
 			return rc;
-		return o->stats ? stats(j) : 0;
+		return o->stats ? lpo_pairstool_stats(j) : 0;
 	}
 	parents = lpo_pairset_parents(j->set);
 	json_array_foreach(parents, i, p)
@@ -647,13 +491,13 @@ work_set(struct job *j)
 	if (rc != 0)
 		return rc;
 	if (cli->o.dry_run)
-		return plan(j);
+		return lpo_pairstool_plan(j);
 	return pattern ? write_shards(j) : write_shard(j, out != NULL ? out :
 	    "-", o->skip, j->total, 0, 1);
 }
 
 static int
-check(lpo_cli *cli, const struct opts *o)
+check(lpo_cli *cli, const struct pairs_opts *o)
 {
 	int pattern = lpo_cli_pattern(cli), rc;
 
@@ -676,9 +520,9 @@ check(lpo_cli *cli, const struct opts *o)
 }
 
 static int
-work(lpo_cli *cli, const struct opts *o)
+work(lpo_cli *cli, const struct pairs_opts *o)
 {
-	struct job j = { .cli = cli, .o = o };
+	struct pairs_job j = { .cli = cli, .o = o };
 	int i, rc;
 
 	if ((rc = check(cli, o)) != 0 ||
@@ -709,7 +553,7 @@ out:
 int
 main(int argc, char **argv)
 {
-	struct opts o = { .timesteps = "1:951:50", .epochs = 1, .limit = -1,
+	struct pairs_opts o = { .timesteps = "1:951:50", .epochs = 1, .limit = -1,
 	    .per_shard = 10000 };
 	lpo_cli cli;
 	int rc;

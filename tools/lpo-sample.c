@@ -87,6 +87,10 @@ split_lora(struct job *j)
 	return 0;
 }
 
+/*
+ * The parts of the model that a picture depends on, not the whole folder: a
+ * safety checker that comes or goes does not change the run.
+ */
 static int
 add_inputs(struct job *j)
 {
@@ -316,6 +320,7 @@ write_file(lpo_ctx *c, const char *dir, const char *key, const char *ext,
 	return rc;
 }
 
+/* A part's pictures as files; sums are checked on the way. */
 static int
 unpack(lpo_ctx *c, const char *dir, const char *part)
 {
