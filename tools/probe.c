@@ -85,6 +85,28 @@ lpo_probe_put_i64(struct lpo_probe *p, const char *key, int ndim,
 }
 
 int
+lpo_probe_input(struct lpo_probe *p, lpo_var *var, const void *host)
+{
+	int max = (int)(sizeof p->input / sizeof *p->input);
+
+	if (host == NULL || p->n_input == max)
+		return lpo_fail(p->ctx, LPO_EINVAL, "too many inputs");
+	p->input[p->n_input].var = var;
+	p->input[p->n_input++].host = host;
+	return 0;
+}
+
+int
+lpo_probe_set_inputs(struct lpo_probe *p, lpo_tape *t)
+{
+	int i, rc = 0;
+
+	for (i = 0; i < p->n_input && rc == 0; i++)
+		rc = lpo_var_set(t, p->input[i].var, p->input[i].host);
+	return rc;
+}
+
+int
 lpo_probe_run(struct lpo_probe *p, int (*fn)(void *), void *arg)
 {
 	int64_t i;

@@ -21,6 +21,11 @@ struct lpo_probe {
 	lpo_stw *out;
 	void **kept;		/* memory the writer borrows */
 	int n_kept, cap_kept;
+	struct {
+		lpo_var *var;
+		const void *host;
+	} input[8];
+	int n_input;
 	double *ms;		/* of each repeat */
 };
 
@@ -40,6 +45,12 @@ int	 lpo_probe_put(struct lpo_probe *, const char *key, int ndim,
 	    const int64_t *shape, const float *data);
 int	 lpo_probe_put_i64(struct lpo_probe *, const char *key, int ndim,
 	    const int64_t *shape, const int64_t *data);
+/*
+ * An input of a tape with its value, to be set before each walk: its memory
+ * serves others once it has been read.  host is kept.
+ */
+int	 lpo_probe_input(struct lpo_probe *, lpo_var *, const void *host);
+int	 lpo_probe_set_inputs(struct lpo_probe *, lpo_tape *);
 /* Call fn --repeat times and keep the times. */
 int	 lpo_probe_run(struct lpo_probe *, int (*fn)(void *), void *arg);
 

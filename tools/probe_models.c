@@ -127,10 +127,18 @@ probe_image(struct lpo_probe *p)
 
 /* ----------------------------------------------------------------- text */
 
+struct walk {
+	struct lpo_probe *p;
+	lpo_tape *t;
+};
+
 static int
-forward(void *tape)
+forward(void *arg)
 {
-	return lpo_tape_forward(tape, 0);
+	struct walk *w = arg;
+	int rc = lpo_probe_set_inputs(w->p, w->t);
+
+	return rc != 0 ? rc : lpo_tape_forward(w->t, 0);
 }
 
 static int
@@ -195,9 +203,9 @@ text_part(struct lpo_probe *p, const char *part)
 		lpo_output(t, out.projected, 0);
 	if ((rc = lpo_tape_plan(t, 0, NULL)) != 0 ||
 	    (rc = lpo_tape_commit(t, NULL)) != 0 ||
-	    (rc = lpo_var_set(t, ids, host)) != 0 ||
-	    (rc = lpo_var_set(t, eos, host + n * l)) != 0 ||
-	    (rc = lpo_probe_run(p, forward, t)) != 0)
+	    (rc = lpo_probe_input(p, ids, host)) != 0 ||
+	    (rc = lpo_probe_input(p, eos, host + n * l)) != 0 ||
+	    (rc = lpo_probe_run(p, forward, &(struct walk){ p, t })) != 0)
 		goto out;
 	rc = put_text(p, t, &out, out.projected != NULL);
 out:
@@ -252,8 +260,8 @@ vae_part(struct lpo_probe *p, int parts, const char *in, const char *out)
 	lpo_output(t, y, 0);
 	if ((rc = lpo_tape_plan(t, 0, NULL)) != 0 ||
 	    (rc = lpo_tape_commit(t, NULL)) != 0 ||
-	    (rc = lpo_var_set(t, x, hwc)) != 0 ||
-	    (rc = lpo_probe_run(p, forward, t)) != 0)
+	    (rc = lpo_probe_input(p, x, hwc)) != 0 ||
+	    (rc = lpo_probe_run(p, forward, &(struct walk){ p, t })) != 0)
 		goto out;
 	rc = lpo_probe_put_image(p, t, out, y, 0);
 out:
@@ -294,6 +302,8 @@ unet_once(void *arg)
 	struct unet_run *r = arg;
 	int rc;
 
+	if ((rc = lpo_probe_set_inputs(r->p, r->t)) != 0)
+		return rc;
 	if (r->d_out == NULL)
 		return lpo_tape_forward(r->t, 0);
 	/* gradients add up: every repeat starts from zero */
@@ -322,7 +332,7 @@ set_sinusoid(struct unet_run *r, lpo_var *v, const float *t, int64_t per_row,
 	for (i = 0; i < r->n * per_row; i++)
 		lpo_sinusoid(x + i * dim, t[i], dim, c->flip_sin_to_cos,
 		    c->freq_shift);
-	return lpo_var_set(r->t, v, x);
+	return lpo_probe_input(r->p, v, x);
 }
 
 /* SDXL's addition embedding. */
@@ -393,12 +403,12 @@ unet_record_and_run(struct unet_run *r, const int64_t s[4],
 	lpo_probe_to_hwc(x, sample, r->n, s[1], s[2] * s[3]);
 	for (i = 0; i < r->n; i++)
 		time[i] = (float)t[i];
-	if ((rc = lpo_var_set(r->t, r->in.sample, x)) != 0 ||
+	if ((rc = lpo_probe_input(p, r->in.sample, x)) != 0 ||
 	    (rc = set_sinusoid(r, r->in.time, time, 1,
 	    c->channels[0])) != 0 ||
-	    (rc = lpo_var_set(r->t, r->in.context, context)) != 0)
+	    (rc = lpo_probe_input(p, r->in.context, context)) != 0)
 		return rc;
-	if (embeds != NULL && ((rc = lpo_var_set(r->t, r->in.text_embeds,
+	if (embeds != NULL && ((rc = lpo_probe_input(p, r->in.text_embeds,
 	    embeds)) != 0 || (rc = set_sinusoid(r, r->in.time_ids, ids, 6,
 	    c->add_time_dim)) != 0))
 		return rc;

@@ -193,7 +193,8 @@ guided(struct step *s, float *eps, int flags)
 	float g = (float)s->p->o->guidance;
 	int rc;
 
-	if ((rc = lpo_tape_forward(s->t, flags)) != 0 ||
+	if ((rc = lpo_probe_set_inputs(s->p, s->t)) != 0 ||
+	    (rc = lpo_tape_forward(s->t, flags)) != 0 ||
 	    (rc = lpo_var_get(s->t, s->out, s->both)) != 0)
 		return rc;
 	for (i = 0; i < s->q.n; i++) {
@@ -254,7 +255,7 @@ set_two(struct step *s, lpo_var *v, const float *cond, const float *uncond,
 			memcpy(x + (i * 2 + 1) * count, uncond,
 			    (size_t)count * sizeof *x);
 	}
-	return lpo_var_set(s->t, v, x);
+	return lpo_probe_input(s->p, v, x);
 }
 
 static int
@@ -269,7 +270,7 @@ sinusoids(struct step *s, lpo_var *v, const float *t, int64_t n, int64_t dim)
 	for (i = 0; i < n; i++)
 		lpo_sinusoid(x + i * dim, t[i], dim, c->flip_sin_to_cos,
 		    c->freq_shift);
-	return lpo_var_set(s->t, v, x);
+	return lpo_probe_input(s->p, v, x);
 }
 
 /* SDXL: pooled texts and time ids, set after the tape has its memory. */
@@ -340,7 +341,7 @@ step_inputs(struct step *s, const float *cond, const float *uncond,
 	lpo_probe_to_hwc(x, s->q.x_t, n, s->q.s[1], s->q.s[2] * s->q.s[3]);
 	for (i = 0; i < n; i++)
 		time[i] = (float)s->q.t[i];
-	if ((rc = lpo_var_set(s->t, s->in.sample, x)) != 0 ||
+	if ((rc = lpo_probe_input(s->p, s->in.sample, x)) != 0 ||
 	    (rc = sinusoids(s, s->in.time, time, n, c->channels[0])) != 0 ||
 	    (rc = set_two(s, s->in.context, cond, uncond, row)) != 0)
 		return rc;

@@ -110,6 +110,68 @@ def ddim(s):
                 want.pred_original_sample)
 
 
+def lpo_step(unet, length):
+    """Loss and LoRA gradients of three pairs, by functional_call."""
+    s, width = unet.config.sample_size, unet.config.cross_attention_dim
+    params = dict(unet.named_parameters())
+    names = [k[:-7] for k in params if k.endswith("attn1.to_q.weight") or
+             k.endswith("attn2.to_v.weight")]
+    lora = {}
+    for k in names:
+        o, i = params[k + ".weight"].shape
+        lora[k] = (torch.randn(4, i).div(4).requires_grad_(),
+                   torch.randn(o, 4).div(40).requires_grad_())
+
+    def key(k, which):
+        return f"unet.{k}.lora.{which}.weight"
+
+    save_file({key(k, w): v.detach() for k, ab in lora.items()
+               for w, v in zip(("down", "up"), ab)}, WORK + "/lora")
+    x_t, win, lose = (torch.randn(3, 4, s, s) for _ in range(3))
+    win, lose = x_t + 0.1 * win, x_t + 0.1 * lose
+    t, g, beta, clip = torch.tensor([51, 501, 951]), 5, 500, 0.1
+    c, u = torch.randn(3, length, width), torch.randn(1, length, width)
+
+    def eps(weights):
+        e = torch.func.functional_call(
+            unet, weights, (torch.cat([x_t, x_t]), torch.cat([t, t]),
+                            torch.cat([c, u.expand(3, -1, -1)]))).sample
+        return e[3:] + g * (e[:3] - e[3:])
+
+    with torch.no_grad():
+        ref = eps(params)
+    mine = eps({k: v + lora[k[:-7]][1] @ lora[k[:-7]][0]
+                if k[:-7] in lora else v for k, v in params.items()})
+    sched = DDIMScheduler.from_pretrained(MODEL + "/scheduler")
+    a = sched.alphas_cumprod[t].view(3, 1, 1, 1).double()
+    p = sched.alphas_cumprod[(t - 50).clamp(0)].view(3, 1, 1, 1).double()
+    sigma = ((1 - p) / (1 - a) * (1 - a / p)).sqrt()
+
+    def logp(x, e):
+        e = e.double()
+        mu = p.sqrt() * (x_t - (1 - a).sqrt() * e) / a.sqrt() + \
+            (1 - p - sigma ** 2).sqrt() * e
+        return (-(x - mu) ** 2 / (2 * sigma ** 2)).mean((1, 2, 3))
+
+    def ratio(x):
+        return (logp(x, mine) - logp(x, ref)).exp().clamp(1 - clip, 1 + clip)
+
+    h = beta * (ratio(win).log() - ratio(lose).log())
+    loss = torch.nn.functional.softplus(-h).mean()
+    loss.backward()
+    got = probe("lpo-step", dict(
+        x_t=x_t, x_win=win, x_lose=lose, timestep=t,
+        encoder_hidden_states=c, uncond_hidden_states=u), "--grad", "--lora",
+        WORK + "/lora")
+    compare("lpo-step eps", got["eps"], mine.detach())
+    compare("lpo-step eps_ref", got["eps_ref"], ref)
+    compare("lpo-step loss", got["loss"], loss.detach())
+    for w, n in (("down", 0), ("up", 1)):
+        compare(f"lpo-step gradient, {w}", torch.cat(
+            [got["grad." + key(k, w)].flatten() for k in names]),
+            torch.cat([lora[k][n].grad.flatten() for k in names]))
+
+
 @torch.no_grad()
 def pictures(unet, vae, encoder, tokenizer, length):
     """lpo-sample with torch's generator, pixel by pixel."""
@@ -162,6 +224,7 @@ def main():
     unet_and_vae(unet, vae, length)
     text(encoder, tokenizer, length)
     ddim(unet.config.sample_size)
+    lpo_step(unet, length)
     pictures(unet, vae, encoder, tokenizer, length)
     sys.exit(bad > 0)
 
