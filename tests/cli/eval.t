@@ -395,10 +395,11 @@ SCORES=$d/scores2 run 0 "second run" "$eval" --db y.db --system one=c.tar \
     --system two=e.tar --scorer judge=./judge
 run 0 "pooled" "$eval" --pool x.db y.db
 # prompt 0: (1 + 0 + 1 - 3) / 4 = -.25, wins (1 + .5 + 1 + 0) / 4 = .625;
-# prompt 1: 0, .5; prompt 2: 1.5, 1; prompt 9: 4, 1
+# prompt 1: 0, .5; prompt 2: 1.5, 1; prompt 9: 4, 1; with 4, 2, 2 and 1
+# pictures: (-1 + 0 + 3 + 4) / 9 and (2.5 + 1 + 2 + 1) / 9
 awk -F '\t' -v OFS='\t' '$1 == "judge.good" {
 	print $2, $3, $4, $5, $6, $7, $8, $11 }' out > is
-printf 'two\tone\t4\t9\t0.722222\t1.38889\t1.3125\t0.78125\n' > want
+printf 'two\tone\t4\t9\t0.722222\t1.38889\t0.666667\t0.722222\n' > want
 same want is "images of a prompt together, runs beside each other"
 run 0 "pooled, one run" "$eval" --pool x.db
 tail -n +2 out | sort > is
