@@ -1,0 +1,232 @@
+/*
+ * Speed of the ops at real shapes: milliseconds, GFLOP/s, and the fraction of
+ * the best large product of the same run, level and dtype.  Nothing is
+ * asserted.  usage: ops.t [portable|avx2|avx512|amx]
+ */
+#include <stdio.h>
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/kernel.h"
+#include "lib/base/progress.h"
+
+static lpo_backend be;
+static enum lpo_dtype dt;
+static double ceiling;
+
+struct work {
+	struct lpo_conv_shape conv;
+	struct lpo_attn_shape attn;
+	int64_t m, n, k;
+	void *x, *w, *y, *o, *g1, *g2, *g3, *scratch;
+	float *lse;
+};
+
+static void *
+buffer(int64_t count)
+{
+	float *f = be.k->alloc(&be, (size_t)count * 4);
+	void *p = be.k->alloc(&be, (size_t)count * 4);
+	int64_t i;
+
+	if (f == NULL || p == NULL)
+		exit(1);
+	for (i = 0; i < count; i++)
+		f[i] = (float)((i * 7919 % 2003) - 1001) / 1001;
+	be.k->convert(&be, p, dt, f, LPO_F32, count);
+	be.k->free(&be, f);
+	return p;
+}
+
+/* The best of several runs in about half a second. */
+static double
+best_ms(int (*run)(struct work *), struct work *w)
+{
+	double best = 1e30, start = lpo_now_s(), t;
+	int i;
+
+	for (i = 0; i < 3 || (i < 1000 && lpo_now_s() - start < 0.5); i++) {
+		t = lpo_now_s();
+		if (run(w) < 0)
+			return -1;
+		t = lpo_now_s() - t;
+		if (t < best)
+			best = t;
+	}
+	return best * 1e3;
+}
+
+static void
+line(const char *op, const char *shape, double flops, double ms)
+{
+	double rate = flops / ms / 1e6;
+
+	if (ms < 0) {
+		printf("%-18s %-30s not at this level\n", op, shape);
+		return;
+	}
+	if (ceiling == 0)
+		ceiling = rate;
+	printf("%-18s %-30s %9.3f ms %8.1f GFLOP/s %5.2f\n", op, shape, ms,
+	    rate, rate / ceiling);
+	fflush(stdout);
+}
+
+static int
+run_linear(struct work *w)
+{
+	return be.k->linear_fwd(&be, dt, w->y, w->x, w->w, NULL, w->m, w->n,
+	    w->k, 1, 0, w->scratch);
+}
+
+static int
+run_conv(struct work *w)
+{
+	return be.k->conv_fwd(&be, dt, w->y, w->x, w->w, NULL, &w->conv, 0,
+	    w->scratch);
+}
+
+static int
+run_conv_data(struct work *w)
+{
+	return be.k->conv_bwd_data(&be, dt, w->x, w->y, w->w, &w->conv,
+	    w->scratch);
+}
+
+static int
+run_conv_weight(struct work *w)
+{
+	return be.k->conv_bwd_weight(&be, dt, w->lse, NULL, w->y, w->x,
+	    &w->conv, 1, w->scratch);
+}
+
+static int
+run_attn(struct work *w)
+{
+	return be.k->attention_fwd(&be, dt, w->o, w->lse, w->x, w->w, w->y,
+	    &w->attn, w->scratch);
+}
+
+static int
+run_attn_bwd(struct work *w)
+{
+	return be.k->attention_bwd(&be, dt, w->g1, w->g2, w->g3, w->o, w->o,
+	    w->lse, w->x, w->w, w->y, &w->attn, w->scratch);
+}
+
+static void
+release(struct work *w)
+{
+	void *all[] = { w->x, w->w, w->y, w->o, w->g1, w->g2, w->g3,
+	    w->scratch, w->lse };
+	size_t i;
+
+	for (i = 0; i < sizeof(all) / sizeof(*all); i++)
+		be.k->free(&be, all[i]);
+}
+
+static void
+linear(int64_t m, int64_t n, int64_t k)
+{
+	struct work w = { .m = m, .n = n, .k = k };
+	char text[64];
+
+	w.x = buffer(m * k);
+	w.w = buffer(n * k);
+	w.y = buffer(m * n);
+	w.scratch = be.k->alloc(&be, 64 + be.k->linear_scratch_bytes(&be,
+	    LPO_FWD, dt, m, n, k, 1));
+	snprintf(text, sizeof(text), "%lld x %lld x %lld", (long long)m,
+	    (long long)n, (long long)k);
+	line("linear", text, 2.0 * (double)m * (double)(n * k),
+	    best_ms(run_linear, &w));
+	release(&w);
+}
+
+static void
+conv(int64_t n, int64_t side, int64_t ci, int64_t co)
+{
+	struct work w = { .conv = { n, side, side, ci, co, 3, 3, 1, 1, 1,
+	    side, side } };
+	double flops = 18.0 * (double)(n * side * side) * (double)(ci * co);
+	size_t need = 0, s;
+	char text[64];
+	int pass;
+
+	for (pass = LPO_FWD; pass <= LPO_BWD_WEIGHT; pass++) {
+		s = be.k->conv_scratch_bytes(&be, (enum lpo_pass)pass, dt,
+		    &w.conv, 1);
+		need = s > need ? s : need;
+	}
+	w.x = buffer(n * side * side * ci);
+	w.w = buffer(9 * ci * co);
+	w.y = buffer(n * side * side * co);
+	w.lse = be.k->alloc(&be, (size_t)(9 * ci * co) * 4);
+	w.scratch = be.k->alloc(&be, need + 64);
+	be.k->zero(&be, w.lse, (size_t)(9 * ci * co) * 4);
+	snprintf(text, sizeof(text), "%lld x %lld @ %lld^2, %lld rows",
+	    (long long)ci, (long long)co, (long long)side, (long long)n);
+	line("conv 3x3", text, flops, best_ms(run_conv, &w));
+	line("conv 3x3 dx", text, flops, best_ms(run_conv_data, &w));
+	line("conv 3x3 dw", text, flops, best_ms(run_conv_weight, &w));
+	release(&w);
+}
+
+static void
+attention(int64_t n, int64_t lq, int64_t lk, int64_t heads, int64_t d)
+{
+	struct work w = { .attn = { n, n, lq, lk, heads, d, heads * d,
+	    heads * d, 0 } };
+	double flops = 4.0 * (double)(n * heads * d) * (double)(lq * lk);
+	int64_t q = n * lq * heads * d, k = n * lk * heads * d;
+	size_t fwd, bwd;
+	char text[64];
+
+	fwd = be.k->attention_scratch_bytes(&be, LPO_FWD, dt, &w.attn);
+	bwd = be.k->attention_scratch_bytes(&be, LPO_BWD_DATA, dt, &w.attn);
+	w.x = buffer(q);
+	w.w = buffer(k);
+	w.y = buffer(k);
+	w.o = buffer(q);
+	w.g1 = buffer(q);
+	w.g2 = buffer(k);
+	w.g3 = buffer(k);
+	w.lse = be.k->alloc(&be, (size_t)(n * heads * lq) * 4);
+	w.scratch = be.k->alloc(&be, (fwd > bwd ? fwd : bwd) + 64);
+	snprintf(text, sizeof(text), "%lld x %lld, %lld heads of %lld",
+	    (long long)lq, (long long)lk, (long long)heads, (long long)d);
+	line("attention", text, flops, best_ms(run_attn, &w));
+	line("attention bwd", text, 2.5 * flops, best_ms(run_attn_bwd, &w));
+	release(&w);
+}
+
+int
+main(int argc, char **argv)
+{
+	int isa = argc > 1 ? lpo_isa_parse(argv[1]) : LPO_ISA_AUTO, i;
+
+	if (isa < 0 || lpo_cpu_open(&be, (enum lpo_isa)isa, 0) < 0) {
+		fprintf(stderr, "ops: no level '%s' here\n",
+		    argc > 1 ? argv[1] : "auto");
+		return 2;
+	}
+	for (i = 0; i < (lpo_cpu_has_bf16(be.isa) ? 2 : 1); i++) {
+		dt = i == 0 ? LPO_F32 : LPO_BF16;
+		ceiling = 0;
+		printf("%s, %s, %d threads; last column: fraction of the "
+		    "first line\n", lpo_isa_name(be.isa), lpo_dtype_name(dt),
+		    be.threads);
+		linear(2048, 2048, 2048);
+		linear(8192, 320, 320);
+		linear(512, 10240, 1280);
+		conv(2, 64, 320, 320);
+		conv(2, 16, 1280, 1280);
+		conv(48, 8, 48, 48);
+		conv(48, 4, 80, 80);
+		attention(2, 4096, 4096, 8, 40);
+		attention(2, 4096, 77, 8, 40);
+		attention(48, 64, 64, 4, 12);
+	}
+	lpo_cpu_close(&be);
+	return 0;
+}
