@@ -2,17 +2,15 @@
  * Reading safetensors: nothing from the header is believed before it is
  * checked, in the reference implementation's order (spec/models.md 1.7).
  */
-#include "lib/io/safetensors.h"
-
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/half.h"
 #include "lib/base/json.h"
+#include "lib/io/safetensors_priv.h"
 
 #define HEADER_LIMIT	100000000
-#define FILES_LIMIT	1000
 
 static const struct {
 	const char *name;
@@ -31,16 +29,20 @@ static const struct {
 };
 #define N_KINDS	((int)(sizeof(kinds) / sizeof(*kinds)))
 
-struct lpo_st {
-	char *path;
-	struct lpo_map *map;	/* one a file; none for memory */
-	int n_maps;
-	json_t **head;		/* headers own the keys */
-	int n_heads;
-	json_t *meta;		/* of the first file, borrowed */
-	struct lpo_st_tensor *t;
-	int64_t n;
-};
+int
+lpo_st_set_dtype(struct lpo_st_tensor *t, const char *name)
+{
+	int k;
+
+	for (k = 0; k < N_KINDS; k++)
+		if (strcmp(kinds[k].name, name) == 0)
+			break;
+	if (k == N_KINDS)
+		return -1;
+	t->dtype = kinds[k].dtype;
+	snprintf(t->dtype_name, sizeof(t->dtype_name), "%s", kinds[k].name);
+	return kinds[k].bits;
+}
 
 /* "[2,3]" */
 static void
@@ -77,21 +79,16 @@ parse_entry(lpo_ctx *c, struct lpo_st_tensor *t, int64_t off[2],
 	const json_t *offs = json_object_get(e, "data_offsets");
 	int64_t bits;
 	size_t i;
-	int k;
+	int per;
 
 	if (!json_is_object(e) || json_object_size(e) != 3 ||
 	    !json_is_string(dtype) || !json_is_array(shape) ||
 	    !json_is_array(offs) || json_array_size(offs) != 2)
 		return lpo_fail(c, LPO_EFORMAT, "%s: '%s' is not exactly "
 		    "dtype, shape and data_offsets", file, t->key);
-	for (k = 0; k < N_KINDS; k++)
-		if (strcmp(kinds[k].name, json_string_value(dtype)) == 0)
-			break;
-	if (k == N_KINDS)
+	if ((per = lpo_st_set_dtype(t, json_string_value(dtype))) < 0)
 		return lpo_fail(c, LPO_EFORMAT, "%s: '%s' has unknown dtype "
 		    "'%.40s'", file, t->key, json_string_value(dtype));
-	t->dtype = kinds[k].dtype;
-	snprintf(t->dtype_name, sizeof(t->dtype_name), "%s", kinds[k].name);
 	if (json_array_size(shape) > LPO_ST_DIMS)
 		return lpo_fail(c, LPO_EFORMAT, "%s: '%s' has more than %d "
 		    "dimensions", file, t->key, LPO_ST_DIMS);
@@ -102,7 +99,7 @@ parse_entry(lpo_ctx *c, struct lpo_st_tensor *t, int64_t off[2],
 		    __builtin_mul_overflow(t->count, t->shape[i], &t->count))
 			return lpo_fail(c, LPO_EFORMAT, "%s: '%s' has an "
 			    "impossible shape", file, t->key);
-	if (__builtin_mul_overflow(t->count, (int64_t)kinds[k].bits, &bits) ||
+	if (__builtin_mul_overflow(t->count, (int64_t)per, &bits) ||
 	    bits % 8 != 0)
 		return lpo_fail(c, LPO_EFORMAT, "%s: '%s' has an impossible "
 		    "size", file, t->key);
@@ -190,8 +187,8 @@ parse_header(lpo_ctx *c, json_t **head, size_t *data_at, const uint8_t *p,
 	    file);
 }
 
-static int
-add_file(lpo_ctx *c, lpo_st *st, const uint8_t *p, size_t bytes,
+int
+lpo_st_add_safetensors(lpo_ctx *c, lpo_st *st, const uint8_t *p, size_t bytes,
     const char *file)
 {
 	struct lpo_st_tensor *grown, *t;
@@ -250,27 +247,8 @@ by_key(const void *a, const void *b)
 	    ((const struct lpo_st_tensor *)b)->key);
 }
 
-static int
-st_new(lpo_ctx *c, lpo_st **out, const char *path, int files)
-{
-	lpo_st *st = lpo_alloc(c, 1, sizeof(*st));
-
-	*out = NULL;
-	if (st == NULL)
-		return LPO_ENOMEM;
-	st->map = lpo_alloc(c, (size_t)files, sizeof(*st->map));
-	st->head = lpo_alloc(c, (size_t)files, sizeof(*st->head));
-	st->path = lpo_strdup(c, path);
-	if (st->map == NULL || st->head == NULL || st->path == NULL) {
-		lpo_st_close(st);
-		return LPO_ENOMEM;
-	}
-	*out = st;
-	return 0;
-}
-
-static int
-st_finish(lpo_ctx *c, lpo_st *st)
+int
+lpo_st_finish(lpo_ctx *c, lpo_st *st)
 {
 	int64_t i;
 
@@ -278,187 +256,9 @@ st_finish(lpo_ctx *c, lpo_st *st)
 		qsort(st->t, (size_t)st->n, sizeof(*st->t), by_key);
 	for (i = 1; i < st->n; i++)
 		if (strcmp(st->t[i - 1].key, st->t[i].key) == 0)
-			return lpo_fail(c, LPO_EFORMAT, "%s: '%s' is in two "
-			    "files", st->path, st->t[i].key);
+			return lpo_fail(c, LPO_EFORMAT, "%s: '%s' is there "
+			    "twice", st->path, st->t[i].key);
 	return 0;
-}
-
-static int
-add_path(lpo_ctx *c, lpo_st *st, const char *path)
-{
-	struct lpo_map *m = &st->map[st->n_maps];
-	int rc = lpo_map_open(c, m, path);
-
-	if (rc != 0)
-		return rc;
-	st->n_maps++;
-	return add_file(c, st, m->data, m->bytes, path);
-}
-
-/* Every key of the index must be in the shard it names. */
-static int
-check_weight_map(lpo_ctx *c, const lpo_st *st, json_t *map)
-{
-	const char *key;
-	json_t *v;
-
-	json_object_foreach(map, key, v)
-		if (lpo_st_find(st, key) == NULL)
-			return lpo_fail(c, LPO_EFORMAT, "%s: '%s' is not in "
-			    "'%s'", st->path, key, json_string_value(v));
-	return 0;
-}
-
-static int
-open_index(lpo_ctx *c, lpo_st **out, const char *path)
-{
-	json_t *index = NULL, *map, *files = NULL, *v;
-	char *dir = lpo_dirname(c, path), *full;
-	const char *key, *name;
-	lpo_st *st = NULL;
-	int rc = dir == NULL ? LPO_ENOMEM :
-	    lpo_json_load_file(c, &index, path, HEADER_LIMIT);
-
-	if (rc != 0)
-		goto out;
-	map = json_object_get(index, "weight_map");
-	if ((files = json_object()) == NULL || !json_is_object(map)) {
-		rc = files == NULL ? lpo_fail(c, LPO_ENOMEM, "out of memory") :
-		    lpo_fail(c, LPO_EFORMAT, "%s: no weight_map", path);
-		goto out;
-	}
-	json_object_foreach(map, key, v) {
-		name = json_string_value(v);
-		if (name == NULL || *name == '\0' || strchr(name, '/') ||
-		    strchr(name, '\\') || strstr(name, "..")) {
-			rc = lpo_fail(c, LPO_EFORMAT, "%s: '%s' is in a file "
-			    "with an unsafe name", path, key);
-			goto out;
-		}
-		if ((rc = lpo_json_set(c, files, name, json_true())) != 0)
-			goto out;
-	}
-	if (json_object_size(files) > FILES_LIMIT) {
-		rc = lpo_fail(c, LPO_EFORMAT, "%s: more than %d files", path,
-		    FILES_LIMIT);
-		goto out;
-	}
-	rc = st_new(c, &st, path, (int)json_object_size(files));
-	if (rc != 0)
-		goto out;
-	json_object_foreach(files, key, v) {
-		full = lpo_path_join(c, dir, key);
-		rc = full == NULL ? LPO_ENOMEM : add_path(c, st, full);
-		lpo_free(full);
-		if (rc != 0)
-			goto out;
-	}
-	if ((rc = st_finish(c, st)) != 0 ||
-	    (rc = check_weight_map(c, st, map)) != 0)
-		goto out;
-	*out = st;
-	st = NULL;
-out:
-	json_decref(index);
-	json_decref(files);
-	lpo_free(dir);
-	lpo_st_close(st);
-	return rc;
-}
-
-int
-lpo_st_open(lpo_ctx *c, lpo_st **out, const char *path)
-{
-	size_t n = strlen(path);
-	int rc;
-
-	*out = NULL;
-	if (n > 5 && strcmp(path + n - 5, ".json") == 0)
-		return open_index(c, out, path);
-	if ((rc = st_new(c, out, path, 1)) != 0)
-		return rc;
-	if ((rc = add_path(c, *out, path)) == 0 &&
-	    (rc = st_finish(c, *out)) == 0)
-		return 0;
-	lpo_st_close(*out);
-	*out = NULL;
-	return rc;
-}
-
-int
-lpo_st_open_memory(lpo_ctx *c, lpo_st **out, const void *data, size_t bytes,
-    const char *name)
-{
-	int rc;
-
-	if ((rc = st_new(c, out, name, 1)) != 0)
-		return rc;
-	if ((rc = add_file(c, *out, data, bytes, name)) == 0 &&
-	    (rc = st_finish(c, *out)) == 0)
-		return 0;
-	lpo_st_close(*out);
-	*out = NULL;
-	return rc;
-}
-
-void
-lpo_st_close(lpo_st *st)
-{
-	int i;
-
-	if (st == NULL)
-		return;
-	for (i = 0; i < st->n_maps; i++)
-		lpo_map_close(&st->map[i]);
-	for (i = 0; i < st->n_heads; i++)
-		json_decref(st->head[i]);
-	lpo_free(st->map);
-	lpo_free(st->head);
-	lpo_free(st->t);
-	lpo_free(st->path);
-	lpo_free(st);
-}
-
-/* The names models.md 1.8 lists, in their order. */
-int
-lpo_st_open_stem(lpo_ctx *c, lpo_st **out, const char *dir, const char *stem,
-    const char *variant)
-{
-	const char *v = variant ? variant : "", *dot = variant ? "." : "";
-	char *name[5] = { NULL }, *full = NULL;
-	int i, rc = LPO_ENOMEM, there = 0;
-
-	*out = NULL;
-	name[0] = lpo_asprintf(c, "%s.safetensors.index%s%s.json", stem, dot,
-	    v);
-	name[1] = lpo_asprintf(c, "%s.safetensors%s%s.index.json", stem, dot,
-	    v);
-	name[2] = lpo_asprintf(c, "%s%s%s.safetensors", stem, dot, v);
-	name[3] = lpo_asprintf(c, "%s%s%s.bin", stem, dot, v);
-	name[4] = lpo_asprintf(c, "%s.bin.index%s%s.json", stem, dot, v);
-	for (i = 0; i < 5; i++)
-		if (name[i] == NULL)
-			goto out;
-	for (i = 0; i < 5 && !there; i++) {
-		lpo_free(full);
-		if ((full = lpo_path_join(c, dir, name[i])) == NULL)
-			goto out;
-		there = lpo_file_exists(full);
-	}
-	if (there && i <= 3)
-		rc = lpo_st_open(c, out, full);
-	else if (there)
-		rc = lpo_fail(c, LPO_ENOTFOUND, "'%s' is a pickle; convert it "
-		    "to '%s' with save_pretrained(safe_serialization=True)",
-		    full, name[2]);
-	else
-		rc = lpo_fail(c, LPO_ENOTFOUND, "no '%s' in '%s'", name[2],
-		    dir);
-out:
-	for (i = 0; i < 5; i++)
-		lpo_free(name[i]);
-	lpo_free(full);
-	return rc;
 }
 
 int64_t

@@ -1,7 +1,7 @@
 /*
- * safetensors (spec/models.md 1.7, 1.8): a mapped reader that checks the whole
- * header before a tensor is used, and a writer whose bytes depend on the
- * content only.
+ * Files of tensors: safetensors (spec/models.md 1.7, 1.8) and what torch.save
+ * writes (8), mapped, and checked whole before a tensor is used; and a writer
+ * of safetensors whose bytes depend on the content only.
  */
 #ifndef LPO_IO_SAFETENSORS_H
 #define LPO_IO_SAFETENSORS_H
@@ -34,7 +34,11 @@ struct lpo_st_tensor {
 typedef struct lpo_st lpo_st;
 
 /*
- * A .safetensors file, or an index (.json) with all its shards.
+ * A .safetensors file, what torch.save wrote (a zip: .bin, .pt, .pth), or an
+ * index (.json) with all its shards.  Dicts in a torch file are flattened with
+ * "." between their keys, and one called state_dict, if there is one at the
+ * top, is taken alone; numbers are tensors without dimensions (F64, I64,
+ * BOOL), everything else is passed over.  Nothing in a file is ever called.
  * LPO_EFORMAT names what is wrong; LPO_ENOTFOUND: no such file.
  */
 int	 lpo_st_open(lpo_ctx *, lpo_st **, const char *path);
@@ -42,11 +46,13 @@ int	 lpo_st_open(lpo_ctx *, lpo_st **, const char *path);
 int	 lpo_st_open_memory(lpo_ctx *, lpo_st **, const void *, size_t bytes,
 	    const char *name);
 /*
- * DIR/STEM.safetensors with the precedence of models.md 1.8: index, then
- * file; `variant` ("fp16") may be NULL.  Where only STEM.bin is there the
- * message says how to get safetensors.
+ * DIR/STEM with the precedence of models.md 1.8: index, then file, of
+ * safetensors, then of .bin; `variant` ("fp16") may be NULL.
  */
 int	 lpo_st_open_stem(lpo_ctx *, lpo_st **, const char *dir,
+	    const char *stem, const char *variant);
+/* The file that would be opened, or LPO_ENOTFOUND; lpo_free() it. */
+int	 lpo_st_stem_path(lpo_ctx *, char **path, const char *dir,
 	    const char *stem, const char *variant);
 void	 lpo_st_close(lpo_st *);		/* NULL is fine */
 

@@ -48,9 +48,10 @@ int	 lpo_lrm_new(lpo_ctx *, lpo_backend *, lpo_lrm **,
 	    const struct lpo_lrm_config *cfg, const char *text_projection,
 	    uint64_t seed);
 /*
- * An LRM folder: ours (lrm.json, state_dict.safetensors) or an official one
- * whose state_dict.pt was converted (the error says how).  model_dir: where tokenizer(s), and encoders of a run with
- * a frozen text side, are looked for when the folder lacks them; may be NULL.
+ * An LRM folder, ours or one of the official code, which has no lrm.json:
+ * unet/, text_encoder[_2]/, state_dict.pt (or .safetensors).  model_dir: where
+ * tokenizer(s), and encoders of a run with a frozen text side, are looked for
+ * when the folder lacks them; may be NULL.
  * cfg: values given by the user (NULL: none), which win over lrm.json's; a
  * guidance other than it was trained with is said by lpo_notice().  Without
  * lrm.json what is not given has the paper's value, said likewise.

@@ -437,28 +437,7 @@ fill_head(lpo_lrm *m, const lpo_st *st)
 	return t == NULL ? 0 : import_tensor(m, m->text.w, t);
 }
 
-/* The official code writes a pickle: say how to turn it into what is read. */
-static int
-only_pickle(lpo_lrm *m, const char *dir)
-{
-	char *path = lpo_path_join(m->ctx, dir, "state_dict.pt");
-	int rc = 0;
-
-	if (path == NULL)
-		return LPO_ENOMEM;
-	if (lpo_file_exists(path))
-		rc = lpo_fail(m->ctx, LPO_EFORMAT, "'%s' is a pickle, which "
-		    "is not read; once, in that folder: python3 -c \"import "
-		    "torch; from safetensors.torch import save_file as w; "
-		    "d = torch.load('state_dict.pt'); "
-		    "o = {k + '.weight': d[k]['weight'].contiguous() for k in "
-		    "d if k != 'logit_scale'}; "
-		    "o['logit_scale'] = torch.tensor(float(d['logit_scale'])); "
-		    "w(o, 'state_dict.safetensors')\"", path);
-	lpo_free(path);
-	return rc;
-}
-
+/* What the official code writes; or the same in safetensors. */
 static int
 load_head(lpo_lrm *m, const char *dir)
 {
@@ -466,12 +445,12 @@ load_head(lpo_lrm *m, const char *dir)
 	lpo_st *st = NULL;
 	int rc;
 
+	if (path != NULL && !lpo_file_exists(path)) {
+		lpo_free(path);
+		path = lpo_path_join(m->ctx, dir, "state_dict.pt");
+	}
 	if (path == NULL)
 		return LPO_ENOMEM;
-	if (!lpo_file_exists(path) && (rc = only_pickle(m, dir)) < 0) {
-		lpo_free(path);
-		return rc;
-	}
 	if ((rc = lpo_st_open(m->ctx, &st, path)) == 0 &&
 	    (rc = fill_head(m, st)) < 0)
 		lpo_fail_prefix(m->ctx, "%s", path);
