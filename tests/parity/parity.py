@@ -1,0 +1,168 @@
+"""What the checks of this folder share: running programs, and one rule.
+
+A check is a script here that ends with `parity.run(main)`.  Its main() calls
+
+    check(what, model, ours, truth, own)   numbers, by the rule below
+    equal(what, model, ours, theirs)       things that must be the same
+    skip(what, why)                        what this machine cannot show
+
+as often as it likes; rows of one `what` become one line of the table, which
+names the worst of them.  Alone, a script prints its own table; tests/parity/run
+collects the rows of all.
+
+The rule, for each tensor: the largest absolute error against float64 is at
+most 4 times the largest error of torch's own float32 (or bfloat16, where that
+is compared) plus 1e-5 times the largest value.
+
+usage: parity.py ROWS      print the table of a file of rows
+"""
+import json
+import os
+import subprocess
+import sys
+import tempfile
+import traceback
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+BIN = os.environ.get("PARITY_BIN", os.path.join(ROOT, "bin"))
+_scratch = tempfile.TemporaryDirectory(prefix="lpo-parity-")
+WORK = _scratch.name
+rows = []
+
+
+def path(name):
+    """A path in this check's scratch folder, which goes away with it."""
+    return os.path.join(WORK, name)
+
+
+def tool(*args, **kw):
+    """Run a program, e.g. tool("lpo-lrm", "-m", m); its standard output."""
+    done = subprocess.run([os.path.join(BIN, args[0]), *map(str, args[1:])],
+                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
+                          **kw)
+    if done.returncode != 0:
+        err = done.stderr
+        raise RuntimeError(f"{args[0]} left with {done.returncode}: "
+                           f"{err if isinstance(err, str) else err.decode()}")
+    return done.stdout
+
+
+def probe(component, tensors=None, *args, model=None, precision="f32"):
+    """lpo-probe: a dictionary of tensors in, one out."""
+    from safetensors.torch import load_file, save_file
+    line = ["lpo-probe", "-c", component, "-o", path("out"), "--precision",
+            precision, *args]
+    if model is not None:
+        line += ["-m", model]
+    if tensors is not None:
+        # clones: safetensors refuses tensors that share memory
+        save_file({k: v.detach().contiguous().clone()
+                   for k, v in tensors.items()}, path("in"))
+        line += ["-i", path("in")]
+    tool(*line)
+    return load_file(path("out"))
+
+
+def add(what, model, error, own, limit, note=""):
+    """A row of figures; NaN is outside every limit."""
+    ok = bool(error <= limit)
+    ratio = error / limit if limit > 0 else (0.0 if error == 0 else 1e9)
+    rows.append(dict(what=what, model=model, error=error, own=own,
+                     limit=limit, ratio=ratio, ok=ok, note=note))
+    if not ok:
+        print(f"  {what}, {model}: {note}: {error:.3g} > {limit:.3g}",
+              file=sys.stderr)
+    return ok
+
+
+def check(what, model, ours, truth, own):
+    """Tensors or dictionaries of them: ours, torch's f64, torch's f32."""
+    import torch
+    if not isinstance(truth, dict):
+        ours, truth, own = {"": ours}, {"": truth}, {"": own}
+    ok = True
+    for key, t in truth.items():
+        if key not in ours or ours[key].shape != t.shape:
+            seen = ours[key].shape if key in ours else "absent"
+            ok = add(what, model, float("nan"), 0, 0,
+                     f"{key}: {seen} for {tuple(t.shape)}")
+            continue
+        t = t.detach().double()
+        error = (ours[key].detach().double() - t).abs().max().item()
+        mine = (own[key].detach().double() - t).abs().max().item()
+        if not torch.isfinite(t).all():
+            error = float("nan")
+        ok &= add(what, model, error, mine,
+                  4 * mine + 1e-5 * t.abs().max().item(), key)
+    return ok
+
+
+def equal(what, model, ours, theirs, note=""):
+    """Things that must be the same: ids, bytes, lists, tensors."""
+    import torch
+    if isinstance(theirs, torch.Tensor):
+        same = ours.shape == theirs.shape and bool((ours == theirs).all())
+    else:
+        same = ours == theirs
+    return add(what, model, 0.0 if same else 1.0, 0.0, 0.0, note)
+
+
+def skip(what, why):
+    """What cannot be shown here."""
+    rows.append(dict(what=what, skip=why))
+
+
+def both(function):
+    """function(dtype) in float64 and in float32: (truth, own)."""
+    import torch
+    return function(torch.float64), function(torch.float32)
+
+
+def table(some):
+    """Print rows, one line a `what`; how many of them failed."""
+    lines, failed = [], 0
+    for what in dict.fromkeys(r["what"] for r in some):
+        mine = [r for r in some if r["what"] == what]
+        if "skip" in mine[0]:
+            lines.append((what, "", "", "", "", "", "",
+                          "skipped: " + mine[0]["skip"]))
+            continue
+        worst = max(mine, key=lambda r: (not r["ok"], r["ratio"]))
+        bad = sum(not r["ok"] for r in mine)
+        failed += bad
+        verdict = "ok" if bad == 0 else f"FAIL ({bad})"
+        if bad:
+            verdict += f" {worst['model']} {worst['note']}"
+        lines.append((what, str(len({r["model"] for r in mine})),
+                      str(len(mine)), f"{worst['error']:.2e}",
+                      f"{worst['own']:.2e}", f"{worst['limit']:.2e}",
+                      f"{worst['ratio']:.3f}", verdict))
+    head = ("what", "models", "values", "|error|", "torch's", "limit",
+            "ratio", "verdict")
+    width = [max(len(x[i]) for x in [head] + lines) for i in range(8)]
+    for x in [head] + lines:
+        print("  ".join(c.ljust(w) if i in (0, 7) else c.rjust(w)
+                        for i, (c, w) in enumerate(zip(x, width))).rstrip())
+    return failed
+
+
+def run(main):
+    """A check's last line: main(), the table, the exit status."""
+    name = os.path.basename(sys.argv[0])
+    try:
+        main()
+    except Exception as e:                  # a row, so that it is seen
+        traceback.print_exc()
+        add(name, "", float("nan"), 0, 0, f"{type(e).__name__}: {e}")
+    to = os.environ.get("PARITY_ROWS")
+    if to:
+        with open(to, "a", encoding="utf8") as f:
+            f.writelines(json.dumps(r) + "\n" for r in rows)
+        sys.exit(any(not r.get("ok", True) for r in rows))
+    sys.exit(table(rows) > 0)
+
+
+if __name__ == "__main__":
+    with open(sys.argv[1], encoding="utf8") as lines:
+        sys.exit(table([json.loads(line) for line in lines]) > 0)
