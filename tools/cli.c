@@ -10,6 +10,7 @@
 #include <omp.h>
 #include <sqlite3.h>
 
+#include "lib/base/file.h"
 #include "tools/cli_priv.h"
 
 /* ------------------------------------------------------------- signals */
@@ -163,6 +164,14 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 		return lpo_cli_usage(cli, "--isa: no level '%s'", cli->o.isa);
 	if (cli->o.quiet)
 		cli->o.no_progress = 1;
+	if (cli->o.variant == NULL)
+		return 0;
+	if (*cli->o.variant == '\0' || strchr(cli->o.variant, '/') != NULL)
+		return lpo_cli_usage(cli, "--variant: '%s' is no part of a "
+		    "file's name", cli->o.variant);
+	/* in the id only where it is given, as most runs have none */
+	lpo_cli_resolved(cli, "variant", json_string(cli->o.variant));
+	lpo_ctx_set_variant(cli->ctx, cli->o.variant);
 	return 0;
 }
 
@@ -331,12 +340,56 @@ lpo_cli_memory(const lpo_cli *cli)
 	return best;
 }
 
+/* 1 if a file in the folder is of the variant: NAME.fp16.x, NAME.fp16-00001. */
+static int
+has_variant(lpo_cli *cli, const char *dir)
+{
+	const char *v = cli->o.variant, *at;
+	char **names = NULL;
+	int64_t i, n = 0;
+	size_t len = strlen(v);
+	int found = 0;
+
+	if (!lpo_is_dir(dir) || lpo_dir_list(cli->ctx, &names, &n, dir) != 0)
+		return 0;
+	for (i = 0; i < n; i++)
+		for (at = names[i]; (at = strchr(at, '.')) != NULL; at++)
+			if (strncmp(at + 1, v, len) == 0 &&
+			    (at[1 + len] == '.' || at[1 + len] == '-'))
+				found = 1;
+	lpo_names_free(names, n);
+	return found;
+}
+
+/* A part may lack the variant, as most do; a name that none has is a slip. */
+static int
+check_variant(lpo_cli *cli)
+{
+	static const char *const part[] = { "unet", "vae", "text_encoder",
+	    "text_encoder_2" };
+	char *dir;
+	size_t i;
+	int found = 0;
+
+	for (i = 0; i < sizeof part / sizeof *part && !found; i++) {
+		dir = lpo_path_join(cli->ctx, cli->o.model, part[i]);
+		if (dir == NULL)
+			return LPO_ENOMEM;
+		found = has_variant(cli, dir);
+		lpo_free(dir);
+	}
+	if (found || !lpo_is_dir(cli->o.model))
+		return 0;
+	return lpo_fail(cli->ctx, LPO_ENOTFOUND, "no part of '%s' has files "
+	    "of variant '%s'", cli->o.model, cli->o.variant);
+}
+
 int
 lpo_cli_need_model(lpo_cli *cli)
 {
 	if (cli->o.model == NULL)
 		return lpo_cli_usage(cli, "no model: give -m DIR");
-	return 0;
+	return cli->o.variant != NULL ? check_variant(cli) : 0;
 }
 
 int

@@ -79,7 +79,7 @@ enum lpo_cli_precision { LPO_PREC_AUTO, LPO_PREC_F32, LPO_PREC_BF16 };
 
 /* Values of the common options; read only for tools except as said. */
 struct lpo_cli_common {
-	const char *model, *output, *db, *device;
+	const char *model, *variant, *output, *db, *device;
 	int precision;		/* enum lpo_cli_precision */
 	const char *isa;	/* NULL: the best */
 	int64_t threads;	/* 0: all this process may use */
@@ -202,7 +202,10 @@ int	 lpo_cli_threads(lpo_cli *);
 int64_t	 lpo_cli_memory(const lpo_cli *);
 /* "MODEL/part" where -m was given; usage error without. Freed by lpo_free. */
 int	 lpo_cli_model_part(lpo_cli *, char **path, const char *part);
-/* LPO_CLI_USAGE, said, when -m is missing. */
+/*
+ * LPO_CLI_USAGE, said, when -m is missing; an error when no part of the model
+ * has files of --variant.
+ */
 int	 lpo_cli_need_model(lpo_cli *);
 
 /* ---- the life of a run */

@@ -20,6 +20,8 @@ const struct lpo_cli_option lpo_cli_common_rows[] = {
 	  0, 0 },
 	COMMON("model", 'm', "DIR", LPO_CLI_STRING, model, 0,
 	    "diffusers folder"),
+	COMMON("variant", 0, "NAME", LPO_CLI_STRING, variant, 0,
+	    "the model's files of this name, such as fp16, where it has any"),
 	COMMON("output", 'o', "PATH", LPO_CLI_STRING, output, 0,
 	    "file, folder or shard pattern with one %d; '-' is stdout"),
 	COMMON("db", 0, "FILE", LPO_CLI_STRING, db, 0,

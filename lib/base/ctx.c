@@ -18,6 +18,7 @@ struct lpo_ctx {
 	void (*notice)(void *, const char *);
 	void *notice_arg;
 	const volatile sig_atomic_t *stop;
+	const char *variant;
 };
 
 static _Atomic long fail_at = -1;
@@ -151,6 +152,18 @@ int
 lpo_ctx_stopped(const lpo_ctx *c)
 {
 	return c->stop != NULL && *c->stop != 0;
+}
+
+void
+lpo_ctx_set_variant(lpo_ctx *c, const char *name)
+{
+	c->variant = name;
+}
+
+const char *
+lpo_ctx_variant(const lpo_ctx *c)
+{
+	return c->variant;
 }
 
 void *

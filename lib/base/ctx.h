@@ -48,6 +48,13 @@ void	 lpo_ctx_stop_flag(lpo_ctx *, const volatile sig_atomic_t *);
 int	 lpo_ctx_stopped(const lpo_ctx *);
 
 /*
+ * Which files to take where a model folder has several: "fp16", "non_ema"; NULL
+ * (the default): the plain ones.  Borrowed; lib/model/weights.h heeds it.
+ */
+void	 lpo_ctx_set_variant(lpo_ctx *, const char *name);
+const char *lpo_ctx_variant(const lpo_ctx *);
+
+/*
  * The only callers of malloc in the project.  lpo_alloc gives zeroed memory
  * aligned to 64 bytes; NULL with LPO_ENOMEM stored when there is none, also
  * for count * size overflowing.  lpo_realloc keeps the bytes (no zeroing,

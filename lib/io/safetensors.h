@@ -51,7 +51,7 @@ int	 lpo_st_open_memory(lpo_ctx *, lpo_st **, const void *, size_t bytes,
  */
 int	 lpo_st_open_stem(lpo_ctx *, lpo_st **, const char *dir,
 	    const char *stem, const char *variant);
-/* The file that would be opened, or LPO_ENOTFOUND; lpo_free() it. */
+/* The file that would be opened, lpo_free() it; NULL: there is none. */
 int	 lpo_st_stem_path(lpo_ctx *, char **path, const char *dir,
 	    const char *stem, const char *variant);
 void	 lpo_st_close(lpo_st *);		/* NULL is fine */
@@ -90,6 +90,9 @@ int	 lpo_stw_add(lpo_stw *, const char *key, enum lpo_dtype dt, int ndim,
 /* f32 data, stored as F32, F16 or BF16 (rounded to nearest even). */
 int	 lpo_stw_add_f32(lpo_stw *, const char *key, enum lpo_dtype stored,
 	    int ndim, const int64_t *shape, const float *data);
+/* Another file's tensor, borrowed with its file, stored likewise. */
+int	 lpo_stw_add_tensor(lpo_stw *, const char *key, enum lpo_dtype stored,
+	    const struct lpo_st_tensor *);
 int	 lpo_stw_write(lpo_stw *, const char *path);	/* atomic; "-" stdout */
 int	 lpo_stw_write_out(lpo_stw *, lpo_out *);
 void	 lpo_stw_free(lpo_stw *);		/* NULL is fine */

@@ -226,8 +226,7 @@ lpo_st_stem_path(lpo_ctx *c, char **out, const char *dir, const char *stem,
 		lpo_free(full);
 		full = NULL;
 	}
-	return lpo_fail(c, LPO_ENOTFOUND, "no '%s%s%s.safetensors' in '%s'",
-	    stem, variant ? "." : "", variant ? variant : "", dir);
+	return 0;
 }
 
 int
@@ -240,6 +239,10 @@ lpo_st_open_stem(lpo_ctx *c, lpo_st **out, const char *dir, const char *stem,
 	*out = NULL;
 	if ((rc = lpo_st_stem_path(c, &path, dir, stem, variant)) != 0)
 		return rc;
+	if (path == NULL)
+		return lpo_fail(c, LPO_ENOTFOUND, "no '%s%s%s.safetensors' in "
+		    "'%s'", stem, variant ? "." : "", variant ? variant : "",
+		    dir);
 	rc = lpo_st_open(c, out, path);
 	lpo_free(path);
 	return rc;

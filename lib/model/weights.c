@@ -5,8 +5,6 @@
 #include <stdlib.h>
 #include <string.h>
 
-#include "lib/io/safetensors.h"
-
 #define KEY_MAX 512
 
 const char *
@@ -104,6 +102,28 @@ index_keys(lpo_weights *w, int (*rename)(char *, size_t, const char *))
 }
 
 int
+lpo_weights_file(lpo_ctx *c, lpo_st **out, const char *dir, const char *stem)
+{
+	const char *variant = lpo_ctx_variant(c);
+	char *path = NULL;
+	int rc;
+
+	*out = NULL;
+	if (variant == NULL)
+		return lpo_st_open_stem(c, out, dir, stem, NULL);
+	if ((rc = lpo_st_stem_path(c, &path, dir, stem, variant)) != 0)
+		return rc;
+	if (path == NULL) {
+		lpo_notice(c, "'%s' has no %s files: the plain ones are used",
+		    dir, variant);
+		return lpo_st_open_stem(c, out, dir, stem, NULL);
+	}
+	rc = lpo_st_open(c, out, path);
+	lpo_free(path);
+	return rc;
+}
+
+int
 lpo_weights_open(lpo_ctx *c, lpo_weights **out, lpo_params *params,
     struct lpo_pool *pool, const char *dir, const char *stem,
     int (*rename)(char *, size_t, const char *))
@@ -117,7 +137,7 @@ lpo_weights_open(lpo_ctx *c, lpo_weights **out, lpo_params *params,
 	w->ctx = c;
 	w->params = params;
 	w->pool = pool;
-	if ((rc = lpo_st_open_stem(c, &w->st, dir, stem, NULL)) < 0 ||
+	if ((rc = lpo_weights_file(c, &w->st, dir, stem)) < 0 ||
 	    (rc = index_keys(w, rename)) < 0) {
 		lpo_weights_close(w);
 		return rc;

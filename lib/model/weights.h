@@ -5,6 +5,7 @@
 #ifndef LPO_MODEL_WEIGHTS_H
 #define LPO_MODEL_WEIGHTS_H
 
+#include "lib/io/safetensors.h"
 #include "lib/nn/param.h"
 
 /* Module paths, which layers point to for as long as the model lives. */
@@ -18,10 +19,17 @@ const char *lpo_pool_add(lpo_ctx *, struct lpo_pool *, const char *fmt, ...)
 	    __attribute__((format(printf, 3, 4)));
 void	 lpo_pool_free(struct lpo_pool *);
 
+/*
+ * DIR/STEM by lpo_st_open_stem(), of the context's variant; a part of the
+ * model without files of that variant has the plain ones, said by a notice.
+ */
+int	 lpo_weights_file(lpo_ctx *, lpo_st **, const char *dir,
+	    const char *stem);
+
 typedef struct lpo_weights lpo_weights;
 
 /*
- * Open DIR/STEM.safetensors or its shards, for parameters of `params` and
+ * Open DIR/STEM by lpo_weights_file(), for parameters of `params` and
  * names in `pool` (both outlive it).  A leading "module." is dropped from the
  * keys; then `rename`, if given, writes a key's present-day spelling to out
  * (at most cap bytes with the NUL) and returns 1, or returns 0 to keep it.

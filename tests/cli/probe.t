@@ -52,6 +52,23 @@ probe -c vae-encode -i "$dir/i.st" -o "$dir/m2.st" -j 1 --isa avx2 ||
     cp "$dir/m.st" "$dir/m2.st"
 is "$(shape "$dir/m2.st" moments)" "[1,8,8,8]" "another level, one thread"
 
+# ---- variants of weights, and pickles
+mkdir "$dir/m"
+cp -r "$model"/* "$dir/m/"
+mv "$dir/m/vae/diffusion_pytorch_model.safetensors" \
+    "$dir/m/vae/diffusion_pytorch_model.fp16.safetensors"
+vae() {
+	status "$bin/lpo-probe" -m "$dir/m" --precision f32 -c vae-encode \
+	    -i "$dir/i.st" -o "$dir/v.st" --force "$@"
+}
+is "$(vae)" 1 "no plain file"
+is "$(vae --variant fp16)" 0 "--variant fp16"
+same "$dir/v.st" "$dir/m.st" "the same weights, the same moments"
+is "$(vae --variant fp8)" 1 "a variant that no part has"
+grep -q "no part of .* 'fp8'" "$dir/err"
+ok $? "says so"
+is "$(vae --variant a/b)" 2 "a variant is no path"
+
 # ---- zeros through the rest
 st "$dir/z.st" '{"latent":{"dtype":"F32","shape":[2,4,8,8],"data_offsets":[0,2048]}}' 2048
 probe -c vae-decode -i "$dir/z.st" -o "$dir/o.st"

@@ -2,6 +2,7 @@
  * What the model loaders accept and what they refuse, with which words; LoRA
  * files likewise; and every allocation failing once.
  */
+#include "lib/io/torch.h"
 #include "lib/model/clip.h"
 #include "lib/model/config.h"
 #include "lib/model/lora.h"
@@ -145,6 +146,17 @@ test_weights(struct golden *g)
 	ok(open_weights(g, &r) == 0 && lpo_weights_has(r.w, "a.weight"),
 	    "by an index: %s", lpo_errmsg(g->c));
 	close_weights(&r);
+	/* a variant where it is there, the plain files and a word where not */
+	write_weights(g, "w.fp16.safetensors", "only.fp16");
+	lpo_ctx_set_variant(g->c, "fp16");
+	ok(open_weights(g, &r) == 0 && lpo_weights_has(r.w, "only.fp16") &&
+	    notice[0] == '\0', "a variant: %s%s", notice, lpo_errmsg(g->c));
+	close_weights(&r);
+	lpo_ctx_set_variant(g->c, "non_ema");
+	ok(open_weights(g, &r) == 0 && !lpo_weights_has(r.w, "only.fp16") &&
+	    strstr(notice, "non_ema"), "absent: %s", notice);
+	close_weights(&r);
+	lpo_ctx_set_variant(g->c, NULL);
 	g_write_text(g->c, g->tmp, "w.safetensors.index.json",
 	    "{\"weight_map\": {\"a.weight\": \"../w.safetensors\"}}");
 	ok(open_weights(g, &r) == LPO_EFORMAT, "a shard elsewhere: %s",
@@ -270,6 +282,33 @@ load_lora(struct golden *g, lpo_unet *u, const struct tensor *t, int n)
 	return rc;
 }
 
+/* PEFT's keys without a prefix, as LPO's checkpoints have them, in a .bin. */
+static int
+load_lora_pickle(struct golden *g, lpo_unet *u, const struct tensor *t, int n)
+{
+	static float x[4096];
+	struct lpo_torch_item it[4];
+	lpo_lora_set *s = NULL;
+	char path[128], outer[4][256];
+	int i, rc;
+
+	snprintf(path, sizeof(path), "%s/pytorch_lora_weights.bin", g->tmp);
+	lpo_clear(g->c);
+	notice[0] = '\0';
+	for (i = 0; i < n; i++) {
+		snprintf(outer[i], sizeof(outer[i]), "%.*s",
+		    (int)(strlen(t[i].key) - strlen(".weight")), t[i].key);
+		it[i] = (struct lpo_torch_item){ outer[i], "weight",
+		    t[i].rank, t[i].shape, x };
+	}
+	if ((rc = lpo_torch_write(g->c, path, it, n)) == 0 &&
+	    (rc = lpo_lora_load(g->c, &s, u, path, 1, 0)) == 0 &&
+	    lpo_lora_rank(s) != t[0].shape[0])
+		rc = -1;
+	lpo_lora_free(s);
+	return rc;
+}
+
 #define Q "down_blocks.0.attentions.0.transformer_blocks.0.attn1.to_q"
 #define KQ "lora_unet_down_blocks_0_attentions_0_transformer_blocks_0_" \
     "attn1_to_q"
@@ -294,12 +333,20 @@ test_lora(struct golden *g, lpo_unet *u)
 		{ KQ ".hada_w1_a", 2, { 3, 16 } },
 		{ KQ ".alpha", 1, { 1 } }
 	};
+	static const struct tensor bare[] = {
+		{ Q ".lora_A.weight", 2, { 3, 16 } },
+		{ Q ".lora_B.weight", 2, { 16, 3 } }
+	};
 	struct tensor two[2] = { other[0], other[1] };
 	lpo_lora_set *s = NULL, *z = NULL;
 	size_t i;
 
 	ok(load_lora(g, u, pair, 2) == 0 && notice[0] == '\0', "a pair: %s",
 	    lpo_errmsg(g->c));
+	ok(load_lora_pickle(g, u, bare, 2) == 0 && notice[0] == '\0',
+	    "a pickle with unprefixed keys: %s", lpo_errmsg(g->c));
+	ok(load_lora_pickle(g, u, bare, 1) == LPO_EFORMAT && says(g,
+	    "no up matrix") && says(g, ".bin"), "%s", lpo_errmsg(g->c));
 	ok(load_lora(g, u, pair, 3) == 0 && strstr(notice, "text encoders"),
 	    "text encoder's layers: %s", notice);
 	ok(load_lora(g, u, pair, 1) == LPO_EFORMAT && says(g, "no up matrix"),

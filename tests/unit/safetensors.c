@@ -9,6 +9,7 @@
 
 #include "lib/base/hash.h"
 #include "lib/io/safetensors.h"
+#include "lib/io/torch.h"
 #include "tests/tap.h"
 
 static char dir[] = "/tmp/lpo-st-XXXXXX";
@@ -293,6 +294,129 @@ sharded(void)
 	free(index);
 }
 
+/* One tensor of this key in a torch file. */
+static int
+pickled(const char *name, const char *key)
+{
+	const int64_t one[1] = { 1 };
+	const float x = 1;
+	const struct lpo_torch_item it = { key, "w", 1, one, &x };
+
+	return lpo_torch_write(c, at(name), &it, 1);
+}
+
+/* The key that the stem's first tensor has, "" where there is no file. */
+static const char *
+chosen(const char *stem, const char *variant)
+{
+	static char key[64];
+	lpo_st *st = NULL;
+
+	key[0] = '\0';
+	if (lpo_st_open_stem(c, &st, dir, stem, variant) == 0)
+		snprintf(key, sizeof(key), "%s", lpo_st_at(st, 0)->key);
+	lpo_st_close(st);
+	lpo_clear(c);
+	return key;
+}
+
+static int
+index_of(const char *name, const char *key, const char *file)
+{
+	char text[256];
+
+	snprintf(text, sizeof(text), "{\"weight_map\":{\"%s\":\"%s\"}}", key,
+	    file);
+	return lpo_file_write(c, at(name), text, strlen(text));
+}
+
+/* models.md 1.8, from what is taken last to what is taken first */
+static void
+precedence(void)
+{
+	ok(strcmp(chosen("u", NULL), "") == 0, "nothing there");
+	pickled("u.bin", "bin");
+	ok(strcmp(chosen("u", NULL), "bin.w") == 0, ".bin alone");
+	pickled("u-00001-of-00001.bin", "shard");
+	index_of("u.bin.index.json", "shard.w", "u-00001-of-00001.bin");
+	ok(strcmp(chosen("u", NULL), "shard.w") == 0, "before it its index");
+	shard("u.safetensors", "one");
+	ok(strcmp(chosen("u", NULL), "one") == 0, "before these safetensors");
+	shard("u-00001-of-00001.safetensors", "s");
+	index_of("u.safetensors.index.json", "s",
+	    "u-00001-of-00001.safetensors");
+	ok(strcmp(chosen("u", NULL), "s") == 0, "first of all its index");
+
+	ok(strcmp(chosen("u", "fp16"), "") == 0, "no variant");
+	pickled("u.fp16.bin", "vbin");
+	ok(strcmp(chosen("u", "fp16"), "vbin.w") == 0, "u.fp16.bin");
+	shard("u.fp16.safetensors", "v");
+	ok(strcmp(chosen("u", "fp16"), "v") == 0, "u.fp16.safetensors");
+	shard("u-00001-of-00001.fp16.safetensors", "old");
+	index_of("u.safetensors.fp16.index.json", "old",
+	    "u-00001-of-00001.fp16.safetensors");
+	ok(strcmp(chosen("u", "fp16"), "old") == 0, "the old index");
+	shard("u.fp16-00001-of-00001.safetensors", "new");
+	index_of("u.safetensors.index.fp16.json", "new",
+	    "u.fp16-00001-of-00001.safetensors");
+	ok(strcmp(chosen("u", "fp16"), "new") == 0, "the new index");
+	ok(strcmp(chosen("u", NULL), "s") == 0, "the plain ones still");
+	pickled("pytorch_model.bin", "hf");
+	ok(strcmp(chosen("model", NULL), "hf.w") == 0, "transformers' name");
+	pickled("pytorch_model.fp16.bin", "hf16");
+	ok(strcmp(chosen("model", "fp16"), "hf16.w") == 0, "and variant");
+}
+
+/* Another file's tensors stored again, whatever their type was. */
+static void
+stored_again(void)
+{
+	enum { N = 5000 };
+	static float x[N], y[N];
+	const int64_t s[1] = { N };
+	static const enum lpo_dtype dt[3] = { LPO_F32, LPO_F16, LPO_BF16 };
+	lpo_st *st[3] = { NULL }, *back = NULL;
+	const struct lpo_st_tensor *t;
+	lpo_stw *w;
+	char name[16];
+	int i, j, rc;
+
+	for (i = 0; i < N; i++)
+		x[i] = (float)(i % 117) / 8 - 3;	/* exact in bf16 */
+	for (i = 0; i < 3; i++) {
+		snprintf(name, sizeof(name), "from%d", i);
+		lpo_stw_new(c, &w);
+		lpo_stw_add_f32(w, "x", dt[i], 1, s, x);
+		rc = lpo_stw_write(w, at(name));
+		lpo_stw_free(w);
+		ok(rc == 0 && lpo_st_open(c, &st[i], at(name)) == 0, "from %s",
+		    lpo_dtype_name(dt[i]));
+	}
+	for (j = 0; j < 3; j++) {
+		lpo_stw_new(c, &w);
+		for (i = 0; i < 3; i++) {
+			snprintf(name, sizeof(name), "x%d", i);
+			lpo_stw_add_tensor(w, name, dt[j], lpo_st_at(st[i],
+			    0));
+		}
+		rc = lpo_stw_write(w, at("again"));
+		lpo_stw_free(w);
+		if (rc == 0)
+			rc = lpo_st_open(c, &back, at("again"));
+		for (i = 0; i < 3 && rc == 0; i++) {
+			t = lpo_st_at(back, i);
+			rc = t->dtype != (int)dt[j] || t->count != N ||
+			    lpo_st_f32(c, y, t) != 0 ||
+			    memcmp(x, y, sizeof(x)) != 0;
+		}
+		ok(rc == 0, "to %s %s", lpo_dtype_name(dt[j]), lpo_errmsg(c));
+		lpo_st_close(back);
+		back = NULL;
+	}
+	for (i = 0; i < 3; i++)
+		lpo_st_close(st[i]);
+}
+
 /* Cut at every byte, every bit of the header flipped: opened or refused. */
 static void
 damage(void)
@@ -376,6 +500,8 @@ main(void)
 	round_trip();
 	misaligned();
 	sharded();
+	precedence();
+	stored_again();
 	damage();
 	out_of_memory();
 	ok(lpo_rmtree(c, dir) == 0, "clean up");
