@@ -19,6 +19,7 @@ struct item {
 	int64_t count, bytes;
 	const void *data;
 	int from_f32;		/* data is f32, to be stored as dt */
+	const struct lpo_st_tensor *from;	/* or it is there */
 };
 
 struct lpo_stw {
@@ -121,6 +122,17 @@ lpo_stw_add_f32(lpo_stw *w, const char *key, enum lpo_dtype stored, int ndim,
 		return lpo_fail(w->c, LPO_EINVAL, "'%s': f32 cannot be stored "
 		    "as %s", key, lpo_dtype_name(stored));
 	return add(w, key, stored, ndim, shape, data, stored != LPO_F32);
+}
+
+int
+lpo_stw_add_tensor(lpo_stw *w, const char *key, enum lpo_dtype stored,
+    const struct lpo_st_tensor *t)
+{
+	int rc = lpo_stw_add_f32(w, key, stored, t->ndim, t->shape, NULL);
+
+	if (rc == 0)
+		w->item[w->n - 1].from = t;
+	return rc;
 }
 
 /* The reference's order of types: by size, then as its list has them. */
@@ -265,21 +277,45 @@ header(lpo_stw *w, lpo_out *o)
 	return rc;
 }
 
+#define BLOCK	2048
+
 static int
-put_f32(lpo_out *o, const struct item *it)
+put_f32(lpo_out *o, enum lpo_dtype dt, const float *x, int64_t count)
 {
-	const float *x = it->data;
-	uint16_t half[2048];
+	uint16_t half[BLOCK];
 	int64_t i, k, n;
 	int rc = 0;
 
-	for (i = 0; i < it->count && rc == 0; i += n) {
-		n = it->count - i < 2048 ? it->count - i : 2048;
+	if (dt == LPO_F32)
+		return lpo_out_write(o, x, (size_t)count * sizeof(*x));
+	for (i = 0; i < count && rc == 0; i += n) {
+		n = count - i < BLOCK ? count - i : BLOCK;
 		for (k = 0; k < n; k++)
-			half[k] = it->dt == LPO_F16 ?
-			    lpo_f32_to_f16(x[i + k]) :
+			half[k] = dt == LPO_F16 ? lpo_f32_to_f16(x[i + k]) :
 			    lpo_f32_to_bf16(x[i + k]);
 		rc = lpo_out_write(o, half, (size_t)n * 2);
+	}
+	return rc;
+}
+
+/* By way of f32, a block at a time: the file may be larger than memory. */
+static int
+put_tensor(lpo_ctx *c, lpo_out *o, const struct item *it)
+{
+	struct lpo_st_tensor part = *it->from;
+	const uint8_t *p = it->from->data;
+	float x[BLOCK];
+	int64_t i, n, each;
+	int rc = 0;
+
+	each = it->count > 0 ? it->from->bytes / it->count : 0;
+	for (i = 0; i < it->count && rc == 0; i += n) {
+		n = it->count - i < BLOCK ? it->count - i : BLOCK;
+		part.data = p + i * each;
+		part.count = n;
+		part.bytes = n * each;
+		if ((rc = lpo_st_f32(c, x, &part)) == 0)
+			rc = put_f32(o, it->dt, x, n);
 	}
 	return rc;
 }
@@ -287,6 +323,7 @@ put_f32(lpo_out *o, const struct item *it)
 int
 lpo_stw_write_out(lpo_stw *w, lpo_out *o)
 {
+	const struct item *it;
 	int64_t i;
 	int rc;
 
@@ -297,10 +334,12 @@ lpo_stw_write_out(lpo_stw *w, lpo_out *o)
 		    by_rank_and_key);
 	if ((rc = header(w, o)) != 0)
 		return rc;
-	for (i = 0; i < w->n && rc == 0; i++)
-		rc = w->item[i].from_f32 ? put_f32(o, &w->item[i]) :
-		    lpo_out_write(o, w->item[i].data,
-		    (size_t)w->item[i].bytes);
+	for (i = 0; i < w->n && rc == 0; i++) {
+		it = &w->item[i];
+		rc = it->from != NULL ? put_tensor(w->c, o, it) :
+		    it->from_f32 ? put_f32(o, it->dt, it->data, it->count) :
+		    lpo_out_write(o, it->data, (size_t)it->bytes);
+	}
 	return rc;
 }
 

@@ -139,9 +139,10 @@ int	 lpo_lrm_set_image(lpo_tape *, lpo_lrm *, struct lpo_lrm_image *,
 /* --------------------------------------------------------------- writing */
 
 /*
- * Write the folder `path` whole or not at all (an old one is replaced): unet/,
- * text_encoder[_2]/, tokenizer[_2]/, state_dict.safetensors, lrm.json.
- * storage of UNet and encoders: F32, BF16 or F16; the head is f32.
+ * Write the folder `path` whole or not at all (an old one is replaced): unet/
+ * (whole, the up blocks being the base model's), text_encoder[_2]/,
+ * tokenizer[_2]/, state_dict.pt, lrm.json.  The official code reads it as it
+ * is.  storage of UNet and encoders: F32, BF16 or F16; the head is f32.
  */
 int	 lpo_lrm_save(lpo_lrm *, const char *path, enum lpo_dtype storage);
 

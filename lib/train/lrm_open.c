@@ -9,6 +9,7 @@
 #include "lib/base/philox.h"
 #include "lib/io/safetensors.h"
 #include "lib/model/unet_priv.h"
+#include "lib/model/weights.h"
 #include "lib/train/lrm_priv.h"
 
 static const char *const text_names[2] = { "text_encoder", "text_encoder_2" };
@@ -191,8 +192,7 @@ init_head(lpo_lrm *m, const char *projection, uint64_t seed)
 	if (m->encoders == 1) {
 		rc = projection != NULL ?
 		    lpo_st_open(m->ctx, &st, projection) :
-		    lpo_st_open_stem(m->ctx, &st, m->text_dir[0], "model",
-		    NULL);
+		    lpo_weights_file(m->ctx, &st, m->text_dir[0], "model");
 		if (rc < 0)
 			return rc;
 		if (projection != NULL ||

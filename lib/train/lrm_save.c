@@ -1,18 +1,63 @@
-/* Writing a reward model: the official layout in safetensors, and lrm.json. */
+/*
+ * Writing a reward model: the layout of the official code (method.md 2.9),
+ * which reads it as it is, and lrm.json.
+ */
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/io/safetensors.h"
+#include "lib/io/torch.h"
+#include "lib/model/weights.h"
 #include "lib/train/lrm_priv.h"
 
 #define SMALL_FILE ((size_t)64 << 20)	/* a tokenizer's */
 
-/* All parameters of a set, in the file's layout, to dir/name. */
+/*
+ * The half of the UNet that a reward model never evaluates, from the file the
+ * other half came from: diffusers opens no UNet without it.  Borrowed from
+ * `st`.
+ */
+static int
+add_upper_half(lpo_lrm *m, lpo_stw *w, const lpo_st *st,
+    enum lpo_dtype storage)
+{
+	static const char *const parts[] = {
+		"up_blocks.", "conv_norm_out.", "conv_out."
+	};
+	const struct lpo_st_tensor *t;
+	const char *key;
+	int64_t i, added = 0;
+	size_t k;
+	int rc = 0;
+
+	for (i = 0; (t = lpo_st_at(st, i)) != NULL && rc == 0; i++) {
+		key = t->key;
+		if (strncmp(key, "module.", 7) == 0)
+			key += 7;
+		for (k = 0; k < sizeof(parts) / sizeof(*parts); k++)
+			if (strncmp(key, parts[k], strlen(parts[k])) == 0)
+				break;
+		if (k == sizeof(parts) / sizeof(*parts))
+			continue;
+		added++;
+		rc = lpo_stw_add_tensor(w, key, storage, t);
+	}
+	if (rc == 0 && added == 0)
+		lpo_notice(m->ctx, "'%s' has no up blocks: the reward model "
+		    "is written without, for these programs only",
+		    lpo_st_path(st));
+	return rc;
+}
+
+/*
+ * All parameters of a set, in the file's layout, to dir/name; rest (or NULL):
+ * where a UNet's upper half is.
+ */
 static int
 save_params(lpo_lrm *m, lpo_params *ps, const char *dir, const char *name,
-    enum lpo_dtype storage)
+    const lpo_st *rest, enum lpo_dtype storage)
 {
 	char *path = lpo_path_join(m->ctx, dir, name);
 	float **host = NULL;
@@ -39,6 +84,9 @@ save_params(lpo_lrm *m, lpo_params *ps, const char *dir, const char *name,
 		    p->shape, host[i])) < 0)
 			goto out;
 	}
+	if (rest != NULL &&
+	    (rc = add_upper_half(m, w, rest, storage)) < 0)
+		goto out;
 	rc = lpo_stw_write(w, path);
 out:
 	lpo_stw_free(w);
@@ -65,7 +113,8 @@ save_text(lpo_ctx *c, const char *dir, const char *name, const char *text)
 /* dir/sub with config.json and one file of weights. */
 static int
 save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
-    lpo_params *ps, const char *name, enum lpo_dtype storage)
+    lpo_params *ps, const char *name, const lpo_st *rest,
+    enum lpo_dtype storage)
 {
 	char *path = lpo_path_join(m->ctx, dir, sub);
 	int rc;
@@ -74,7 +123,53 @@ save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
 		return LPO_ENOMEM;
 	if ((rc = lpo_mkdir_p(m->ctx, path)) == 0 &&
 	    (rc = save_text(m->ctx, path, "config.json", config)) == 0)
-		rc = save_params(m, ps, path, name, storage);
+		rc = save_params(m, ps, path, name, rest, storage);
+	lpo_free(path);
+	return rc;
+}
+
+static int
+save_unet(lpo_lrm *m, const char *dir, enum lpo_dtype storage)
+{
+	lpo_st *st = NULL;
+	int rc;
+
+	if ((rc = lpo_weights_file(m->ctx, &st, m->unet_dir,
+	    "diffusion_pytorch_model")) < 0)
+		return rc;
+	rc = save_part(m, dir, "unet", lpo_unet_config_json(m->unet),
+	    lpo_unet_params(m->unet), "diffusion_pytorch_model.safetensors",
+	    st, storage);
+	lpo_st_close(st);
+	return rc;
+}
+
+/* The head is small, and s decides every score: always f32. */
+static int
+save_head(lpo_lrm *m, const char *dir)
+{
+	const lpo_param *from[3] = { m->visual.w, m->text.w, m->scale };
+	struct lpo_torch_item it[3] = { { "visual_projection", "weight", 2,
+	    NULL, NULL }, { "text_projection", "weight", 2, NULL, NULL },
+	    { "logit_scale", NULL, 0, NULL, NULL } };
+	char *path = lpo_path_join(m->ctx, dir, "state_dict.pt");
+	float *x[3] = { NULL };
+	int i, n = 0, rc = path == NULL ? LPO_ENOMEM : 0;
+
+	for (i = 0; i < 3 && rc == 0; i++) {
+		if (from[i] == NULL)	/* SDXL has no text projection here */
+			continue;
+		x[i] = lpo_alloc(m->ctx, (size_t)from[i]->count, sizeof(float));
+		rc = x[i] == NULL ? LPO_ENOMEM :
+		    lpo_param_export(&m->head, from[i], x[i]);
+		it[n] = it[i];
+		it[n].shape = from[i]->shape;
+		it[n++].data = x[i];
+	}
+	if (rc == 0)
+		rc = lpo_torch_write(m->ctx, path, it, n);
+	for (i = 0; i < 3; i++)
+		lpo_free(x[i]);
 	lpo_free(path);
 	return rc;
 }
@@ -150,20 +245,16 @@ save_all(lpo_lrm *m, const char *dir, enum lpo_dtype storage)
 	static const char *const tok[2] = { "tokenizer", "tokenizer_2" };
 	int i, rc;
 
-	rc = save_part(m, dir, "unet", lpo_unet_config_json(m->unet),
-	    lpo_unet_params(m->unet), "diffusion_pytorch_model.safetensors",
-	    storage);
+	rc = save_unet(m, dir, storage);
 	for (i = 0; i < m->encoders && rc == 0; i++)
 		if ((rc = save_part(m, dir, text[i],
 		    lpo_clip_config_json(m->clip[i]),
-		    lpo_clip_params(m->clip[i]), "model.safetensors",
+		    lpo_clip_params(m->clip[i]), "model.safetensors", NULL,
 		    storage)) == 0)
 			rc = copy_folder(m->ctx, m->tokenizer_dir[i], dir,
 			    tok[i]);
-	/* the head is small, and s decides every score: always f32 */
 	if (rc == 0)
-		rc = save_params(m, &m->head, dir, "state_dict.safetensors",
-		    LPO_F32);
+		rc = save_head(m, dir);
 	return rc < 0 ? rc : save_json(m, dir);
 }
 

@@ -62,7 +62,7 @@ test $failed -eq 0 || exit 1
 
 lrm -o "$dir/a" "$pairs"
 ok $? "train from a file"
-test -f "$dir/a/lrm.json" -a -f "$dir/a/state_dict.safetensors" \
+test -f "$dir/a/lrm.json" -a -f "$dir/a/state_dict.pt" \
     -a -f "$dir/a/unet/config.json" \
     -a -f "$dir/a/text_encoder/model.safetensors" \
     -a -f "$dir/a/tokenizer/vocab.json"
@@ -157,7 +157,7 @@ lrm -o "$dir/a" --criterion both "$pairs"
 is $? 1 "another run needs --force"
 lrm -o "$dir/a" --criterion both --force "$pairs"
 ok $? "--force overwrites"
-cmp -s "$dir/a/state_dict.safetensors" "$dir/b/state_dict.safetensors"
+cmp -s "$dir/a/state_dict.pt" "$dir/b/state_dict.pt"
 is $? 1 "with another model"
 
 # ---- held-out pairs

@@ -433,6 +433,67 @@ score_all(lpo_lrm *m, float *score)
 	lpo_lrm_texts_free(texts);
 }
 
+/*
+ * The upper half of the UNet, which nobody evaluates, goes from the base
+ * model's file into the reward model's, for the official code.
+ */
+static void
+upper_half(void)
+{
+	static const char *const key[3] = { "up_blocks.0.x", "conv_norm_out.y",
+	    "conv_out.weight" };
+	const int64_t s[2] = { 1, 3 };
+	const float x[3] = { 1, -2, 0.5f };
+	char to[] = "/tmp/lpo-lrm-XXXXXX", cmd[128], path[128];
+	const char *unet = "unet/diffusion_pytorch_model.safetensors";
+	const struct lpo_st_tensor *t = NULL;
+	lpo_st *st = NULL, *back = NULL;
+	lpo_lrm *m = NULL;
+	lpo_stw *w = NULL;
+	int64_t i, n = 0;
+	int rc;
+
+	if (mkdtemp(to) == NULL)
+		return;
+	snprintf(cmd, sizeof(cmd), "cp -r " ROOT "/sd %s/base", to);
+	rc = system(cmd);
+	snprintf(path, sizeof(path), ROOT "/sd/%s", unet);
+	if (rc == 0 && (rc = lpo_st_open(c, &st, path)) == 0)
+		rc = lpo_stw_new(c, &w);
+	for (i = 0; rc == 0 && (t = lpo_st_at(st, i)) != NULL; i++)
+		rc = lpo_stw_add(w, t->key, (enum lpo_dtype)t->dtype, t->ndim,
+		    t->shape, t->data);
+	for (i = 0; i < 3 && rc == 0; i++)
+		rc = lpo_stw_add_f32(w, key[i], LPO_F32, 2, s, x);
+	snprintf(path, sizeof(path), "%s/base/%s", to, unet);
+	if (rc == 0)
+		rc = lpo_stw_write(w, path);
+	n = st != NULL ? lpo_st_count(st) : 0;
+	lpo_stw_free(w);
+	lpo_st_close(st);
+	snprintf(path, sizeof(path), "%s/base", to);
+	if (rc == 0)
+		rc = lpo_lrm_open(c, &be, &m, path, NULL, LPO_F32, NULL);
+	snprintf(path, sizeof(path), "%s/lrm", to);
+	if (rc == 0)
+		rc = lpo_lrm_save(m, path, LPO_BF16);
+	snprintf(path, sizeof(path), "%s/lrm/%s", to, unet);
+	if (rc == 0)
+		rc = lpo_st_open(c, &back, path);
+	for (i = 0; i < 3 && rc == 0; i++) {
+		float y[3];
+
+		t = lpo_st_need(c, back, key[i], 2, s);
+		rc = t == NULL || t->dtype != LPO_BF16 || lpo_st_f32(c, y,
+		    t) != 0 || memcmp(x, y, sizeof(x)) != 0;
+	}
+	ok(rc == 0 && n > 0 && lpo_st_count(back) == n + 3, "the UNet's upper "
+	    "half is written too %s", lpo_errmsg(c));
+	lpo_st_close(back);
+	lpo_lrm_free(m);
+	lpo_rmtree(c, to);
+}
+
 /* A folder read, trained a little, written, read again. */
 static void
 folders(const char *name)
@@ -532,6 +593,7 @@ main(void)
 	levels();
 	folders("sd");
 	folders("xl");
+	upper_half();
 	not_finite();
 	splits(&cases[0]);
 	splits(&cases[2]);
