@@ -221,7 +221,8 @@ struct lpo_kernels {
 	    int64_t rows);
 
 	/*
-	 * y[n*l, c] = table[id] + position[i mod l]   (f32 tables, y in dt)
+	 * y[n*l, c] = table[id] + position[i mod l]   (f32 tables, y in dt;
+	 * position may be NULL)
 	 * dtable[id] += dy, dposition[i mod l] += dy, in the order of i.
 	 */
 	int (*embed_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,

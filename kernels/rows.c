@@ -314,13 +314,17 @@ LPO_FN(lpo_embed_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 #pragma omp parallel for schedule(static) if (n * l * c > SERIAL)
 	for (r = 0; r < n * l; r++) {
 		const float *t = table + id[r] * c;
-		const float *pos = position + r % l * c;
+		const float *pos = position != NULL ? position + r % l * c :
+		    NULL;
 		void *yr = elem(dt, y, r * c);
 		int64_t i;
 
-		for (i = 0; i < c; i += VL)
-			vst(dt, yr, i, c, vld(LPO_F32, t, i, c) +
+		for (i = 0; i < c; i += VL) {
+			vf v = vld(LPO_F32, t, i, c);
+
+			vst(dt, yr, i, c, pos == NULL ? v : v +
 			    vld(LPO_F32, pos, i, c));
+		}
 	}
 	return 0;
 }

@@ -6,7 +6,10 @@
 
 #include "lib/base/json.h"
 #include "lib/io/prompts.h"
+#include "lib/io/shard.h"
 #include "lib/score/compare.h"
+#include "lib/score/external.h"
+#include "lib/score/scorer.h"
 #include "tools/cli.h"
 
 struct eval_opts {
@@ -61,17 +64,40 @@ int	eval_draw(lpo_cli *, const struct eval_opts *, struct eval *,
 	    const char *dir);
 
 /* eval_score.c */
-/* "NAME=CMD" to name (lpo_free) and command; usage error otherwise. */
-int	eval_scorer(lpo_cli *, const char *spec, char **name,
-	    const char **command);
+/* One --scorer. */
+struct eval_scorer {
+	char *name;
+	const char *command;	/* for sh, or KIND:ARG; points into argv */
+	const struct lpo_scorer_class *cls;	/* built in, or NULL */
+};
+int	eval_scorer_parse(lpo_cli *, struct eval_scorer *, const char *spec);
+void	eval_scorer_clear(struct eval_scorer *);
 /* All of --scorer, before any work: form, and no name twice. */
-int	eval_scorers_check(lpo_cli *, const struct lpo_cli_list *);
-/* All scorers on one tar: one table with all their columns. */
-int	eval_score_tar(lpo_cli *, const struct lpo_cli_list *scorers,
-	    struct lpo_scores *, const char *tar, const char *const *key,
+int	eval_scorers_check(lpo_cli *, const struct eval_opts *);
+/* What the run id has of them: commands as they are, our files by hash. */
+int	eval_scorers_inputs(lpo_cli *, const struct eval_opts *);
+/* The built-in ones, loaded; lpo_scorers_free(). */
+int	eval_scorers_open(lpo_cli *, const struct eval_opts *,
+	    lpo_scorers **);
+/*
+ * All scorers on the pictures of src: one table with all their columns, in the
+ * order of --scorer.  Programs read them from `tar` under these keys; it may
+ * be NULL where there are no programs.
+ */
+int	eval_score(lpo_cli *, const struct eval_opts *, lpo_scorers *,
+	    struct lpo_scores *, const struct lpo_score_source *src,
+	    const char *tar, const char *const *key);
+/* The same for a system's tar: s->scores. */
+int	eval_score_tar(lpo_cli *, const struct eval_opts *, lpo_scorers *,
+	    struct eval_system *s, lpo_shard *tar, const char *const *key,
 	    int64_t n);
 
-/* eval_images.c */
+/* eval_folder.c */
+#define EVAL_IMAGE_LIMIT	((size_t)1 << 28)	/* bytes of a file */
+/* A tar of pictures for scorers, and one of them: the bytes are taken over. */
+int	eval_open_tar(lpo_ctx *, lpo_shardw **, const char *tar);
+int	eval_put_image(lpo_ctx *, lpo_shardw *, const char *key,
+	    const char *path, const char *prompt, char *bytes, size_t n);
 /*
  * KEY.png (.jpg, .jpeg, .webp) with KEY.json or KEY.txt as one tar; what
  * stands for a folder's content in a run id.

@@ -1,175 +1,18 @@
-/* lpo-eval: images that are there already, of a table or of a folder. */
+/* lpo-eval --images: the images of a preference table. */
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
-#include <strings.h>
 #include <unistd.h>
 
 #include "lib/base/file.h"
-#include "lib/base/hash.h"
 #include "lib/io/csv.h"
-#include "lib/io/shard.h"
 #include "tools/eval.h"
-
-#define IMAGE_LIMIT	((size_t)1 << 28)
-
-const char *
-eval_image_type(const char *name)
-{
-	static const char *const types[] = { "png", "jpg", "jpeg", "webp" };
-	const char *dot = strrchr(name, '.');
-	size_t i;
-
-	dot = dot != NULL ? dot + 1 : name;
-	for (i = 0; i < sizeof(types) / sizeof(*types); i++)
-		if (strcasecmp(dot, types[i]) == 0)
-			return types[i];
-	return NULL;
-}
-
-/* A file as it is, as the only member of a sample. */
-static int
-put_image(lpo_ctx *c, lpo_shardw *w, const char *key, const char *path,
-    const char *prompt)
-{
-	const char *type = eval_image_type(path);
-	struct lpo_sample s = { .key = NULL };
-	char *bytes = NULL;
-	size_t n;
-	int rc;
-
-	if ((rc = lpo_file_read(c, &bytes, &n, path, IMAGE_LIMIT)) < 0)
-		return rc;
-	s.key = lpo_strdup(c, key);
-	s.json = json_pack("{ss}", "prompt", prompt);
-	if (s.key == NULL || s.json == NULL) {
-		lpo_free(bytes);
-		rc = LPO_ENOMEM;
-	} else if ((rc = lpo_sample_add(c, &s, type != NULL ? type : "png",
-	    (uint8_t *)bytes, (int64_t)n)) == 0)
-		rc = lpo_shardw_put(w, &s);
-	lpo_sample_clear(&s);
-	return rc;
-}
-
-static int
-open_tar(lpo_ctx *c, lpo_shardw **w, const char *tar)
-{
-	json_t *run = json_pack("{si ss ss}", "format", 1, "kind", "images",
-	    "run", "");
-	int rc = run == NULL ? lpo_fail(c, LPO_ENOMEM, "out of memory") :
-	    lpo_shardw_open(c, w, tar, run);
-
-	json_decref(run);
-	return rc;
-}
-
-/* --------------------------------------------------------------- folders */
-
-/* The prompt in KEY.json, else in KEY.txt. */
-static int
-read_prompt(lpo_ctx *c, char **prompt, const char *dir, const char *key)
-{
-	char *json = lpo_asprintf(c, "%s/%s.json", dir, key);
-	char *txt = lpo_asprintf(c, "%s/%s.txt", dir, key);
-	const char *text = NULL;
-	json_t *j = NULL;
-	size_t n;
-	int rc = LPO_ENOMEM;
-
-	*prompt = NULL;
-	if (json == NULL || txt == NULL)
-		goto out;
-	rc = 0;
-	if (lpo_file_exists(json) &&
-	    (rc = lpo_json_load_file(c, &j, json, 0)) == 0 &&
-	    (text = json_string_value(lpo_json_get(j, "prompt"))) != NULL)
-		rc = (*prompt = lpo_strdup(c, text)) == NULL ? LPO_ENOMEM : 0;
-	else if (rc == 0 && lpo_file_exists(txt) &&
-	    (rc = lpo_file_read(c, prompt, &n, txt, 1 << 20)) == 0)
-		(*prompt)[strcspn(*prompt, "\r\n")] = '\0';
-	if (rc == 0 && *prompt == NULL)
-		rc = lpo_fail(c, LPO_EFORMAT, "no prompt in '%s' or '%s'",
-		    json, txt);
-out:
-	json_decref(j);
-	lpo_free(json);
-	lpo_free(txt);
-	return rc;
-}
-
-static int
-folder_image(lpo_ctx *c, lpo_shardw *w, const char *dir, const char *name)
-{
-	char *path = lpo_path_join(c, dir, name), *prompt = NULL;
-	char *key = lpo_asprintf(c, "%.*s", (int)(strrchr(name, '.') - name),
-	    name);
-	int rc = LPO_ENOMEM;
-
-	if (path != NULL && key != NULL &&
-	    (rc = read_prompt(c, &prompt, dir, key)) == 0)
-		rc = put_image(c, w, key, path, prompt);
-	lpo_free(prompt);
-	lpo_free(path);
-	lpo_free(key);
-	return rc;
-}
-
-int
-eval_folder_tar(lpo_cli *cli, const char *dir, const char *tar)
-{
-	lpo_ctx *c = cli->ctx;
-	lpo_shardw *w = NULL;
-	char **name = NULL;
-	int64_t i, n = 0;
-	int rc;
-
-	if ((rc = lpo_dir_list(c, &name, &n, dir)) < 0 ||
-	    (rc = open_tar(c, &w, tar)) < 0)
-		goto out;
-	for (i = 0; i < n && rc == 0; i++)
-		if (lpo_ctx_stopped(c))
-			rc = lpo_fail(c, LPO_ESTOP, "stopped");
-		else if (strchr(name[i], '.') != NULL &&
-		    eval_image_type(name[i]) != NULL)
-			rc = folder_image(c, w, dir, name[i]);
-	if (rc == 0)
-		rc = lpo_shardw_finish(w, 0, 0, 1);
-	else
-		lpo_shardw_abort(w);
-out:
-	lpo_names_free(name, n);
-	return rc;
-}
-
-int
-eval_folder_sha256(lpo_cli *cli, char hex[65], const char *dir)
-{
-	struct lpo_sha256 sum;
-	char **name = NULL, *path, file[65];
-	int64_t i, n = 0;
-	int rc = lpo_dir_list(cli->ctx, &name, &n, dir);
-
-	lpo_sha256_init(&sum);
-	for (i = 0; i < n && rc == 0; i++) {
-		if ((path = lpo_path_join(cli->ctx, dir, name[i])) == NULL)
-			rc = LPO_ENOMEM;
-		else if (!lpo_is_dir(path) &&
-		    (rc = lpo_cli_sha256(cli, file, path)) == 0) {
-			lpo_sha256_update(&sum, name[i], strlen(name[i]) + 1);
-			lpo_sha256_update(&sum, file, 64);
-		}
-		lpo_free(path);
-	}
-	lpo_sha256_hex(&sum, hex);
-	lpo_names_free(name, n);
-	return rc;
-}
-
-/* ---------------------------------------------------------------- tables */
 
 struct table_row {
 	char *id, *prompt, *path[2];
+	char *key[2];		/* in the tar, ROW-SIDE */
+	int64_t row;
+	int bad;		/* an image is: left out, said */
 };
 
 struct table {
@@ -178,17 +21,40 @@ struct table {
 };
 
 static void
+row_free(struct table_row *r)
+{
+	int i;
+
+	lpo_free(r->id);
+	lpo_free(r->prompt);
+	for (i = 0; i < 2; i++) {
+		lpo_free(r->path[i]);
+		lpo_free(r->key[i]);
+	}
+}
+
+static void
 table_free(struct table *t)
 {
 	int64_t i;
 
-	for (i = 0; i < t->n; i++) {
-		lpo_free(t->row[i].id);
-		lpo_free(t->row[i].prompt);
-		lpo_free(t->row[i].path[0]);
-		lpo_free(t->row[i].path[1]);
-	}
+	for (i = 0; i < t->n; i++)
+		row_free(&t->row[i]);
 	lpo_free(t->row);
+}
+
+/* Rows without bad images move together. */
+static void
+table_compact(struct table *t)
+{
+	int64_t i, n = 0;
+
+	for (i = 0; i < t->n; i++)
+		if (t->row[i].bad)
+			row_free(&t->row[i]);
+		else
+			t->row[n++] = t->row[i];
+	t->n = n;
 }
 
 static int
@@ -220,6 +86,9 @@ read_row(lpo_ctx *c, struct table *t, lpo_table *in, const char *dir)
 	r->prompt = lpo_strdup(c, prompt);
 	r->path[0] = lpo_path_join(c, dir, a);
 	r->path[1] = lpo_path_join(c, dir, b);
+	r->row = lpo_table_row(in);
+	r->key[0] = lpo_asprintf(c, "%09lld-0", (long long)r->row);
+	r->key[1] = lpo_asprintf(c, "%09lld-1", (long long)r->row);
 	return lpo_errcode(c);
 }
 
@@ -245,30 +114,110 @@ out:
 	return rc;
 }
 
-/* All images of the table, keys ROW-SIDE. */
+/* A row is left out, said once. */
+static void
+skip_row(lpo_cli *cli, struct table_row *r, int side, const char *why)
+{
+	if (!r->bad)
+		lpo_cli_skip(cli, "row %lld: '%s': %s", (long long)r->row,
+		    r->path[side], why);
+	r->bad = 1;
+}
+
+/* Both images of a row; one that cannot be read costs the row. */
 static int
-table_tar(lpo_cli *cli, const struct table *t, const char *tar, char **key)
+row_tar(lpo_cli *cli, struct table_row *r, lpo_shardw *w)
+{
+	char *bytes[2] = { NULL, NULL };
+	lpo_ctx *c = cli->ctx;
+	size_t n[2];
+	int i, rc = 0;
+
+	for (i = 0; i < 2 && rc == 0; i++)
+		rc = lpo_file_read(c, &bytes[i], &n[i], r->path[i],
+		    EVAL_IMAGE_LIMIT);
+	if (rc < 0) {
+		lpo_free(bytes[0]);
+		lpo_free(bytes[1]);
+		if (rc == LPO_ENOMEM || rc == LPO_ESTOP)
+			return rc;
+		skip_row(cli, r, i - 1, lpo_errmsg(c));
+		lpo_clear(c);
+		return 0;
+	}
+	rc = eval_put_image(c, w, r->key[0], r->path[0], r->prompt, bytes[0],
+	    n[0]);
+	if (rc < 0) {
+		lpo_free(bytes[1]);
+		return rc;
+	}
+	return eval_put_image(c, w, r->key[1], r->path[1], r->prompt, bytes[1],
+	    n[1]);
+}
+
+/* All images of the table that can be read; the others' rows are gone. */
+static int
+table_tar(lpo_cli *cli, struct table *t, const char *tar)
 {
 	lpo_ctx *c = cli->ctx;
 	lpo_shardw *w = NULL;
 	int64_t i;
 	int rc;
 
-	if ((rc = open_tar(c, &w, tar)) < 0)
+	if ((rc = eval_open_tar(c, &w, tar)) < 0)
 		return rc;
-	for (i = 0; rc == 0 && i < 2 * t->n; i++) {
-		const struct table_row *r = &t->row[i / 2];
-
-		key[i] = lpo_asprintf(c, "%09lld-%d", (long long)(i / 2),
-		    (int)(i % 2));
-		rc = key[i] == NULL ? LPO_ENOMEM : lpo_ctx_stopped(c) ?
-		    lpo_fail(c, LPO_ESTOP, "stopped") :
-		    put_image(c, w, key[i], r->path[i % 2], r->prompt);
-	}
+	for (i = 0; rc == 0 && i < t->n; i++)
+		rc = lpo_ctx_stopped(c) ? lpo_fail(c, LPO_ESTOP, "stopped") :
+		    row_tar(cli, &t->row[i], w);
 	if (rc == 0)
-		return lpo_shardw_finish(w, 0, 0, 1);
-	lpo_shardw_abort(w);
+		rc = lpo_shardw_finish(w, 0, 0, 1);
+	else
+		lpo_shardw_abort(w);
+	table_compact(t);
 	return rc;
+}
+
+/* -------------------------------------------------- for built-in scorers */
+
+struct table_source {
+	lpo_cli *cli;
+	struct table *t;
+};
+
+static int
+table_get(void *arg, int64_t i, struct lpo_score_item *it)
+{
+	struct table_source *s = arg;
+	const struct table_row *r = &s->t->row[i / 2];
+	lpo_ctx *c = s->cli->ctx;
+	char *bytes = NULL;
+	int rc;
+
+	if ((rc = lpo_file_read(c, &bytes, &it->size, r->path[i % 2],
+	    EVAL_IMAGE_LIMIT)) < 0)
+		return rc;
+	it->bytes = (uint8_t *)bytes;
+	it->prompt = lpo_strdup(c, r->prompt);
+	it->name = lpo_asprintf(c, "row %lld: '%s'", (long long)r->row,
+	    r->path[i % 2]);
+	return it->prompt == NULL || it->name == NULL ? LPO_ENOMEM : 0;
+}
+
+static int
+table_bad(void *arg, int64_t i, const char *why)
+{
+	struct table_source *s = arg;
+
+	skip_row(s->cli, &s->t->row[i / 2], (int)(i % 2), why);
+	return 0;
+}
+
+static void
+table_progress(void *arg, int64_t done)
+{
+	struct table_source *s = arg;
+
+	lpo_cli_progress(s->cli, "score", done, 2 * s->t->n, "images", NULL);
 }
 
 /* ---------------------------------------------------------------- output */
@@ -291,35 +240,47 @@ print_cell(FILE *f, const char *text)
 }
 
 /*
- * A column's name: the scorer's where it has one score only, so that
- * aesthetic=CMD gives aesthetic_0 and aesthetic_1, as filters want them.
+ * Names of columns.  A scorer's main one has the scorer's name alone, so that
+ * aesthetic=... gives aesthetic_0 and aesthetic_1, as filters want them: the
+ * first of a built-in scorer, the only one of a program.
  */
-static const char *
-column_name(char *out, size_t size, const struct lpo_scores *s, int64_t k)
+static int
+column_names(lpo_cli *cli, const struct eval_opts *o, struct lpo_scores *s)
 {
-	size_t n = strcspn(s->name[k], ".");
-	int64_t i, same = 0;
+	struct eval_scorer v;
+	int64_t k, first, n;
+	size_t len;
+	int i, rc;
 
-	for (i = 0; i < s->names; i++)
-		same += strncmp(s->name[i], s->name[k], n + 1) == 0;
-	snprintf(out, size, "%.*s", same == 1 ? (int)n : (int)size,
-	    s->name[k]);
-	return out;
+	for (i = 0; i < o->scorer.n; i++) {
+		if ((rc = eval_scorer_parse(cli, &v, o->scorer.v[i])) != 0)
+			return rc;
+		len = strlen(v.name);
+		for (k = s->names, n = 0, first = -1; k-- > 0; )
+			if (strncmp(s->name[k], v.name, len) == 0 &&
+			    s->name[k][len] == '.') {
+				first = k;
+				n++;
+			}
+		if (first >= 0 && (n == 1 || v.cls != NULL))
+			s->name[first][len] = '\0';
+		eval_scorer_clear(&v);
+	}
+	return 0;
 }
 
 static int
 print_json(lpo_cli *cli, FILE *f, const struct table_row *r,
     const struct lpo_scores *s, const double *v)
 {
-	char name[256], key[264], *text = NULL;
+	char key[256], *text = NULL;
 	json_t *j = json_pack("{ss}", "id", r->id);
 	int64_t k;
 	int side, rc = j == NULL ? LPO_ENOMEM : 0;
 
 	for (k = 0; k < s->names; k++)
 		for (side = 0; side < 2 && rc == 0; side++) {
-			snprintf(key, sizeof(key), "%s_%d", column_name(name,
-			    sizeof(name), s, k), side);
+			snprintf(key, sizeof(key), "%s_%d", s->name[k], side);
 			rc = lpo_json_set(cli->ctx, j, key,
 			    json_real(v[side * s->names + k]));
 		}
@@ -335,21 +296,20 @@ static int
 print_rows(lpo_cli *cli, FILE *f, const struct table *t,
     const struct lpo_scores *s)
 {
-	char name[256];
 	int64_t i, k;
 	int rc;
 
 	if (!cli->o.json) {
 		fputs("id", f);
-		for (k = 0; k < s->names; k++) {
-			column_name(name, sizeof(name), s, k);
-			fprintf(f, ",%s_0,%s_1", name, name);
-		}
+		for (k = 0; k < s->names; k++)
+			fprintf(f, ",%s_0,%s_1", s->name[k], s->name[k]);
 		putc('\n', f);
 	}
 	for (i = 0; i < t->n; i++) {
 		const double *v = s->value + 2 * i * s->names;
 
+		if (t->row[i].bad)
+			continue;
 		if (cli->o.json) {
 			if ((rc = print_json(cli, f, &t->row[i], s, v)) < 0)
 				return rc;
@@ -380,13 +340,60 @@ temporary(lpo_ctx *c, char **path)
 	return 0;
 }
 
+/* 1 if a program is among the scorers: it wants a tar. */
+static int
+has_programs(lpo_cli *cli, const struct eval_opts *o)
+{
+	struct eval_scorer v;
+	int i, rc, n = 0;
+
+	for (i = 0; i < o->scorer.n; i++) {
+		if ((rc = eval_scorer_parse(cli, &v, o->scorer.v[i])) != 0)
+			return rc;
+		n |= v.cls == NULL;
+		eval_scorer_clear(&v);
+	}
+	return n;
+}
+
+/* Built-in scorers read the files themselves, programs a tar of them. */
+static int
+score_table(lpo_cli *cli, const struct eval_opts *o, struct table *t,
+    struct lpo_scores *s, const char *tar)
+{
+	struct table_source arg = { cli, t };
+	struct lpo_score_source src = { .arg = &arg, .get = table_get,
+	    .bad = table_bad, .progress = table_progress };
+	lpo_scorers *set = NULL;
+	const char **key = NULL;
+	int64_t i;
+	int rc;
+
+	if ((rc = lpo_cli_backend(cli)) < 0 ||
+	    (rc = eval_scorers_open(cli, o, &set)) != 0 ||
+	    (tar != NULL && (rc = table_tar(cli, t, tar)) < 0))
+		goto out;
+	src.n = 2 * t->n;
+	key = lpo_alloc(cli->ctx, (size_t)src.n + 1, sizeof(*key));
+	if (key == NULL) {
+		rc = LPO_ENOMEM;
+		goto out;
+	}
+	for (i = 0; i < src.n; i++)
+		key[i] = t->row[i / 2].key[i % 2];
+	rc = eval_score(cli, o, set, s, &src, tar, key);
+out:
+	lpo_free(key);
+	lpo_scorers_free(set);
+	return rc;
+}
+
 int
 eval_images(lpo_cli *cli, const struct eval_opts *o, FILE *out)
 {
 	struct table t = { .n = 0 };
 	struct lpo_scores s = { .n = 0 };
-	char **key = NULL, *tar = NULL;
-	int64_t i;
+	char *tar = NULL;
 	int rc;
 
 	if ((rc = read_table(cli->ctx, &t, o->images)) < 0)
@@ -397,22 +404,15 @@ eval_images(lpo_cli *cli, const struct eval_opts *o, FILE *out)
 		rc = LPO_CLI_DONE;
 		goto out;
 	}
-	key = lpo_alloc(cli->ctx, (size_t)(2 * t.n), sizeof(*key));
-	if (key == NULL) {
-		rc = LPO_ENOMEM;
+	if ((rc = has_programs(cli, o)) < 0 ||
+	    (rc == 1 && (rc = temporary(cli->ctx, &tar)) < 0))
 		goto out;
-	}
-	if ((rc = temporary(cli->ctx, &tar)) == 0 &&
-	    (rc = table_tar(cli, &t, tar, key)) == 0 &&
-	    (rc = eval_score_tar(cli, &o->scorer, &s, tar,
-	    (const char *const *)key, 2 * t.n)) == 0)
+	if ((rc = score_table(cli, o, &t, &s, tar)) == 0 &&
+	    (rc = column_names(cli, o, &s)) == 0)
 		rc = print_rows(cli, out, &t, &s);
 out:
 	if (tar != NULL)
 		unlink(tar);
-	for (i = 0; key != NULL && i < 2 * t.n; i++)
-		lpo_free(key[i]);
-	lpo_free(key);
 	lpo_free(tar);
 	lpo_scores_free(&s);
 	table_free(&t);

@@ -1,114 +1,283 @@
-/* lpo-eval: scorers on a tar of pictures. */
+/* lpo-eval: scorers, programs and built-in ones, on pictures. */
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/base/file.h"
 #include "tools/eval.h"
 
-int
-eval_scorer(lpo_cli *cli, const char *spec, char **name, const char **command)
-{
-	const char *eq = strchr(spec, '=');
-	size_t i;
+/* ----------------------------------------------------------- what is asked */
 
+void
+eval_scorer_clear(struct eval_scorer *s)
+{
+	lpo_free(s->name);
+	memset(s, 0, sizeof(*s));
+}
+
+/* NAME=KIND:ARG and NAME=CMD; KIND:ARG alone is called KIND. */
+int
+eval_scorer_parse(lpo_cli *cli, struct eval_scorer *s, const char *spec)
+{
+	const char *eq = strchr(spec, '='), *arg;
+	size_t n;
+
+	memset(s, 0, sizeof(*s));
+	if ((s->cls = lpo_scorer_find(spec, &arg)) != NULL) {
+		s->command = spec;
+		s->name = lpo_strdup(cli->ctx, s->cls->kind);
+		return s->name == NULL ? LPO_ENOMEM : 0;
+	}
 	if (eq == NULL || eq == spec || eq[1] == '\0')
-		return lpo_cli_usage(cli, "bad --scorer '%s': want NAME=CMD",
-		    spec);
-	*name = lpo_strdup(cli->ctx, spec);
-	if (*name == NULL)
-		return LPO_ENOMEM;
-	(*name)[eq - spec] = '\0';
-	for (i = 0; (*name)[i] != '\0'; i++)
-		if (strchr(".:\t ", (*name)[i]) != NULL) {
-			lpo_free(*name);
-			*name = NULL;
-			return lpo_cli_usage(cli, "--scorer '%s': no '.', ':' "
-			    "or blank in a scorer's name", spec);
-		}
-	*command = eq + 1;
+		return lpo_cli_usage(cli, "bad --scorer '%s': want NAME=CMD "
+		    "or [NAME=]KIND:ARG", spec);
+	n = (size_t)(eq - spec);
+	if (strcspn(spec, ".:\t ") < n)
+		return lpo_cli_usage(cli, "--scorer '%s': no '.', ':' or "
+		    "blank in a scorer's name", spec);
+	s->command = eq + 1;
+	s->cls = lpo_scorer_find(s->command, &arg);
+	s->name = lpo_asprintf(cli->ctx, "%.*s", (int)n, spec);
+	return s->name == NULL ? LPO_ENOMEM : 0;
+}
+
+static struct lpo_scorer_opts
+scorer_opts(lpo_cli *cli, const struct eval_opts *o)
+{
+	/* scores are compared with others' figures: f32 unless asked */
+	return (struct lpo_scorer_opts){ .be = &cli->be,
+	    .dtype = lpo_cli_given(cli, "precision") ?
+	    lpo_cli_precision(cli) : LPO_F32, .model = cli->o.model,
+	    .size_px = o->size_px };
+}
+
+static int
+no_input(void *to, const char *path)
+{
+	(void)to;
+	(void)path;
 	return 0;
 }
 
-int
-eval_scorers_check(lpo_cli *cli, const struct lpo_cli_list *l)
+/* A built-in scorer's argument, as far as it shows without its files. */
+static int
+check_argument(lpo_cli *cli, const struct eval_opts *o,
+    const struct eval_scorer *s)
 {
-	const char *command;
-	char *name;
-	size_t n;
-	int i, k, rc;
+	struct lpo_scorer_opts so = { .model = cli->o.model,
+	    .size_px = o->size_px };
+	const char *arg;
+	int rc;
+
+	if (s->cls == NULL)
+		return 0;
+	lpo_scorer_find(s->command, &arg);
+	rc = s->cls->inputs(cli->ctx, &so, arg, no_input, NULL);
+	if (rc != LPO_EINVAL)
+		return rc;
+	lpo_cli_usage(cli, "--scorer: %s", lpo_errmsg(cli->ctx));
+	lpo_clear(cli->ctx);
+	return LPO_CLI_USAGE;
+}
+
+int
+eval_scorers_check(lpo_cli *cli, const struct eval_opts *o)
+{
+	const struct lpo_cli_list *l = &o->scorer;
+	struct eval_scorer a, b;
+	int i, k, rc = 0;
 
 	if (l->n == 0)
-		return lpo_cli_usage(cli, "--scorer NAME=CMD is needed");
-	for (i = 0; i < l->n; i++) {
-		if ((rc = eval_scorer(cli, l->v[i], &name, &command)) != 0)
-			return rc;
-		lpo_free(name);
-		n = (size_t)(command - l->v[i]);
-		for (k = 0; k < i; k++)
-			if (strncmp(l->v[k], l->v[i], n) == 0)
-				return lpo_cli_usage(cli, "--scorer: two are "
-				    "called '%.*s'", (int)n - 1, l->v[i]);
+		return lpo_cli_usage(cli, "--scorer NAME=CMD or KIND:ARG is "
+		    "needed");
+	for (i = 0; i < l->n && rc == 0; i++) {
+		if ((rc = eval_scorer_parse(cli, &a, l->v[i])) == 0)
+			rc = check_argument(cli, o, &a);
+		for (k = 0; k < i && rc == 0; k++) {
+			rc = eval_scorer_parse(cli, &b, l->v[k]);
+			if (rc == 0 && strcmp(a.name, b.name) == 0)
+				rc = lpo_cli_usage(cli, "--scorer: two are "
+				    "called '%s'", a.name);
+			eval_scorer_clear(&b);
+		}
+		eval_scorer_clear(&a);
 	}
-	return 0;
+	return rc;
 }
 
-/* Columns of b after those of a; b is emptied. */
-static int
-append(lpo_ctx *c, struct lpo_scores *a, struct lpo_scores *b)
-{
-	struct lpo_scores both;
-	const char **names;
-	int64_t i, k, total = a->names + b->names;
-	int rc = LPO_ENOMEM;
+/* --------------------------------------------------------- what they are */
 
-	if (a->name == NULL) {
-		*a = *b;
-		memset(b, 0, sizeof(*b));
-		return 0;
-	}
-	names = lpo_alloc(c, (size_t)total, sizeof(*names));
-	if (names == NULL)
-		return LPO_ENOMEM;
-	for (k = 0; k < total; k++)
-		names[k] = k < a->names ? a->name[k] : b->name[k - a->names];
-	if ((rc = lpo_scores_new(c, &both, names, total, a->n)) == 0) {
-		for (i = 0; i < a->n; i++) {
-			memcpy(both.value + i * total, a->value + i *
-			    a->names, (size_t)a->names * sizeof(double));
-			memcpy(both.value + i * total + a->names, b->value +
-			    i * b->names, (size_t)b->names * sizeof(double));
-		}
-		lpo_scores_free(a);
-		*a = both;
-	}
-	lpo_free(names);
-	lpo_scores_free(b);
+struct roles {
+	lpo_cli *cli;
+	const char *name;
+	int n;
+};
+
+/* A file or folder of a scorer, as scorer.NAME, scorer.NAME.1, ... */
+static int
+add_input(void *to, const char *path)
+{
+	struct roles *r = to;
+	char *role = r->n++ == 0 ?
+	    lpo_asprintf(r->cli->ctx, "scorer.%s", r->name) :
+	    lpo_asprintf(r->cli->ctx, "scorer.%s.%d", r->name, r->n - 1);
+	int rc = role == NULL ? LPO_ENOMEM : lpo_is_dir(path) ?
+	    lpo_cli_input_dir(r->cli, role, path) :
+	    lpo_cli_input_file(r->cli, role, path);
+
+	lpo_free(role);
 	return rc;
 }
 
 int
-eval_score_tar(lpo_cli *cli, const struct lpo_cli_list *scorers,
-    struct lpo_scores *out, const char *tar, const char *const *key,
-    int64_t n)
+eval_scorers_inputs(lpo_cli *cli, const struct eval_opts *o)
 {
-	struct lpo_scores one;
-	const char *command;
-	char *name = NULL;
+	const struct lpo_scorer_opts so = scorer_opts(cli, o);
+	json_t *list = json_array();
+	struct eval_scorer s;
+	const char *arg;
+	char *text;
+	int i, rc = 0;
+
+	for (i = 0; i < o->scorer.n && rc == 0; i++) {
+		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) != 0)
+			break;
+		text = s.cls == NULL ? lpo_strdup(cli->ctx, o->scorer.v[i]) :
+		    lpo_asprintf(cli->ctx, "%s=%s:", s.name, s.cls->kind);
+		if (text == NULL)
+			rc = LPO_ENOMEM;
+		else
+			json_array_append_new(list, json_string(text));
+		lpo_free(text);
+		if (rc == 0 && s.cls != NULL) {
+			struct roles r = { cli, s.name, 0 };
+
+			lpo_scorer_find(s.command, &arg);
+			rc = s.cls->inputs(cli->ctx, &so, arg, add_input, &r);
+		}
+		eval_scorer_clear(&s);
+	}
+	lpo_cli_resolved(cli, "scorer", list);
+	return rc;
+}
+
+int
+eval_scorers_open(lpo_cli *cli, const struct eval_opts *o,
+    lpo_scorers **out)
+{
+	struct lpo_scorer_opts so = scorer_opts(cli, o);
+	struct eval_scorer s;
+	int i, rc;
+
+	so.memory_bytes = lpo_cli_memory(cli) / 2;
+	if ((rc = lpo_scorers_new(cli->ctx, out, &so)) < 0)
+		return rc;
+	for (i = 0; i < o->scorer.n && rc == 0; i++) {
+		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) == 0 &&
+		    s.cls != NULL)
+			rc = lpo_scorers_add(*out, s.name, s.command);
+		eval_scorer_clear(&s);
+	}
+	if (rc != 0) {
+		lpo_scorers_free(*out);
+		*out = NULL;
+	}
+	return rc;
+}
+
+/* ------------------------------------------------------------------- work */
+
+int
+eval_score(lpo_cli *cli, const struct eval_opts *o, lpo_scorers *set,
+    struct lpo_scores *out, const struct lpo_score_source *src,
+    const char *tar, const char *const *key)
+{
+	struct lpo_scores ours = { .n = 0 }, one;
+	struct eval_scorer s;
+	int64_t at = 0, n;
 	int i, rc = 0;
 
 	memset(out, 0, sizeof(*out));
-	for (i = 0; i < scorers->n && rc == 0; i++) {
-		if ((rc = eval_scorer(cli, scorers->v[i], &name,
-		    &command)) != 0)
+	if (lpo_scorers_count(set) > 0)
+		rc = lpo_scorers_run(set, &ours, src);
+	lpo_cli_progress_end(cli);
+	for (i = 0; i < o->scorer.n && rc == 0; i++) {
+		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) != 0)
 			break;
-		fflush(NULL);	/* the child must not print it again */
-		rc = lpo_score_external(cli->ctx, &one, name, command, tar,
-		    key, n);
-		if (rc == 0)
-			rc = append(cli->ctx, out, &one);
-		lpo_free(name);
-		name = NULL;
+		if (s.cls != NULL) {
+			for (n = 0; s.cls->column[n] != NULL; n++)
+				;
+			rc = lpo_scores_append(cli->ctx, out, &ours, at, n);
+			at += n;
+		} else {
+			fflush(NULL);	/* the child must not print it again */
+			rc = lpo_score_external(cli->ctx, &one, s.name,
+			    s.command, tar, key, src->n);
+			if (rc == 0)
+				rc = lpo_scores_append(cli->ctx, out, &one, 0,
+				    one.names);
+			lpo_scores_free(&one);
+		}
+		eval_scorer_clear(&s);
 	}
+	lpo_scores_free(&ours);
 	if (rc != 0)
 		lpo_scores_free(out);
 	return rc;
+}
+
+/* -------------------------------------------------------- pictures of a tar */
+
+struct tar_source {
+	lpo_cli *cli;
+	lpo_shard *tar;
+	const char *path, *what;
+	int64_t n;
+};
+
+static int
+tar_get(void *arg, int64_t i, struct lpo_score_item *it)
+{
+	struct tar_source *t = arg;
+	lpo_ctx *c = t->cli->ctx;
+	struct lpo_sample s;
+	const char *prompt;
+	int k, rc;
+
+	if ((rc = lpo_shard_get(c, &s, t->tar, i)) < 0)
+		return rc;
+	for (k = 0; k < s.n_members && it->bytes == NULL; k++)
+		if (eval_image_type(s.member[k].name) != NULL) {
+			it->bytes = s.member[k].bytes;
+			it->size = (size_t)s.member[k].size;
+			s.member[k].bytes = NULL;
+		}
+	prompt = json_string_value(lpo_json_get(s.json, "prompt"));
+	it->prompt = lpo_strdup(c, prompt != NULL ? prompt : "");
+	it->name = lpo_asprintf(c, "%s: image '%s'", t->path, s.key);
+	if (it->prompt == NULL || it->name == NULL)
+		rc = LPO_ENOMEM;
+	else if (it->bytes == NULL)
+		rc = lpo_fail(c, LPO_EFORMAT, "%s: sample '%s' has no "
+		    "picture", t->path, s.key);
+	lpo_sample_clear(&s);
+	return rc;
+}
+
+static void
+tar_progress(void *arg, int64_t done)
+{
+	struct tar_source *t = arg;
+
+	lpo_cli_progress(t->cli, t->what, done, t->n, "pictures", NULL);
+}
+
+int
+eval_score_tar(lpo_cli *cli, const struct eval_opts *o, lpo_scorers *set,
+    struct eval_system *s, lpo_shard *tar, const char *const *key, int64_t n)
+{
+	struct tar_source t = { cli, tar, s->tar, s->name, n };
+	const struct lpo_score_source src = { .arg = &t, .n = n,
+	    .get = tar_get, .progress = tar_progress };
+
+	return eval_score(cli, o, set, &s->scores, &src, s->tar, key);
 }

@@ -188,7 +188,7 @@ inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 		    s->lora != NULL, "strength", s->strength));
 	}
 	lpo_cli_resolved(cli, "systems", list);
-	return rc;
+	return rc == 0 ? eval_scorers_inputs(cli, o) : rc;
 }
 
 /* ------------------------------------------------- what the tars contain */
@@ -261,23 +261,44 @@ match_images(lpo_ctx *c, const struct eval *e, const struct eval_system *s,
 static int
 score(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
+	lpo_scorers *set = NULL;
 	lpo_shard *tar = NULL;
 	int64_t i;
-	int rc = 0;
+	int rc;
 
+	rc = eval_scorers_open(cli, o, &set);
 	for (i = 0; i < e->systems && rc == 0; i++) {
 		if ((rc = lpo_shard_open(cli->ctx, &tar,
 		    e->system[i].tar)) < 0)
-			return rc;
+			break;
 		rc = i == 0 ? list_images(cli->ctx, e, tar) :
 		    match_images(cli->ctx, e, &e->system[i], tar);
-		lpo_shard_close(tar);
 		if (rc == 0)
-			rc = eval_score_tar(cli, &o->scorer,
-			    &e->system[i].scores, e->system[i].tar,
+			rc = eval_score_tar(cli, o, set, &e->system[i], tar,
 			    (const char *const *)e->key, e->n);
+		lpo_shard_close(tar);
 	}
+	lpo_scorers_free(set);
 	return rc;
+}
+
+/*
+ * Scorers that cannot be loaded are found out before hours of drawing; their
+ * weights need not be in memory meanwhile.
+ */
+static int
+draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
+    const lpo_state *state)
+{
+	lpo_scorers *set = NULL;
+	int rc;
+
+	if (state == NULL)
+		return 0;
+	if ((rc = eval_scorers_open(cli, o, &set)) != 0)
+		return rc;
+	lpo_scorers_free(set);
+	return eval_draw(cli, o, e, lpo_state_dir(state));
 }
 
 int
@@ -406,8 +427,7 @@ eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 		return plan(cli, o, e);
 	if ((rc = open_state(cli, o, e, &state)) < 0)
 		return rc;
-	if ((state == NULL || (rc = eval_draw(cli, o, e,
-	    lpo_state_dir(state))) == 0) &&
+	if ((rc = draw(cli, o, e, state)) == 0 &&
 	    (rc = score(cli, o, e)) == 0 &&
 	    (rc = eval_compare(cli, o, e)) == 0 &&
 	    (rc = eval_store(cli, e)) == 0 && o->html != NULL)

@@ -18,8 +18,8 @@ static const struct lpo_cli_option options[] = {
 	    0, 0 },
 	{ "prompts", 'p', "FILE", "CSV, TSV, JSONL, JSON or a text file",
 	    LPO_CLI_STRING, OFF(prompts), 0, 0, 0 },
-	{ "scorer", 0, "NAME=CMD", "a program that scores a tar of images "
-	    "(may repeat)", LPO_CLI_LIST, OFF(scorer), R, 0, 0 },
+	{ "scorer", 0, "NAME=WHAT", "clip:DIR, aesthetic:HEAD,DIR, lrm:DIR "
+	    "or a program (may repeat)", LPO_CLI_LIST, OFF(scorer), R, 0, 0 },
 	{ "images", 0, "FILE", "score the images of a preference table "
 	    "instead; prints id, NAME_0, NAME_1", LPO_CLI_STRING,
 	    OFF(images), 0, 0, 0 },
@@ -54,9 +54,9 @@ static const struct lpo_cli_option options[] = {
 
 static const struct lpo_cli_tool tool = {
 	"lpo-eval", "systems on the same prompts and seeds, compared",
-	"-m MODEL --lora LORA -p PROMPTS --scorer NAME=CMD [--html FILE]\n"
-	"--system NAME=WHAT --system NAME=WHAT -p PROMPTS --scorer NAME=CMD\n"
-	"--images TABLE --scorer NAME=CMD\n"
+	"-m MODEL --lora LORA -p PROMPTS --scorer NAME=WHAT [--html FILE]\n"
+	"--system NAME=WHAT --system NAME=WHAT -p PROMPTS --scorer NAME=WHAT\n"
+	"--images TABLE --scorer NAME=WHAT\n"
 	"--pool DATABASE...", options
 };
 
@@ -153,23 +153,38 @@ parse_condition(lpo_cli *cli, struct condition *v, const char *spec)
 	return 0;
 }
 
+/* 1 if a scorer of SCORER.NAME or SCORER is there, 0, or an error. */
+static int
+has_scorer(lpo_cli *cli, const struct lpo_cli_list *l, const char *score)
+{
+	size_t n = strcspn(score, ".:");
+	struct eval_scorer s;
+	int i, rc, found = 0;
+
+	for (i = 0; i < l->n && !found; i++) {
+		if ((rc = eval_scorer_parse(cli, &s, l->v[i])) != 0)
+			return rc;
+		found = strlen(s.name) == n && strncmp(s.name, score, n) == 0;
+		eval_scorer_clear(&s);
+	}
+	return found;
+}
+
 /* Before any work: the form, and that a scorer of that name will run. */
 static int
 check_conditions(lpo_cli *cli, const struct eval_opts *o)
 {
 	struct condition v;
-	size_t n;
-	int i, k, rc;
+	int i, rc;
 
 	for (i = 0; i < o->fail_under.n; i++) {
 		if ((rc = parse_condition(cli, &v, o->fail_under.v[i])) != 0)
 			return rc;
-		n = strcspn(v.score, ".:");
-		for (k = 0; k < o->scorer.n; k++)
-			if (strncmp(o->scorer.v[k], v.score, n) == 0 &&
-			    o->scorer.v[k][n] == '=')
-				break;
-		if (!o->pool && k == o->scorer.n)
+		if (o->pool)
+			continue;
+		if ((rc = has_scorer(cli, &o->scorer, v.score)) < 0)
+			return rc;
+		if (rc == 0)
 			return lpo_cli_usage(cli, "--fail-under '%s': no such "
 			    "scorer", v.score);
 	}
@@ -236,7 +251,7 @@ check(lpo_cli *cli, const struct eval_opts *o)
 	if (!o->pool && cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);
-	if (!o->pool && (rc = eval_scorers_check(cli, &o->scorer)) != 0)
+	if (!o->pool && (rc = eval_scorers_check(cli, o)) != 0)
 		return rc;
 	return check_conditions(cli, o);
 }

@@ -11,7 +11,7 @@
 #define BITS 22
 
 /*
- * Output i sums in[first[i] + j] * weight[i * taps + j] for j < count[i].
+ * Output from + i sums in[first[i] + j] * weight[i * taps + j], j < count[i].
  */
 struct axis {
 	int64_t taps;
@@ -54,8 +54,8 @@ axis_free(struct axis *a)
  * formula moves single weights by one unit, and with them pixels.
  */
 static int
-axis_init(lpo_ctx *c, struct axis *a, int64_t out, int64_t in,
-    enum lpo_filter filter)
+axis_init(lpo_ctx *c, struct axis *a, int64_t from, int64_t n, int64_t out,
+    int64_t in, enum lpo_filter filter)
 {
 	double (*f)(double) = filter == LPO_BICUBIC ? bicubic : bilinear;
 	double scale = (double)in / (double)out;
@@ -66,16 +66,16 @@ axis_init(lpo_ctx *c, struct axis *a, int64_t out, int64_t in,
 	int err = LPO_ENOMEM;
 
 	a->taps = (int64_t)ceil(support) * 2 + 1;
-	a->first = lpo_alloc(c, (size_t)out, sizeof(*a->first));
-	a->count = lpo_alloc(c, (size_t)out, sizeof(*a->count));
-	a->weight = lpo_alloc(c, (size_t)out, (size_t)a->taps *
+	a->first = lpo_alloc(c, (size_t)n, sizeof(*a->first));
+	a->count = lpo_alloc(c, (size_t)n, sizeof(*a->count));
+	a->weight = lpo_alloc(c, (size_t)n, (size_t)a->taps *
 	    sizeof(*a->weight));
 	w = lpo_alloc(c, (size_t)a->taps, sizeof(*w));
 	if (a->first == NULL || a->count == NULL || a->weight == NULL ||
 	    w == NULL)
 		goto out;
-	for (i = 0; i < out; i++) {
-		centre = ((double)i + 0.5) * scale;
+	for (i = 0; i < n; i++) {
+		centre = ((double)(from + i) + 0.5) * scale;
 		lo = (int64_t)(centre - support + 0.5);
 		lo = lo < 0 ? 0 : lo;
 		hi = (int64_t)(centre + support + 0.5);
@@ -134,10 +134,13 @@ horizontal(uint8_t *dst, const uint8_t *src, int64_t rows, int64_t out,
 	}
 }
 
-/* dst [out, width] from src [in, width]; acc [width] is scratch */
+/*
+ * dst [out, width] from rows of `stride` bytes; src is the row a->first[0];
+ * acc [width] is scratch
+ */
 static void
-vertical(uint8_t *dst, const uint8_t *src, int64_t out, int64_t width,
-    const struct axis *a, int32_t *acc)
+vertical(uint8_t *dst, const uint8_t *src, int64_t stride, int64_t out,
+    int64_t width, const struct axis *a, int32_t *acc)
 {
 	const uint8_t *s;
 	int64_t y, x, j;
@@ -148,7 +151,7 @@ vertical(uint8_t *dst, const uint8_t *src, int64_t out, int64_t width,
 			acc[x] = 1 << (BITS - 1);
 		for (j = 0; j < a->count[y]; j++) {
 			k = a->weight[y * a->taps + j];
-			s = src + (a->first[y] + j) * width;
+			s = src + (a->first[y] - a->first[0] + j) * stride;
 			for (x = 0; x < width; x++)
 				acc[x] += s[x] * k;
 		}
@@ -157,54 +160,109 @@ vertical(uint8_t *dst, const uint8_t *src, int64_t out, int64_t width,
 	}
 }
 
-int
-lpo_resize_u8(lpo_ctx *c, uint8_t *dst, int64_t dst_w, int64_t dst_h,
-    const uint8_t *src, int64_t src_w, int64_t src_h, int channels,
+/* Rows y0 .. y0 + n - 1 of the source, the window's columns of them. */
+static int
+rows_resized(lpo_ctx *c, uint8_t *dst, const struct lpo_window *v,
+    int64_t dst_w, const uint8_t *src, int64_t src_w, int64_t n, int ch,
     enum lpo_filter filter)
 {
-	struct axis ax = { 0 }, ay = { 0 };
-	uint8_t *between = NULL;
-	int32_t *acc = NULL;
-	int64_t row = dst_w * channels;
-	int err = 0;
+	struct axis a = { 0 };
+	int err;
 
+	err = axis_init(c, &a, v->x, v->w, dst_w, src_w, filter);
+	if (err == 0)
+		horizontal(dst, src, n, v->w, src_w, ch, &a);
+	axis_free(&a);
+	return err;
+}
+
+/* src: the window's first column where the width stays as it is */
+static int
+columns_resized(lpo_ctx *c, uint8_t *dst, const struct lpo_window *v,
+    const struct axis *a, const uint8_t *src, int64_t stride, int ch)
+{
+	int32_t *acc = lpo_alloc(c, (size_t)(v->w * ch), sizeof(*acc));
+
+	if (acc == NULL)
+		return LPO_ENOMEM;
+	vertical(dst, src, stride, v->h, v->w * ch, a, acc);
+	lpo_free(acc);
+	return 0;
+}
+
+static int
+check_sizes(lpo_ctx *c, const struct lpo_window *v, int64_t dst_w,
+    int64_t dst_h, int64_t src_w, int64_t src_h, int channels)
+{
 	if (dst_w < 1 || dst_h < 1 || src_w < 1 || src_h < 1 ||
 	    channels < 1 || channels > 4 || dst_w > INT32_MAX ||
 	    dst_h > INT32_MAX || src_w > INT32_MAX || src_h > INT32_MAX)
 		return lpo_fail(c, LPO_EINVAL, "cannot resize %lld x %lld to "
 		    "%lld x %lld pixels", (long long)src_w, (long long)src_h,
 		    (long long)dst_w, (long long)dst_h);
+	if (v->x < 0 || v->y < 0 || v->w < 1 || v->h < 1 ||
+	    v->w > dst_w - v->x || v->h > dst_h - v->y)
+		return lpo_fail(c, LPO_EINVAL, "no %lld x %lld pixels from "
+		    "(%lld, %lld) in %lld x %lld", (long long)v->w,
+		    (long long)v->h, (long long)v->x, (long long)v->y,
+		    (long long)dst_w, (long long)dst_h);
+	return 0;
+}
+
+int
+lpo_resize_window_u8(lpo_ctx *c, uint8_t *dst, const struct lpo_window *v,
+    int64_t dst_w, int64_t dst_h, const uint8_t *src, int64_t src_w,
+    int64_t src_h, int channels, enum lpo_filter filter)
+{
+	int64_t y0 = v->y, n = v->h, i;
+	int64_t stride = src_w * channels, row = v->w * channels;
+	uint8_t *between = NULL;
+	struct axis ay = { 0 };
+	int err;
+
+	if ((err = check_sizes(c, v, dst_w, dst_h, src_w, src_h,
+	    channels)) != 0)
+		return err;
 	/* A pass that changes no size is left out. */
-	if (src_w != dst_w) {
-		if ((err = axis_init(c, &ax, dst_w, src_w, filter)) != 0)
-			goto out;
-		if (src_h != dst_h) {
-			between = lpo_alloc(c, (size_t)src_h, (size_t)row);
-			if (between == NULL) {
-				err = LPO_ENOMEM;
-				goto out;
-			}
-		}
-		horizontal(between != NULL ? between : dst, src, src_h, dst_w,
-		    src_w, channels, &ax);
-	} else if (src_h == dst_h) {
-		memcpy(dst, src, (size_t)(row * dst_h));
-	}
 	if (src_h != dst_h) {
-		if ((err = axis_init(c, &ay, dst_h, src_h, filter)) != 0)
+		if ((err = axis_init(c, &ay, v->y, v->h, dst_h, src_h,
+		    filter)) != 0)
 			goto out;
-		acc = lpo_alloc(c, (size_t)row, sizeof(*acc));
-		if (acc == NULL) {
-			err = LPO_ENOMEM;
-			goto out;
-		}
-		vertical(dst, between != NULL ? between : src, dst_h, row,
-		    &ay, acc);
+		y0 = ay.first[0];
+		n = ay.first[v->h - 1] + ay.count[v->h - 1] - y0;
+	}
+	src += y0 * stride;
+	if (src_w != dst_w && src_h != dst_h) {
+		between = lpo_alloc(c, (size_t)n, (size_t)row);
+		err = between == NULL ? LPO_ENOMEM : rows_resized(c, between,
+		    v, dst_w, src, src_w, n, channels, filter);
+		if (err == 0)
+			err = columns_resized(c, dst, v, &ay, between, row,
+			    channels);
+	} else if (src_w != dst_w) {
+		err = rows_resized(c, dst, v, dst_w, src, src_w, n, channels,
+		    filter);
+	} else if (src_h != dst_h) {
+		err = columns_resized(c, dst, v, &ay, src + v->x * channels,
+		    stride, channels);
+	} else {
+		for (i = 0; i < n; i++)
+			memcpy(dst + i * row, src + i * stride +
+			    v->x * channels, (size_t)row);
 	}
 out:
-	lpo_free(acc);
 	lpo_free(between);
-	axis_free(&ax);
 	axis_free(&ay);
 	return err;
+}
+
+int
+lpo_resize_u8(lpo_ctx *c, uint8_t *dst, int64_t dst_w, int64_t dst_h,
+    const uint8_t *src, int64_t src_w, int64_t src_h, int channels,
+    enum lpo_filter filter)
+{
+	const struct lpo_window all = { 0, 0, dst_w, dst_h };
+
+	return lpo_resize_window_u8(c, dst, &all, dst_w, dst_h, src, src_w,
+	    src_h, channels, filter);
 }

@@ -21,4 +21,19 @@ int	lpo_resize_u8(lpo_ctx *, uint8_t *dst, int64_t dst_w, int64_t dst_h,
 	    const uint8_t *src, int64_t src_w, int64_t src_h, int channels,
 	    enum lpo_filter);
 
+/* A part of a picture: w x h pixels from (x, y) on. */
+struct lpo_window {
+	int64_t x, y, w, h;
+};
+
+/*
+ * The same, but of the dst_w x dst_h pixels only those of the window, which
+ * is inside: dst [window.h, window.w, channels].  The rest costs neither time
+ * nor memory.
+ */
+int	lpo_resize_window_u8(lpo_ctx *, uint8_t *dst,
+	    const struct lpo_window *, int64_t dst_w, int64_t dst_h,
+	    const uint8_t *src, int64_t src_w, int64_t src_h, int channels,
+	    enum lpo_filter);
+
 #endif

@@ -5,15 +5,9 @@
 #include <string.h>
 
 #include "lib/base/json.h"
+#include "lib/model/clip_joint.h"
 #include "lib/model/config.h"
 #include "lib/model/weights.h"
-
-#define CLIP_MAX_LAYERS 128
-
-struct layer {
-	lpo_norm_layer norm1, norm2;
-	lpo_linear_layer q, k, v, out, fc1, fc2;
-};
 
 struct lpo_clip {
 	lpo_ctx *ctx;
@@ -22,7 +16,7 @@ struct lpo_clip {
 	struct lpo_pool names;
 	lpo_params params;
 	lpo_param *token, *position;
-	struct layer *layer;
+	struct lpo_clip_layer *layer;
 	lpo_norm_layer final_norm;
 	lpo_linear_layer projection;
 };
@@ -43,31 +37,6 @@ static const struct lpo_config_field fields[] = {
 	{ "use_attention_mask", "false" }, { NULL, NULL }
 };
 
-static int
-read_act(lpo_ctx *c, enum lpo_act *act, const json_t *j)
-{
-	static const struct {
-		const char *name;
-		enum lpo_act act;
-	} acts[] = {
-		{ "quick_gelu", LPO_QUICK_GELU }, { "gelu", LPO_GELU },
-		{ "silu", LPO_SILU }, { "relu", LPO_RELU }
-	};
-	const char *name;
-	size_t i;
-	int rc;
-
-	if ((rc = lpo_json_str(c, &name, j, "hidden_act", "quick_gelu")) < 0)
-		return rc;
-	for (i = 0; i < sizeof(acts) / sizeof(acts[0]); i++)
-		if (strcmp(acts[i].name, name) == 0) {
-			*act = acts[i].act;
-			return 0;
-		}
-	return lpo_fail(c, LPO_EFORMAT, "'hidden_act' is '%.32s', which is "
-	    "not supported", name);
-}
-
 /* 1 or 0 as `architectures` says; -1 where it says nothing. */
 static int
 says_projection(const json_t *j)
@@ -84,35 +53,19 @@ says_projection(const json_t *j)
 static int
 read_config(lpo_ctx *c, struct lpo_clip_config *g, const json_t *j)
 {
-	const int64_t big = 1 << 20;
 	const json_t *eos = lpo_json_get(j, "eos_token_id");
-	double eps;
 	int rc;
 
+	g->shape = (struct lpo_clip_shape){ .hidden = 512,
+	    .intermediate = 2048, .layers = 12, .heads = 8 };
 	if ((rc = lpo_config_int(c, &g->vocab, j, "vocab_size", 49408, 1,
 	    1 << 24)) < 0 ||
-	    (rc = lpo_config_int(c, &g->hidden, j, "hidden_size", 512, 1,
-	    big)) < 0 ||
-	    (rc = lpo_config_int(c, &g->intermediate, j, "intermediate_size",
-	    2048, 1, big)) < 0 ||
 	    (rc = lpo_config_int(c, &g->projection, j, "projection_dim", 512,
-	    1, big)) < 0 ||
-	    (rc = lpo_config_int(c, &g->layers, j, "num_hidden_layers", 12, 1,
-	    CLIP_MAX_LAYERS)) < 0 ||
-	    (rc = lpo_config_int(c, &g->heads, j, "num_attention_heads", 8, 1,
-	    big)) < 0 ||
+	    1, 1 << 20)) < 0 ||
 	    (rc = lpo_config_int(c, &g->max_positions, j,
-	    "max_position_embeddings", 77, 1, big)) < 0 ||
-	    (rc = lpo_json_real(c, &eps, j, "layer_norm_eps", 1e-5)) < 0 ||
-	    (rc = read_act(c, &g->act, j)) < 0)
+	    "max_position_embeddings", 77, 1, 1 << 20)) < 0 ||
+	    (rc = lpo_clip_shape_read(c, &g->shape, j)) < 0)
 		return rc;
-	if (g->hidden % g->heads != 0)
-		return lpo_fail(c, LPO_EFORMAT, "'hidden_size' %lld is not a "
-		    "multiple of 'num_attention_heads' %lld",
-		    (long long)g->hidden, (long long)g->heads);
-	if (!(eps > 0 && eps < 1))
-		return lpo_fail(c, LPO_EFORMAT, "'layer_norm_eps' is %g", eps);
-	g->eps = (float)eps;
 	if (json_is_array(eos))
 		eos = json_array_get(eos, 0);
 	g->eos_token_id = eos ? json_integer_value(eos) : 49407;
@@ -137,32 +90,12 @@ rename_key(char *out, size_t cap, const char *key)
 	return 0;
 }
 
-static void
-load_layer(lpo_weights *w, struct layer *l, const struct lpo_clip_config *g,
-    int64_t i)
-{
-	char at[64];
-	int64_t d = g->hidden, m = g->intermediate;
-
-	snprintf(at, sizeof(at), "text_model.encoder.layers.%lld",
-	    (long long)i);
-	lpo_weights_norm(w, &l->norm1, d, 0, g->eps, "%s.layer_norm1", at);
-	lpo_weights_linear(w, &l->q, d, d, 1, 0, "%s.self_attn.q_proj", at);
-	lpo_weights_linear(w, &l->k, d, d, 1, 0, "%s.self_attn.k_proj", at);
-	lpo_weights_linear(w, &l->v, d, d, 1, 0, "%s.self_attn.v_proj", at);
-	lpo_weights_linear(w, &l->out, d, d, 1, 0, "%s.self_attn.out_proj",
-	    at);
-	lpo_weights_norm(w, &l->norm2, d, 0, g->eps, "%s.layer_norm2", at);
-	lpo_weights_linear(w, &l->fc1, d, m, 1, 0, "%s.mlp.fc1", at);
-	lpo_weights_linear(w, &l->fc2, m, d, 1, 0, "%s.mlp.fc2", at);
-}
-
 static int
 load_weights(lpo_clip *m, const char *dir)
 {
 	struct lpo_clip_config *g = &m->cfg;
-	const int64_t tok[2] = { g->vocab, g->hidden };
-	const int64_t pos[2] = { g->max_positions, g->hidden };
+	const int64_t tok[2] = { g->vocab, g->shape.hidden };
+	const int64_t pos[2] = { g->max_positions, g->shape.hidden };
 	lpo_weights *w = NULL;
 	int64_t i;
 	int rc;
@@ -173,28 +106,52 @@ load_weights(lpo_clip *m, const char *dir)
 	if (g->has_projection < 0)
 		g->has_projection = lpo_weights_has(w,
 		    "text_projection.weight");
+	/* the other half of a CLIPModel */
+	lpo_weights_ignore(w, "vision_model.");
+	lpo_weights_ignore(w, "visual_projection.");
+	lpo_weights_ignore(w, "logit_scale");
 	m->token = lpo_weights_param(w, LPO_TABLE, 2, tok,
 	    "text_model.embeddings.token_embedding.weight");
 	m->position = lpo_weights_param(w, LPO_TABLE, 2, pos,
 	    "text_model.embeddings.position_embedding.weight");
-	for (i = 0; i < g->layers; i++)
-		load_layer(w, &m->layer[i], g, i);
-	lpo_weights_norm(w, &m->final_norm, g->hidden, 0, g->eps,
+	for (i = 0; i < g->shape.layers; i++)
+		lpo_clip_layer_load(w, &m->layer[i], &g->shape, "text_model",
+		    i);
+	lpo_weights_norm(w, &m->final_norm, g->shape.hidden, 0, g->shape.eps,
 	    "text_model.final_layer_norm");
 	if (g->has_projection)
-		lpo_weights_linear(w, &m->projection, g->hidden,
+		lpo_weights_linear(w, &m->projection, g->shape.hidden,
 		    g->projection, 0, 0, "text_projection");
 	rc = lpo_weights_finish(w);
 	lpo_weights_close(w);
 	return rc;
 }
 
-int
-lpo_clip_load(lpo_ctx *c, lpo_backend *be, lpo_clip **out, const char *dir,
-    enum lpo_dtype dt)
+/* The tower's own config.json, or its part of a CLIPModel's. */
+static int
+load_config(lpo_clip *m, const char *dir, int joint)
+{
+	json_t *j = NULL;
+	int rc;
+
+	if (joint)
+		rc = lpo_clip_joint_config(m->ctx, &j, dir, "text_config");
+	else
+		rc = lpo_config_read(m->ctx, &j, &m->json, dir, NULL);
+	if (rc == 0 && (rc = lpo_config_check(m->ctx, j, fields, dir)) == 0 &&
+	    (rc = read_config(m->ctx, &m->cfg, j)) < 0)
+		lpo_fail_prefix(m->ctx, "%s/config.json", dir);
+	if (joint)
+		m->cfg.has_projection = 1;
+	json_decref(j);
+	return rc;
+}
+
+static int
+load(lpo_ctx *c, lpo_backend *be, lpo_clip **out, const char *dir,
+    enum lpo_dtype dt, int joint)
 {
 	lpo_clip *m;
-	json_t *j = NULL;
 	int rc = LPO_ENOMEM;
 
 	*out = NULL;
@@ -202,15 +159,11 @@ lpo_clip_load(lpo_ctx *c, lpo_backend *be, lpo_clip **out, const char *dir,
 		goto out;
 	m->ctx = c;
 	if ((rc = lpo_params_init(&m->params, c, be, dt)) < 0 ||
-	    (rc = lpo_config_read(c, &j, &m->json, dir, NULL)) < 0 ||
-	    (rc = lpo_config_check(c, j, fields, dir)) < 0)
+	    (rc = load_config(m, dir, joint)) < 0)
 		goto out;
-	if ((rc = read_config(c, &m->cfg, j)) < 0) {
-		lpo_fail_prefix(c, "%s/config.json", dir);
-		goto out;
-	}
 	rc = LPO_ENOMEM;
-	m->layer = lpo_alloc(c, (size_t)m->cfg.layers, sizeof(*m->layer));
+	m->layer = lpo_alloc(c, (size_t)m->cfg.shape.layers,
+	    sizeof(*m->layer));
 	if (m->layer == NULL)
 		goto out;
 	if ((rc = load_weights(m, dir)) < 0)
@@ -218,9 +171,22 @@ lpo_clip_load(lpo_ctx *c, lpo_backend *be, lpo_clip **out, const char *dir,
 	*out = m;
 	m = NULL;
 out:
-	json_decref(j);
 	lpo_clip_free(m);
 	return rc;
+}
+
+int
+lpo_clip_load(lpo_ctx *c, lpo_backend *be, lpo_clip **out, const char *dir,
+    enum lpo_dtype dt)
+{
+	return load(c, be, out, dir, dt, 0);
+}
+
+int
+lpo_clip_load_joint(lpo_ctx *c, lpo_backend *be, lpo_clip **out,
+    const char *dir, enum lpo_dtype dt)
+{
+	return load(c, be, out, dir, dt, 1);
 }
 
 void
@@ -253,22 +219,6 @@ lpo_clip_config_json(const lpo_clip *m)
 	return m->json;
 }
 
-static lpo_var *
-layer_fwd(lpo_tape *t, const lpo_clip *m, const struct layer *l, lpo_var *x)
-{
-	lpo_var *h, *q, *k, *v;
-
-	h = lpo_layer_norm(t, &l->norm1, x);
-	q = lpo_linear(t, &l->q, h);
-	k = lpo_linear(t, &l->k, h);
-	v = lpo_linear(t, &l->v, h);
-	h = lpo_attention(t, q, k, v, m->cfg.heads, 1);
-	x = lpo_add(t, x, lpo_linear(t, &l->out, h));
-	h = lpo_linear(t, &l->fc1, lpo_layer_norm(t, &l->norm2, x));
-	h = lpo_activation(t, m->cfg.act, h);
-	return lpo_add(t, x, lpo_linear(t, &l->fc2, h));
-}
-
 void
 lpo_clip_fwd(lpo_tape *t, lpo_clip *m, lpo_var *ids, lpo_var *eos,
     struct lpo_clip_out *o)
@@ -278,9 +228,9 @@ lpo_clip_fwd(lpo_tape *t, lpo_clip *m, lpo_var *ids, lpo_var *eos,
 
 	memset(o, 0, sizeof(*o));
 	x = lpo_embed(t, m->token, m->position, ids);
-	for (i = 0; i < m->cfg.layers; i++) {
+	for (i = 0; i < m->cfg.shape.layers; i++) {
 		o->penultimate = x;
-		x = layer_fwd(t, m, &m->layer[i], x);
+		x = lpo_clip_layer_fwd(t, &m->layer[i], &m->cfg.shape, x, 1);
 	}
 	o->last_hidden = x = lpo_layer_norm(t, &m->final_norm, x);
 	if (eos == NULL)

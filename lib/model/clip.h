@@ -5,14 +5,12 @@
 #ifndef LPO_MODEL_CLIP_H
 #define LPO_MODEL_CLIP_H
 
-#include "lib/nn/tape.h"
+#include "lib/model/clip_layer.h"
 
 struct lpo_clip_config {
-	int64_t hidden, intermediate, layers, heads, projection;
-	int64_t vocab, max_positions;
+	struct lpo_clip_shape shape;
+	int64_t projection, vocab, max_positions;
 	int64_t eos_token_id;	/* config's value; 2 = legacy argmax rule */
-	enum lpo_act act;
-	float eps;
 	int has_projection;	/* CLIPTextModelWithProjection */
 };
 
@@ -20,6 +18,9 @@ typedef struct lpo_clip lpo_clip;
 
 int	 lpo_clip_load(lpo_ctx *, lpo_backend *, lpo_clip **, const char *dir,
 	    enum lpo_dtype);
+/* The text tower and projection of a CLIPModel folder (models.md 9.2). */
+int	 lpo_clip_load_joint(lpo_ctx *, lpo_backend *, lpo_clip **,
+	    const char *dir, enum lpo_dtype);
 void	 lpo_clip_free(lpo_clip *);
 const struct lpo_clip_config *lpo_clip_cfg(const lpo_clip *);
 lpo_params *lpo_clip_params(lpo_clip *);

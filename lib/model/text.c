@@ -26,13 +26,13 @@ struct lpo_text {
 	float *out;		/* [BATCH, length, widest] */
 };
 
-/* The encoder must have a row for each id and each position. */
-static int
-check_pair(lpo_ctx *c, const struct part *p, const char *dir)
+int
+lpo_text_check(lpo_ctx *c, const lpo_tokenizer *tok, const lpo_clip *clip,
+    const char *dir)
 {
-	const struct lpo_clip_config *g = lpo_clip_cfg(p->clip);
-	int64_t rows = lpo_tokenizer_vocab_size(p->tok);
-	int64_t length = lpo_tokenizer_max_length(p->tok);
+	const struct lpo_clip_config *g = lpo_clip_cfg(clip);
+	int64_t rows = lpo_tokenizer_vocab_size(tok);
+	int64_t length = lpo_tokenizer_max_length(tok);
 
 	if (rows > g->vocab)
 		return lpo_fail(c, LPO_EFORMAT, "%s: the tokenizer has ids up "
@@ -58,7 +58,7 @@ open_part(lpo_text *m, struct part *p, const char *dir, const char *suffix)
 	if ((rc = lpo_tokenizer_open(c, &p->tok, tok)) < 0 ||
 	    (rc = lpo_clip_load(c, m->be, &p->clip, enc, m->dtype)) < 0)
 		goto out;
-	rc = check_pair(c, p, enc);
+	rc = lpo_text_check(c, p->tok, p->clip, enc);
 out:
 	lpo_free(tok);
 	lpo_free(enc);
@@ -149,7 +149,7 @@ lpo_text_dim(const lpo_text *m)
 	int i;
 
 	for (i = 0; i < m->n; i++)
-		d += lpo_clip_cfg(m->part[i].clip)->hidden;
+		d += lpo_clip_cfg(m->part[i].clip)->shape.hidden;
 	return d;
 }
 
@@ -230,7 +230,7 @@ encode_batch(lpo_text *m, int i, float *context, float *pooled,
     const char *const *prompts, int64_t count)
 {
 	struct part *p = &m->part[i];
-	int64_t d = lpo_clip_cfg(p->clip)->hidden, dim = lpo_text_dim(m);
+	int64_t d = lpo_clip_cfg(p->clip)->shape.hidden, dim = lpo_text_dim(m);
 	int64_t first = i == 0 ? 0 : dim - d, row;
 	int32_t eos[BATCH];
 	int rc;

@@ -22,6 +22,10 @@ int64_t	 lpo_text_pooled_dim(const lpo_text *);	/* 0 without pooled */
 lpo_clip *lpo_text_encoder(lpo_text *, int which);	/* 0, 1 */
 lpo_tokenizer *lpo_text_tokenizer(lpo_text *, int which);
 
+/* The encoder has a row for each id and each position; LPO_EFORMAT if not. */
+int	 lpo_text_check(lpo_ctx *, const lpo_tokenizer *, const lpo_clip *,
+	    const char *dir);
+
 /*
  * Encode n prompts in batches of a fixed size: context[n, length, dim] and,
  * where pooled_dim > 0 and pooled is not NULL, pooled[n, pooled_dim], f32 on

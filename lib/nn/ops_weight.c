@@ -511,3 +511,24 @@ lpo_embed(lpo_tape *t, lpo_param *table, lpo_param *position, lpo_var *ids)
 	return lpo_tape_out(t, op, ids->n, ids->h, 1, table->shape[1],
 	    t->dtype);
 }
+
+lpo_var *
+lpo_embed_all(lpo_tape *t, lpo_param *table, int64_t n)
+{
+	int64_t rows = table->rank == 1 ? 1 : table->shape[0], i;
+	lpo_var *index = lpo_tape_constant(t, n * rows);
+	lpo_op *op;
+
+	if (index == NULL)
+		return NULL;
+	for (i = 0; i < index->n; i++)
+		index->priv->constant_host[i] = (int32_t)(i % rows);
+	op = lpo_tape_op(t, &embed_class, table->key, index, NULL, NULL);
+	if (op == NULL)
+		return NULL;
+	op->table = table;
+	op->keep_in = 1;
+	op->weights = trains(table);
+	return lpo_tape_out(t, op, n, rows, 1, table->shape[table->rank - 1],
+	    t->dtype);
+}

@@ -125,6 +125,8 @@ lpo_var	*lpo_guide(lpo_tape *, lpo_var *x, float g);
 /* ids I32 [n, l, 1, 1] -> [n, l, 1, c]; position may be NULL */
 lpo_var	*lpo_embed(lpo_tape *, lpo_param *table, lpo_param *position,
 	    lpo_var *ids);
+/* All rows of a table (a vector is one row), n times: [n, rows, 1, c] */
+lpo_var	*lpo_embed_all(lpo_tape *, lpo_param *table, int64_t n);
 lpo_var	*lpo_cast(lpo_tape *, lpo_var *x, enum lpo_dtype);
 
 #endif

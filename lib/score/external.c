@@ -13,41 +13,6 @@
 
 enum { MAX_COLUMNS = 64, MAX_TEXT = 1 << 28 };
 
-int
-lpo_scores_new(lpo_ctx *c, struct lpo_scores *s, const char *const *name,
-    int64_t names, int64_t n)
-{
-	int64_t i;
-
-	memset(s, 0, sizeof(*s));
-	s->names = names;
-	s->n = n;
-	s->name = lpo_alloc(c, (size_t)names + 1, sizeof(*s->name));
-	s->value = lpo_alloc(c, (size_t)(names * n) + 1, sizeof(*s->value));
-	if (s->name == NULL || s->value == NULL) {
-		lpo_scores_free(s);
-		return LPO_ENOMEM;
-	}
-	for (i = 0; i < names; i++)
-		if ((s->name[i] = lpo_strdup(c, name[i])) == NULL) {
-			lpo_scores_free(s);
-			return LPO_ENOMEM;
-		}
-	return 0;
-}
-
-void
-lpo_scores_free(struct lpo_scores *s)
-{
-	int64_t i;
-
-	for (i = 0; s->name != NULL && i < s->names; i++)
-		lpo_free(s->name[i]);
-	lpo_free(s->name);
-	lpo_free(s->value);
-	memset(s, 0, sizeof(*s));
-}
-
 /* Cut a line at its tabs; -1: more than max fields. */
 static int
 fields(char *line, char **f, int max)

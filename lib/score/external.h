@@ -1,24 +1,12 @@
 /*
- * Scores of images, and the external scorer (design.md 6): any program that
- * reads a tar of images on standard input and prints a header line
- * key<TAB>name... and one line per image, in any order.
+ * The external scorer (design.md 6): any program that reads a tar of images
+ * on standard input and prints a header line key<TAB>name... and one line per
+ * image, in any order.
  */
 #ifndef LPO_SCORE_EXTERNAL_H
 #define LPO_SCORE_EXTERNAL_H
 
-#include "lib/base/ctx.h"
-
-struct lpo_scores {
-	char **name;		/* [names], "judge.alignment" */
-	int64_t names;
-	int64_t n;		/* images */
-	double *value;		/* [n][names] */
-};
-
-void	 lpo_scores_free(struct lpo_scores *);	/* zeroed is fine */
-/* A table of n images with these names (copied), values zero. */
-int	 lpo_scores_new(lpo_ctx *, struct lpo_scores *, const char *const *name,
-	    int64_t names, int64_t n);
+#include "lib/score/scores.h"
 
 /*
  * Run `command` by sh -c with the tar file `tar` as its standard input, and

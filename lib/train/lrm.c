@@ -172,6 +172,12 @@ lpo_lrm_feature_dim(const lpo_lrm *m)
 }
 
 int64_t
+lpo_lrm_sample_size(const lpo_lrm *m)
+{
+	return m->ucfg.sample_size;
+}
+
+int64_t
 lpo_lrm_time_dim(const lpo_lrm *m)
 {
 	return m->ucfg.channels[0];

@@ -313,6 +313,7 @@ first,0,1,0,1
 2,20,21,400,441
 END
 same want out "id, and the scores of both images"
+cp want images.want
 run 0 "--images, one score" "$eval" --images world/some.csv \
     --scorer "aesthetic=./sides | cut -f 1,2" -o scores.csv
 test "$(head -1 scores.csv)" = id,aesthetic_0,aesthetic_1
@@ -327,9 +328,11 @@ ok $? "an object a line"
 run 1 "--images, a file that is missing" "$eval" --images \
     world/prefs.missing.csv --scorer s=./sides
 rm world/b1.png
-run 1 "--images, an image that is missing" "$eval" --images world/some.csv \
+run 3 "--images, an image that is missing" "$eval" --images world/some.csv \
     --scorer s=./sides
-says b1.png "which image"
+says "row 1: 'world/b1.png'" "which image"
+{ sed -n 1,2p images.want; sed -n 4p images.want; } > left
+same left out "the other rows"
 
 # What --images prints is what lpo-pairs joins: moments by hand, [8, 1, 1].
 mkdir -p m/vae m/scheduler enc

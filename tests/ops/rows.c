@@ -243,6 +243,11 @@ test_embed(lpo_backend *be, const char *level, enum lpo_dtype dt)
 		for (j = 0; j < C; j++)
 			wy[i * C + j] = t.v[id[i] * C + j] + p.v[i % L * C + j];
 	e = fmax(e, off(&y, wy, 1e-6));
+	be->k->embed_fwd(be, dt, y.p, id, t.p, NULL, N, L, C);
+	for (i = 0; i < N * L; i++)
+		for (j = 0; j < C; j++)
+			wy[i * C + j] = t.v[id[i] * C + j];
+	e = fmax(e, off(&y, wy, 1e-6));
 	ok(e <= 1, "%s %s embed: %.2f of the allowed", level,
 	    lpo_dtype_name(dt), e);
 	free(wt);

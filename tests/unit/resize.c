@@ -44,6 +44,50 @@ test_case(lpo_ctx *c, const char *name, int ch, int sw, int sh, int dw,
 	free(dst);
 }
 
+/* Windows are parts of the whole, to the bit, at every edge. */
+static void
+test_windows(lpo_ctx *c)
+{
+	static const int size[][4] = { { 37, 23, 64, 40 }, { 37, 23, 37, 40 },
+	    { 37, 23, 64, 23 }, { 37, 23, 37, 23 }, { 91, 50, 24, 13 },
+	    { 3, 90, 24, 720 } };
+	uint8_t *src, *all, part[24 * 13 * 3];
+	size_t k, bad = 0, cases = 0;
+	int64_t x, y;
+	int f, i;
+
+	for (k = 0; k < sizeof(size) / sizeof(*size); k++) {
+		const int *s = size[k];
+
+		src = malloc((size_t)(s[0] * s[1] * 3));
+		all = malloc((size_t)(s[2] * s[3] * 3));
+		lcg(src, (size_t)(s[0] * s[1] * 3), 7);
+		for (f = LPO_BILINEAR; f <= LPO_BICUBIC; f++) {
+			lpo_resize_u8(c, all, s[2], s[3], src, s[0], s[1], 3,
+			    (enum lpo_filter)f);
+			for (i = 0; i < 3; i++) {
+				x = (s[2] - 24) * i / 2;
+				y = (s[3] - 13) * (2 - i) / 2;
+				bad += lpo_resize_window_u8(c, part,
+				    &(struct lpo_window){ x, y, 24, 13 },
+				    s[2], s[3], src, s[0], s[1], 3,
+				    (enum lpo_filter)f) != 0;
+				for (int64_t r = 0; r < 13; r++)
+					bad += memcmp(part + r * 72, all +
+					    ((y + r) * s[2] + x) * 3, 72) != 0;
+				cases++;
+			}
+		}
+		free(src);
+		free(all);
+	}
+	ok(bad == 0, "%zu windows are what they are of the whole", cases);
+	ok(lpo_resize_window_u8(c, part, &(struct lpo_window){ 3, 0, 2, 1 },
+	    4, 4, part, 5, 5, 1, LPO_BICUBIC) == LPO_EINVAL,
+	    "a window that looks out: %s", lpo_errmsg(c));
+	lpo_clear(c);
+}
+
 static void
 test_nomem(lpo_ctx *c)
 {
@@ -85,6 +129,7 @@ main(void)
 		test_case(c, name, ch, sw, sh, dw, dh, crc, p + used + 1,
 		    keep);
 	}
+	test_windows(c);
 	test_nomem(c);
 	lpo_free(data);
 	lpo_ctx_free(c);

@@ -1,0 +1,299 @@
+#!/bin/sh
+# lpo-eval's built-in scorers: a CLIP folder and an aesthetic head against
+# transformers' figures, a reward model, all ways pictures come in, the way
+# from scores to lpo-pairs' filters, refusals.
+set -u
+. tests/cli/lib.sh
+d=$dir
+eval=$bin/lpo-eval
+golden=$PWD/tests/golden
+clip=$golden/clip
+
+# run WANTED-STATUS NAME COMMAND...: output in $d/out, words in $d/err
+run() {
+	want=$1 name=$2
+	shift 2
+	"$@" > "$d/out" 2> "$d/err" < /dev/null
+	is=$?
+	test $is -eq "$want"
+	ok $? "$name: exit $want$(test $is -eq "$want" || echo ", not $is")"
+}
+
+says() {	# says TEXT NAME: standard error has it
+	grep -qF -- "$1" "$d/err"
+	ok $? "$2"
+}
+
+# near FILE FILE NAME: two CSVs, numbers within 1e-5
+near() {
+	paste -d , "$1" "$2" | awk -F , '
+	NF % 2 { bad = 1 }
+	{
+		n = NF / 2
+		for (i = 1; i <= n; i++) {
+			if (NR == 1 || i == 1) {
+				if ($i != $(i + n)) bad = 1
+			} else if ($i == "" || ($i - $(i + n)) ^ 2 > 1e-10)
+				bad = 1
+		}
+	}
+	END { exit bad || NR < 2 }'
+	ok $? "$3"
+}
+cd "$d" || exit 1
+
+# ------------------------------------------------------------ a table's images
+
+run 0 "--images" "$eval" --images "$clip/prefs.csv" \
+    --scorer "aesthetic=aesthetic:$clip/head.safetensors,$clip" \
+    --scorer "clipscore=clip:$clip"
+near out "$clip/want.csv" "ids, names and numbers as transformers has them"
+cp out scores.csv
+run 0 "one thread, no memory" "$eval" --images "$clip/prefs.csv" -j 1 \
+    --memory 1 --scorer "aesthetic=aesthetic:$clip/head.safetensors,$clip" \
+    --scorer "clipscore=clip:$clip"
+same out scores.csv "the same bytes"
+mkdir bin
+cp "$clip"/*.json "$clip/merges.txt" bin
+cp "$clip/head.pth" bin/pytorch_model.bin
+run 1 "a head for a model" "$eval" --images "$clip/prefs.csv" \
+    --scorer clip:bin
+says "bin/pytorch_model.bin: 'vision_model.embeddings.class_embedding' \
+is missing" "which key of a torch file"
+run 0 "a head as torch has it" "$eval" --images "$clip/prefs.csv" \
+    --scorer "aesthetic:$clip/head.pth,$clip"
+cut -d , -f 1-3 scores.csv > is
+same is out "the same bytes"
+run 0 "without a name" "$eval" --images "$clip/prefs.csv" --json \
+    --scorer "clip:$clip"
+test "$(sed -n 3p out | grep -o '"[a-z.]*_[01]":' | sort | tr -d '\n')" = \
+    '"clip.logit_0":"clip.logit_1":"clip_0":"clip_1":'
+ok $? "it is called clip"
+cat > sides <<'END'
+#!/bin/sh
+tar -tf - | awk 'BEGIN { print "key\tv" } /\.(png|jpg|webp)$/ {
+	split($1, p, /[-.]/); print p[1] "-" p[2] "\t" 10 * p[1] + p[2] }'
+END
+chmod +x sides
+run 0 "a program between two of ours" "$eval" --images "$clip/prefs.csv" \
+    --scorer "a=aesthetic:$clip/head.safetensors,$clip" \
+    --scorer v=./sides --scorer "c=clip:$clip" -o mixed.csv
+test "$(head -1 mixed.csv)" = \
+    id,a_0,a_1,v_0,v_1,c_0,c_1,c.logit_0,c.logit_1 &&
+    cut -d , -f 4,5 mixed.csv | tail -1 | grep -q '^50,51$'
+ok $? "columns in the order of --scorer"
+cut -d , -f 1-3,6- mixed.csv > is
+{ head -1 is; tail -n +2 scores.csv; } > want
+same is want "and ours have the same numbers"
+
+# An image that cannot be read, and one that is none, cost their rows.
+mkdir t
+cp -r "$clip/img" "$clip/prefs.csv" t
+rm t/img/2.webp
+head -c 500 "$clip/img/7.jpg" > t/img/7.jpg
+run 3 "bad images" "$eval" --images t/prefs.csv --scorer "clipscore=clip:$clip"
+says "skipped row 1: 't/img/2.webp': cannot open" "the row without an image"
+says "skipped row 3: 't/img/7.jpg':" "the row with a damaged one"
+cut -d , -f 1,4- scores.csv | grep -v '^r[13],' > want
+same out want "the others are as before"
+run 3 "bad images and a program" "$eval" --images t/prefs.csv \
+    --scorer "clipscore=clip:$clip" --scorer v=./sides
+test "$(cut -d , -f 1 out | tr '\n' ' ')" = "id r0 r2 r4 r5 "
+ok $? "the same rows"
+
+# --------------------------------------------------------- to lpo-pairs
+
+mkdir -p m/vae m/scheduler enc
+echo '{"scaling_factor":0.18215,"latent_channels":4}' > m/vae/config.json
+cp "$model/scheduler/scheduler_config.json" m/scheduler
+npy() {
+	printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', \
+'fortran_order': False, 'shape': (8, 1, 1), }"
+	head -c 32 /dev/zero
+}
+tail -n +2 "$clip/prefs.csv" | while IFS=, read -r id prompt _ _ preferred; do
+	k=00000000${id#r}
+	npy > "enc/$k.moments_0.npy"
+	npy > "enc/$k.moments_1.npy"
+	echo "{\"prompt\":\"$prompt\",\"row\":${id#r},\"id\":\"$id\",
+	    \"label_0\":$((1 - preferred)),\"label_1\":$preferred,
+	    \"key\":\"$k\"}" > "enc/$k.json"
+done
+(cd enc && tar --format=ustar -cf ../enc.tar -- *)
+# By hand from want.csv: in row r4 the preferred image has the lower aesthetic
+# score (by 0.09); in r2 and r5 alone it has the higher cosine.
+# shellcheck disable=SC2317  # run calls it
+pairs() {
+	"$bin/lpo-pairs" -m m --db none --scores scores.csv --stats "$@" \
+	    enc.tar
+}
+run 0 "mpcf1 by the aesthetic score" pairs --filter mpcf1 \
+    --mpcf-use aesthetic
+grep -q '^filter	mpcf1	6	5$' out
+ok $? "five of six pairs"
+run 0 "mpcf2" pairs --filter mpcf2 --mpcf-use aesthetic
+grep -q '^filter	mpcf2	6	6$' out
+ok $? "all six"
+run 0 "mpcf2, two criteria" pairs --filter mpcf2 \
+    --mpcf-use aesthetic,clipscore
+grep -q '^filter	mpcf2	6	2$' out
+ok $? "two of six"
+run 0 "a column with a dot" pairs --where '"clipscore.logit_1" > 0'
+grep -q '^filter	where	6	1$' out
+ok $? "one of six"
+
+# ---------------------------------------------------------------- systems
+
+# Three pictures of the golden ones each, prompts as they have them.
+sys() {		# sys NAME FILE FILE FILE
+	mkdir "$1"
+	i=0
+	for f in "$2" "$3" "$4"; do
+		k=00000000$i-0
+		cp "$clip/img/$f" "$1/$k.${f##*.}"
+		echo "{\"prompt\":\"$(echo 'a b,d e a b c d,zz' |
+		    cut -d , -f $((i + 1)))\"}" > "$1/$k.json"
+		i=$((i + 1))
+	done
+	(cd "$1" && tar --format=ustar -cf "../$1.tar" -- *)
+}
+sys a 0.png 4.jpg 10.jpg
+sys b 1.jpg 5.webp 11.webp
+sys c 0.png 5.webp 11.webp
+col() { awk -F , -v r="$1" -v c="$2" '$1 == r { print $c }' "$clip/want.csv"; }
+# shellcheck disable=SC2317  # run calls it
+all() {
+	"$eval" --db e.db --system base=a.tar --system b=b --system c=c.tar \
+	    --scorer "clip:$clip" --scorer bytes=./bytes \
+	    --scorer "taste=aesthetic:$clip/head.safetensors,$clip" "$@"
+}
+cat > bytes <<'END'
+#!/bin/sh
+tar -tvf - | awk 'BEGIN { print "key\tbytes" } $6 ~ /\.(png|jpg|webp)$/ {
+	sub(/\.[a-z]*$/, "", $6); print $6 "\t" $3 }'
+END
+chmod +x bytes
+run 0 "three systems, tars and a folder, both kinds of scorers" all \
+    --html r.html
+cp out table
+test "$(cut -f 1,2 out | tr '\n\t' ' .')" = "scorer.system clip.cosine.b \
+clip.cosine.c clip.logit.b clip.logit.c bytes.bytes.b bytes.bytes.c \
+taste.score.b taste.score.c "
+ok $? "all scores of all systems"
+awk -F '\t' -v a0="$(col r0 2)" -v a2="$(col r2 2)" -v a5="$(col r5 2)" \
+    -v b0="$(col r0 3)" -v b2="$(col r2 3)" -v b5="$(col r5 3)" '
+    function near(x, y) { return (x - y) ^ 2 < 1e-10 }
+    $1 == "taste.score" && $2 == "b" { n++
+	good += near($6, (a0 + a2 + a5) / 3) && near($7, (b0 + b2 + b5) / 3) &&
+	    near($8, (b0 + b2 + b5 - a0 - a2 - a5) / 3) && near($11, 1 / 3) }
+    $1 == "taste.score" && $2 == "c" { n++
+	good += near($8, (b2 + b5 - a2 - a5) / 3) && near($11, 0.5) }
+    END { exit !(n == 2 && good == 2) }' out
+ok $? "means, differences and wins as from transformers' scores"
+test "$(grep -o 'data:image/[a-z]*;base64,' r.html | wc -l)" -ge 9 &&
+    grep -q 'clip.cosine' r.html && grep -q 'taste.score' r.html
+ok $? "the report has pictures and scores"
+test "$(sqlite3 e.db "select count(*) from score")" = 36 &&
+test "$(sqlite3 e.db "select group_concat(role, ' ') from (select role from
+    input where role like 'scorer%' order by role)")" = \
+    "scorer.clip scorer.taste scorer.taste.1"
+ok $? "scores and the scorers' files are in the database"
+run 0 "again, one thread" all -j 1 --memory 1
+same table out "the same table"
+run=$(sqlite3 e.db "select run from run order by id limit 1")
+cp -r "$clip" moved
+"$eval" --db f.db --system base=a.tar --system b=b --system c=c.tar \
+    --scorer "clip=clip:moved" --scorer bytes=./bytes \
+    --scorer "taste=aesthetic:moved/head.safetensors,moved" \
+    --html-images 400 > out 2> err
+is "$(sqlite3 f.db "select run from run")" "$run" \
+    "the run id is of the files, not of their place"
+same table out "and the table is the same"
+cp "$clip/head.safetensors" moved/other.safetensors
+flip moved/other.safetensors 8000
+"$eval" --db g.db --system base=a.tar --system b=b --system c=c.tar \
+    --scorer "clip=clip:moved" --scorer bytes=./bytes \
+    --scorer "taste=aesthetic:moved/other.safetensors,moved" > out 2> err
+test "$(sqlite3 g.db "select run from run")" != "$run"
+ok $? "another head is another run"
+run 0 "fail-under, met" all --fail-under clip.cosine:winrate=0 \
+    --fail-under taste.score:difference=-1
+run 5 "fail-under, not met" all --fail-under taste.score:winrate=0.6
+says "win rate of 'b' in 'taste.score' is 0.333333, below 0.6" "which and how"
+run 2 "fail-under, nobody" all --fail-under taste.cosine:winrate=0
+run 1 "a program fails" all --scorer no=false
+says "scorer 'no' exited with 1" "it is named"
+test ! -s out
+ok $? "and there is no table"
+rm -r b/000000002-0.webp && head -c 300 "$clip/img/11.webp" \
+    > b/000000002-0.webp
+run 1 "a damaged picture" all
+says "image '000000002-0':" "which picture"
+
+# A scorer that cannot be loaded is told before anything is drawn.
+rm -rf lpo-eval-*.state
+printf 'a red circle\n' > p.txt
+run 1 "scorers before drawing" "$eval" --db none -m "$model" \
+    --system one="$model" --system two="$model" -p p.txt --steps 2 \
+    --scorer "aesthetic:$clip/prefs.csv,$clip"
+says "scorer 'aesthetic': $clip/prefs.csv" "the head's file"
+find . -name 'system-*' | grep -q .
+test $? -ne 0
+ok $? "nothing was drawn"
+
+# ------------------------------------------------------------ reward models
+
+world 6
+"$bin/lpo-encode" -q -m "$model" --db none -o demo.tar world/prefs.csv
+"$bin/lpo-pairs" -q --db none -o pairs.tar demo.tar
+"$bin/lpo-lrm" -q -m "$model" --db none --batch 2 --lr 1e-3 -o lrm pairs.tar
+test -f lrm/lrm.json
+ok $? "a reward model"
+run 0 "lrm" "$eval" -m "$model" --images world/prefs.csv \
+    --scorer reward=lrm:lrm -o lrm.csv
+test "$(head -1 lrm.csv)" = id,reward_0,reward_1 &&
+    test "$(wc -l < lrm.csv)" -eq 7
+ok $? "a score for each image"
+run 0 "lrm, one by one" "$eval" -m "$model" --images world/prefs.csv \
+    --scorer reward=lrm:lrm -j 1 --memory 1
+same out lrm.csv "the same bytes"
+run 0 "lrm beside clip" "$eval" -m "$model" --images world/prefs.csv \
+    --scorer reward=lrm:lrm --scorer "clip:$clip"
+cut -d , -f 1-3 out > is
+same is lrm.csv "and in company"
+run 2 "lrm without a model" "$eval" --images world/prefs.csv \
+    --scorer lrm:lrm
+says "-m is needed" "what for"
+mkdir other
+cp -r "$model/vae" other
+sed 's/"scaling_factor": [0-9.]*/"scaling_factor": 0.5/' \
+    "$model/vae/config.json" > other/vae/config.json
+run 1 "another latent space" "$eval" -m other --images world/prefs.csv \
+    --scorer lrm:lrm
+says "the VAE's factor is 0.5" "which factors"
+run 1 "no multiple of the VAE's factor" "$eval" -m "$model" -s 33 \
+    --images world/prefs.csv --scorer lrm:lrm
+says "size 33 is not a multiple" "which size"
+
+# ------------------------------------------------------------------ refusals
+
+i=$clip/prefs.csv
+run 2 "a head without a folder" "$eval" --images "$i" \
+    --scorer "aesthetic:$clip/head.safetensors"
+says "aesthetic:HEAD,DIR" "what is wanted"
+run 2 "a folder without a name" "$eval" --images "$i" --scorer clip:
+run 2 "twice, once without a name" "$eval" --images "$i" \
+    --scorer "clip:$clip" --scorer clip=./sides
+says "two are called 'clip'" "which name"
+run 1 "no such folder" "$eval" --images "$i" --scorer clip:nowhere
+says "nowhere/config.json" "which file"
+run 1 "a diffusion model is no CLIP" "$eval" --images "$i" \
+    --scorer "clip:$model/text_encoder"
+says "not a CLIP model of two towers" "why"
+run 1 "no head" "$eval" --images "$i" --scorer "aesthetic:$i,$clip"
+says "$i" "which file"
+run 0 "dry run" "$eval" --images "$i" --scorer clip:nowhere --dry-run
+grep -q '^images	12$' out
+ok $? "counts"
+
+done_testing
