@@ -7,12 +7,14 @@ CFLAGS		?= -O2 -g
 PREFIX		?= /usr/local
 DESTDIR		?=
 BUILD		?= build
+KBUILD		= $(BUILD)
 BIN		?= bin
 
 VERSION		= 0.1.0
 WARN		= -Wall -Wextra -Wpedantic -Wshadow -Wvla
 P_CPPFLAGS	= -I. -D_GNU_SOURCE -DLPO_VERSION='"$(VERSION)"'
-P_CFLAGS	= -std=c11 $(WARN) -fno-math-errno -fopenmp
+OPENMP		= -fopenmp
+P_CFLAGS	= -std=c11 $(WARN) -fno-math-errno $(OPENMP)
 LIBS		= -ldnnl -larchive -lsqlite3 -lcsv -ljansson -ljpeg -lpng \
 		  -lwebp -lpcre2-8 -lutf8proc -lz -ldl -lm
 
@@ -35,9 +37,9 @@ TOOLS		= $(TOOL_SRC:tools/%.c=$(BIN)/%)
 DEMO		= $(BIN)/demo-world $(BIN)/judge
 
 OBJ		= $(LIB_SRC:%.c=$(BUILD)/%.o) $(SCHEMAS) $(PAGES) \
-		  $(patsubst %.c,$(BUILD)/%.o,$(wildcard $(K_ONCE))) \
-		  $(K_AMX:%.c=$(BUILD)/%.o) \
-		  $(foreach i,$(ISAS),$(K_MULTI:%.c=$(BUILD)/%.$(i).o))
+		  $(patsubst %.c,$(KBUILD)/%.o,$(wildcard $(K_ONCE))) \
+		  $(K_AMX:%.c=$(KBUILD)/%.o) \
+		  $(foreach i,$(ISAS),$(K_MULTI:%.c=$(KBUILD)/%.$(i).o))
 SCHEMAS		= $(patsubst %.sql,$(BUILD)/%.sql.o,$(sort $(wildcard schemas/*.sql)))
 PAGES		= $(patsubst %.html,$(BUILD)/%.html.o,$(sort $(wildcard lib/*/*.html)))
 TESTS		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/unit/*.c \
@@ -55,6 +57,8 @@ help:
 #: make demo-seeds   the same for five seeds, pooled
 #: make check        build and run all tests
 #: make asan         the tests under AddressSanitizer and UBSan
+#: make fuzz T=60    every parser against libFuzzer, T seconds each
+#: make deps-fuzz    install what that needs besides: clang
 #: make lint         manual pages, shell scripts, schemas
 #: make bench        speed, as ratios to a ceiling of the same run
 #: make install      to DESTDIR and PREFIX
@@ -104,7 +108,7 @@ $(BUILD)/liblpo.a: $(OBJ)
 	@rm -f $@
 	$(Q)$(AR) rcs $@ $(OBJ)
 
-LINK		= $(CC) $(CFLAGS) $(LDFLAGS) -fopenmp
+LINK		= $(CC) $(CFLAGS) $(LDFLAGS) $(OPENMP)
 
 $(TOOLS): $(BIN)/%: $(BUILD)/tools/%.o $(CLI_SRC:%.c=$(BUILD)/%.o) $(BUILD)/liblpo.a
 	@mkdir -p $(BIN)
@@ -120,8 +124,8 @@ $(BUILD)/demo/selftest.t: $(BUILD)/demo/selftest.o $(BUILD)/demo/judge_core.o $(
 $(BUILD)/tests/%.t: $(BUILD)/tests/%.o $(BUILD)/liblpo.a
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 
-
 include mk/deps.mk
+include mk/fuzz.mk
 
 -include $(OBJ:.o=.d) $(TOOLS:$(BIN)/%=$(BUILD)/tools/%.d) \
 	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)
@@ -147,7 +151,7 @@ demo-seeds: all
 
 lint:
 	@mandoc -T lint -W warning man/*.[157]
-	@shellcheck -x demo/*.sh tests/*.sh tests/cli/*.t .ci/run
+	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/cli/*.t .ci/run
 	@for f in schemas/*.sql; do sqlite3 -bail :memory: < $$f || exit 1; done
 
 bench: $(BUILD)/tests/bench/ops.t

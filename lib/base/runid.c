@@ -151,9 +151,11 @@ lpo_runid_diff(lpo_ctx *c, const json_t *was, const json_t *is)
 	json_t *v;
 	int rc = 0;
 
-	if (text == NULL || all == NULL ||
-	    json_object_update(all, (json_t *)(uintptr_t)was) != 0 ||
-	    json_object_update(all, (json_t *)(uintptr_t)is) != 0) {
+	/* a damaged file may have anything in an object's place */
+	if (text == NULL || all == NULL || (json_is_object(was) &&
+	    json_object_update(all, (json_t *)(uintptr_t)was) != 0) ||
+	    (json_is_object(is) &&
+	    json_object_update(all, (json_t *)(uintptr_t)is) != 0)) {
 		rc = lpo_fail(c, LPO_ENOMEM, "out of memory");
 		goto out;
 	}

@@ -116,7 +116,9 @@ next_line(lpo_table *t, const char **line, size_t *n)
 	int rc;
 
 	for (;;) {
-		p = (t->memory ? t->memory : t->buf) + t->pos;
+		p = t->memory ? t->memory : t->buf;
+		if (p != NULL)		/* no buffer before the first read */
+			p += t->pos;
 		for (k = from; k < t->have - t->pos; k++)
 			if (p[k] == '\n' || p[k] == '\r')
 				break;
