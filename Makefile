@@ -59,6 +59,7 @@ help:
 #: make asan         the tests under AddressSanitizer and UBSan
 #: make fuzz T=60    every parser against libFuzzer, T seconds each
 #: make deps-fuzz    install what that needs besides: clang
+#: make coverage     lines of lib/ that the tests run, by gcov
 #: make lint         manual pages, shell scripts, schemas
 #: make bench        speed, as ratios to a ceiling of the same run
 #: make install      to DESTDIR and PREFIX
@@ -126,6 +127,7 @@ $(BUILD)/tests/%.t: $(BUILD)/tests/%.o $(BUILD)/liblpo.a
 
 include mk/deps.mk
 include mk/fuzz.mk
+include mk/coverage.mk
 
 -include $(OBJ:.o=.d) $(TOOLS:$(BIN)/%=$(BUILD)/tools/%.d) \
 	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)

@@ -89,6 +89,54 @@ entries(lpo_ctx *c)
 }
 
 static void
+put(const char *path, const char *p, size_t n)
+{
+	FILE *f = fopen(path, "wb");
+
+	if (f == NULL || fwrite(p, 1, n, f) != n || fclose(f) != 0)
+		exit(1);
+}
+
+/* A file of the newest snapshot, changed or cut at a place, and put right. */
+static void
+thousand(lpo_ctx *c, const char *name)
+{
+	char path[128], other[128], *p, *q;
+	size_t n, m, at;
+	int i, bad = 0, mute = 0;
+	uint32_t x = 1;
+
+	snprintf(path, sizeof(path), "%s/snap-000000003/%s", dir, name);
+	snprintf(other, sizeof(other), "%s/snap-000000002/%s", dir, name);
+	if (lpo_file_read(c, &p, &n, path, 1 << 20) < 0 ||
+	    lpo_file_read(c, &q, &m, other, 1 << 20) < 0) {
+		ok(0, "%s", lpo_errmsg(c));
+		return;
+	}
+	for (i = 0; i < 2000; i++) {
+		x = x * 1664525 + 1013904223;
+		at = (x >> 8) % n;
+		notices = 0;
+		if (i % 2 == 0) {
+			p[at] ^= (char)(1 << (x >> 4) % 8);
+			put(path, p, n);
+			p[at] ^= (char)(1 << (x >> 4) % 8);
+		} else
+			put(path, p, at);
+		bad += step_found(c, RUN) != 3;
+		mute += notices != 1;
+	}
+	ok(bad == 0 && mute == 0, "%s: 1000 flipped bits and 1000 cuts, each "
+	    "seen and said, the older state used", name);
+	put(path, q, m);
+	ok(step_found(c, RUN) == 3, "%s: the older one's in its place", name);
+	put(path, p, n);
+	ok(step_found(c, RUN) == 4, "%s: put right it counts again", name);
+	lpo_free(p);
+	lpo_free(q);
+}
+
+static void
 damages(lpo_ctx *c)
 {
 	char path[128];
@@ -151,6 +199,8 @@ main(void)
 	    "leftovers of a killed writer are swept");
 	ok(step_found(c, "ffffffffffffffff") == LPO_EINVAL - 100,
 	    "another run's state is refused");
+	thousand(c, "weights");
+	thousand(c, "manifest.json");
 	notices = 0;
 	damages(c);
 	/* going on after damage keeps the good one as the second */
