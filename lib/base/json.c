@@ -45,6 +45,9 @@ load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
 	json_error_t e;
 
 	*out = NULL;
+	/* jansson takes NUL between tokens for the end, whatever follows */
+	if (n > 0 && memchr(text, '\0', n) != NULL)
+		return lpo_fail(c, LPO_EFORMAT, "%s: a NUL byte", name);
 	if (too_deep(text, n))
 		return lpo_fail(c, LPO_EFORMAT, "%s: nested deeper than %d",
 		    name, LPO_JSON_DEPTH);

@@ -107,6 +107,10 @@ limits(void)
 	ok(load("{\"a\":\n1,\n}") == NULL, "%s", lpo_errmsg(c));
 	ok(load("") == NULL && load("{\"a\":\"\xff\"}") == NULL, "%s",
 	    lpo_errmsg(c));
+	/* jansson alone reads this as {"a":1} and passes the rest over */
+	lpo_clear(c);
+	ok(lpo_json_load(c, &v, "{\"a\":1}\0{]", 10, "m") == LPO_EFORMAT &&
+	    v == NULL, "%s", lpo_errmsg(c));
 	memset(deep, '[', 64);
 	memset(deep + 64, ']', 64);
 	deep[128] = '\0';
