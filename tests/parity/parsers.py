@@ -85,8 +85,9 @@ def ours(target, data):
 
 
 def peer_safetensors(b):
-    """Equal but for keys that occur twice, which models.md 1.7 refuses, and
-    more than 8 dimensions."""
+    """Equal but for keys that occur twice and members besides dtype, shape and
+    data_offsets, which the format's text refuses, and more than 8
+    dimensions."""
     try:
         t = safetensors.deserialize(b)
     except Exception as e:
@@ -95,7 +96,10 @@ def peer_safetensors(b):
     unique = []
     json.loads(b[8:8 + n], object_pairs_hook=lambda p: unique.append(
         len({k for k, _ in p}) == len(p)))
-    if not all(unique) or any(len(v["shape"]) > 8 for _, v in t):
+    head = json.loads(b[8:8 + n])
+    head.pop("__metadata__", None)
+    if (not all(unique) or any(len(v) != 3 for v in head.values()) or
+            any(len(v["shape"]) > 8 for _, v in t)):
         return True, "beyond what we take"
     return True, ""
 
