@@ -9,6 +9,9 @@
 #include "lib/base/json.h"
 #include "lib/io/filter_priv.h"
 
+/* Bytes of a value inside an expression; a field has 16 MB at most. */
+enum { VALUE_LIMIT = 64 << 20 };
+
 struct lpo_where {
 	lpo_ctx *c;
 	sqlite3 *db;
@@ -30,6 +33,13 @@ authorize(void *arg, int action, const char *a, const char *b, const char *d,
 	return action == SQLITE_SELECT || action == SQLITE_READ ||
 	    action == SQLITE_FUNCTION || action == SQLITE_RECURSIVE ?
 	    SQLITE_OK : SQLITE_DENY;
+}
+
+/* An expression may be endless ("WITH RECURSIVE …"): a signal ends it. */
+static int
+on_progress(void *arg)
+{
+	return lpo_ctx_stopped(arg);
 }
 
 int
@@ -63,6 +73,8 @@ lpo_where_open(lpo_ctx *c, struct lpo_where **out, const char *sql)
 	sqlite3_db_config(w->db, SQLITE_DBCONFIG_DQS_DML, 0, NULL);
 	sqlite3_db_config(w->db, SQLITE_DBCONFIG_DQS_DDL, 0, NULL);
 	sqlite3_set_authorizer(w->db, authorize, NULL);
+	sqlite3_progress_handler(w->db, 10000, on_progress, c);
+	sqlite3_limit(w->db, SQLITE_LIMIT_LENGTH, VALUE_LIMIT);
 	*out = w;
 	return 0;
 out:
@@ -193,6 +205,8 @@ lpo_where_test(struct lpo_where *w, int *keep, const struct lpo_record *r)
 	rc = sqlite3_step(w->stmt);
 	/* NULL counts as no, as in any WHERE. */
 	*keep = rc == SQLITE_ROW;
+	if (rc == SQLITE_INTERRUPT)
+		return lpo_fail(w->c, LPO_ESTOP, "stopped");
 	if (rc != SQLITE_ROW && rc != SQLITE_DONE)
 		return lpo_fail(w->c, LPO_EINVAL, "'%s': %s", w->sql,
 		    sqlite3_errmsg(w->db));

@@ -16,6 +16,7 @@
 
 static char dir[] = "/tmp/lpo-filter-XXXXXX";
 static lpo_ctx *c;
+static volatile sig_atomic_t stop;
 static int notices;
 static char last_notice[512];
 
@@ -373,6 +374,17 @@ where(void)
 		    == v[i].want, "%s%s%s", v[i].sql, v[i].want < 0 ? ": " :
 		    "", lpo_errmsg(c));
 	}
+	lpo_clear(c);
+	o.where = "length(zeroblob(900000000)) > 0";
+	ok(keep(&o, 1, "{}") == LPO_EINVAL, "too large: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	/* Without end; a signal came. */
+	o.where = "exists (with recursive t(x) as (select 1 union all select "
+	    "x + 1 from t) select x from t where x < 0)";
+	lpo_ctx_stop_flag(c, &stop);
+	stop = 1;
+	ok(keep(&o, 1, "{}") == LPO_ESTOP, "endless: %s", lpo_errmsg(c));
+	stop = 0;
 	lpo_clear(c);
 	/* Records of other columns than the first. */
 	o.where = "a > 1";
