@@ -47,6 +47,7 @@ struct lpo_scan {
 	int fd;
 	uint8_t *buf;
 	int64_t zeros;		/* trailing zero bytes of the input so far */
+	int64_t at;		/* where the last good header is */
 	int stopped;
 	enum { SCAN_BETWEEN, SCAN_OURS, SCAN_FOREIGN } state;
 	json_t *run, *end;	/* first run record, last end record */

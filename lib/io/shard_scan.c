@@ -128,7 +128,7 @@ bad_tar(struct lpo_scan *s)
 	if (s->stopped)
 		return lpo_fail(s->c, LPO_ESTOP, "stopped");
 	return lpo_fail(s->c, LPO_EFORMAT, "%s: damaged tar after byte %lld: "
-	    "%s", s->name, (long long)archive_read_header_position(s->a),
+	    "%s", s->name, (long long)s->at,
 	    archive_error_string(s->a) ? archive_error_string(s->a) :
 	    "unknown");
 }
@@ -171,8 +171,12 @@ member_data(struct lpo_scan *s, struct lpo_raw_member *m, const char *path)
 		}
 		have += (int64_t)n;
 	}
-	if (r != ARCHIVE_EOF || have != m->size)
+	if (r != ARCHIVE_EOF)
 		return bad_tar(s);
+	if (have != m->size)
+		return lpo_fail(s->c, LPO_EFORMAT, "%s: '%s' has %lld bytes "
+		    "and not %lld: cut, or a sparse file", s->name, path,
+		    (long long)have, (long long)m->size);
 	m->crc = lpo_crc32c(0, m->data, (size_t)m->size);
 	return 0;
 }
@@ -231,12 +235,13 @@ next_member(struct lpo_scan *s, struct lpo_raw_member *m)
 		}
 		if (r != ARCHIVE_OK && r != ARCHIVE_WARN)
 			return bad_tar(s);
+		s->at = archive_read_header_position(s->a);
 		if ((path = archive_entry_pathname_utf8(e)) == NULL)
 			path = archive_entry_pathname(e);
 		if (path == NULL || strlen(path) >= LPO_SHARD_NAME_MAX)
 			return lpo_fail(s->c, LPO_EFORMAT, "%s: a member's "
 			    "name at byte %lld cannot be read", s->name,
-			    (long long)archive_read_header_position(s->a));
+			    (long long)s->at);
 		if (archive_entry_filetype(e) == AE_IFDIR)
 			continue;
 		if (archive_entry_filetype(e) != AE_IFREG ||
@@ -284,9 +289,12 @@ begin_section(struct lpo_scan *s, const struct lpo_raw_member *m)
 		rc = lpo_json_need_int(s->c, &format, run, "format");
 	if (rc == 0)
 		rc = lpo_json_need_str(s->c, &id, run, "run");
-	if (rc == 0 && (format != 1 || strlen(id) > 64))
+	if (rc == 0 && format != 1)
 		rc = lpo_fail(s->c, LPO_EFORMAT, "shard format %lld is not "
 		    "known", (long long)format);
+	if (rc == 0 && strlen(id) > 64)
+		rc = lpo_fail(s->c, LPO_EFORMAT, "'run' is longer than 64 "
+		    "characters");
 	if (rc == 0 && s->run != NULL)
 		rc = lpo_run_compatible(s->c, s->run, run, s->name);
 	if (rc != 0) {

@@ -1,20 +1,24 @@
 #!/usr/bin/env python3
-"""Seeds of the fuzz targets, by numpy, safetensors, Pillow, tarfile, sqlite3.
+"""Seeds of the fuzz targets, by numpy, safetensors, torch, Pillow, tarfile, sqlite3.
 
 Run from the top of the tree; writes tests/fuzz/corpus/.  Found inputs, named
 found-*, are kept.
 """
+import glob
 import io
 import json
 import os
+import pickle
 import sqlite3
 import struct
 import subprocess
 import tarfile
 import tempfile
+import zipfile
 
 import numpy as np
 import safetensors.numpy
+import torch
 from PIL import Image
 
 TOP = "tests/fuzz/corpus"
@@ -416,6 +420,35 @@ def loras():
         put("lora", f"key-{k}", b"k" + s.encode())
 
 
+def torches():
+    """Zips as torch wrote them, and their pickles alone."""
+    for path in sorted(glob.glob("tests/golden/torch/*.*t")):
+        name = os.path.basename(path).split(".")[0]
+        data = ours(path)
+        if name in ("protocol4", "refused-deflated"):
+            put("torch", name, data)
+        if zipfile.is_zipfile(path):
+            with zipfile.ZipFile(path) as z:
+                k = [n for n in z.namelist() if n.endswith("/data.pkl")]
+                put("pickle", name, z.read(k[0]))
+    # storages of 96 bytes, as the target has them
+    a, h = torch.arange(24.0), torch.zeros(48, dtype=torch.float16)
+    for name, v in (
+            ("plain", {"x": a.view(2, 12), "h": h, "n": 3, "f": 0.5}),
+            ("views", {"t": a.view(4, 6).t(), "cut": a[3:9], "w": h.view(
+                1, 2, 4, 6).to(memory_format=torch.channels_last)}),
+            ("nested", {"state_dict": {"a": {"b": a}, "c": [h, True]}}),
+            ("parameter", {"p": torch.nn.Parameter(a), "e": a[:0]})):
+        b = io.BytesIO()
+        torch.save(v, b)
+        with zipfile.ZipFile(b) as z:
+            put("torch", name, z.read("archive/data.pkl"))
+    put("pickle", "all", pickle.dumps(
+        [None, True, -1, 2 ** 40, 2 ** 80, 1.5, "caf\u00e9", b"x", (1,),
+         (1, 2), (1, 2, 3), (), {"a": [1]}, set(), frozenset({1})], 4))
+    put("pickle", "call", pickle.dumps(print, 2)[:-1] + b"(tR.")
+
+
 def safetensors_keys(path):
     with open(path, "rb") as f:
         n = struct.unpack("<Q", f.read(8))[0]
@@ -426,5 +459,5 @@ def safetensors_keys(path):
 
 
 for f in (safetensors_seeds, npy_seeds, json_seeds, tables, images, shards,
-          configs, tokenizers, states, databases, small, loras):
+          configs, tokenizers, states, databases, small, loras, torches):
     f()

@@ -23,7 +23,7 @@ dict=
 # a leak in libgomp's or a library's start is not the input's
 ASAN_OPTIONS=detect_leaks=1:allocator_may_return_null=1 \
 LSAN_OPTIONS=suppressions=tests/lsan.supp:print_suppressions=0 \
-"$1/fuzz-$t" -max_total_time="$2" -timeout=10 -rss_limit_mb=1500 \
+"$1/fuzz-$t" -max_total_time="$2" -timeout=60 -rss_limit_mb=1500 \
     -malloc_limit_mb=512 -max_len=65536 -print_final_stats=1 $dict \
     -artifact_prefix="$1/findings/$t-" \
     "$1/corpus/$t" "tests/fuzz/corpus/$t" > "$1/log/$t" 2>&1
