@@ -11,6 +11,7 @@
 #include <sqlite3.h>
 
 #include "lib/base/file.h"
+#include "lib/model/random.h"
 #include "tools/cli_priv.h"
 
 /* ------------------------------------------------------------- signals */
@@ -387,8 +388,16 @@ check_variant(lpo_cli *cli)
 int
 lpo_cli_need_model(lpo_cli *cli)
 {
+	struct lpo_random r;
+
 	if (cli->o.model == NULL)
 		return lpo_cli_usage(cli, "no model: give -m DIR");
+	if (lpo_random_is(cli->o.model)) {
+		if (lpo_random_parse(cli->ctx, &r, cli->o.model) != 0)
+			return lpo_cli_usage(cli, "%s", lpo_errmsg(cli->ctx));
+		return r.rest[0] == '\0' ? 0 : lpo_cli_usage(cli, "'%s': "
+		    "-m takes the whole model", cli->o.model);
+	}
 	return cli->o.variant != NULL ? check_variant(cli) : 0;
 }
 

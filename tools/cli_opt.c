@@ -19,7 +19,7 @@ const struct lpo_cli_option lpo_cli_common_rows[] = {
 	{ "common options", 0, NULL, NULL, LPO_CLI_FLAG, 0, LPO_CLI_HEADING,
 	  0, 0 },
 	COMMON("model", 'm', "DIR", LPO_CLI_STRING, model, 0,
-	    "diffusers folder"),
+	    "diffusers folder, or random:KIND[:SEED]"),
 	COMMON("variant", 0, "NAME", LPO_CLI_STRING, variant, 0,
 	    "the model's files of this name, such as fp16, where it has any"),
 	COMMON("output", 'o', "PATH", LPO_CLI_STRING, output, 0,

@@ -10,6 +10,7 @@
 #include "lib/base/runid.h"
 #include "lib/io/db.h"
 #include "lib/io/shard.h"
+#include "lib/model/random.h"
 #include "tools/cli_priv.h"
 
 struct lpo_cli_run {
@@ -150,7 +151,9 @@ int
 lpo_cli_input_file(lpo_cli *cli, const char *role, const char *path)
 {
 	char hex[65];
-	int rc = lpo_cli_sha256(cli, hex, path);
+	int rc = lpo_random_is(path) ?
+	    lpo_random_sha256(cli->ctx, hex, path) :
+	    lpo_cli_sha256(cli, hex, path);
 
 	return rc != 0 ? rc : add_input(cli, role, hex, path,
 	    lpo_file_size(path), 0);
@@ -167,7 +170,8 @@ lpo_cli_input_dir(lpo_cli *cli, const char *role, const char *path)
 		return LPO_ENOMEM;
 	if ((rc = open_db(cli, r)) != 0)
 		return rc;
-	rc = lpo_runid_folder(cli->ctx, hex, path, lpo_db_file_sha256_cb,
+	rc = lpo_random_is(path) ? lpo_random_sha256(cli->ctx, hex, path) :
+	    lpo_runid_folder(cli->ctx, hex, path, lpo_db_file_sha256_cb,
 	    r->db);
 	return rc != 0 ? rc : add_input(cli, role, hex, path, 0, 0);
 }

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "lib/base/json.h"
+#include "lib/model/source.h"
 #include "lib/train/schedule.h"
 #include "tools/encode.h"
 
@@ -92,8 +93,8 @@ lpo_encodetool_size(struct encode_job *j)
 		return 0;
 	if ((rc = lpo_cli_model_part(j->cli, &u, "unet/config.json")) != 0 ||
 	    (rc = lpo_cli_model_part(j->cli, &v, "vae/config.json")) != 0 ||
-	    (rc = lpo_json_load_file(c, &unet, u, 0)) != 0 ||
-	    (rc = lpo_json_load_file(c, &vae, v, 0)) != 0)
+	    (rc = lpo_source_json(c, &unet, u, 0)) != 0 ||
+	    (rc = lpo_source_json(c, &vae, v, 0)) != 0)
 		goto out;
 	if ((rc = lpo_json_int(c, &n, unet, "sample_size", 64)) != 0) {
 		lpo_fail_prefix(c, "%s", u);

@@ -7,6 +7,7 @@
 #include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/base/philox.h"
+#include "lib/model/source.h"
 #include "tools/pairs.h"
 
 #define BATCH 64	/* pairs made at a time, by all threads */
@@ -71,7 +72,7 @@ from_model(struct pairs_job *j, json_t **latent)
 		    "was encoded: give -m DIR");
 	if ((rc = lpo_schedule_load(c, &j->schedule, j->cli->o.model)) != 0 ||
 	    (rc = lpo_cli_model_part(j->cli, &path, "vae/config.json")) != 0 ||
-	    (rc = lpo_json_load_file(c, &vae, path, 0)) != 0)
+	    (rc = lpo_source_json(c, &vae, path, 0)) != 0)
 		goto out;
 	if ((rc = lpo_json_real(c, &scale, vae, "scaling_factor",
 	    0.18215)) != 0 ||

@@ -3,6 +3,8 @@
 #include <string.h>
 #include <sys/resource.h>
 
+#include "lib/base/file.h"
+#include "lib/model/save.h"
 #include "tools/probe.h"
 
 #define O(name, letter, arg, type, member, min, max, help) \
@@ -35,6 +37,10 @@ static const struct lpo_cli_option options[] = {
 	    "lpo-loss, lpo-step: ratios stay in 1-X..1+X (0.1)"),
 	O("guidance", 0, "X", LPO_CLI_F64, guidance, 0, 1000,
 	    "lpo-step (5), lrm (its own)"),
+	O("save", 0, "DIR", LPO_CLI_STRING, save, 0, 0,
+	    "write the model as a diffusers folder, and nothing else"),
+	O("dtype", 0, "f32|f16|bf16", LPO_CLI_CHOICE, dtype, 0, 0,
+	    "--save: storage of the weights (f32)"),
 	O("repeat", 0, "N", LPO_CLI_I64, repeat, 1, 1000000,
 	    "run N times, print min and median ms and peak memory"),
 	{ NULL, 0, NULL, NULL, LPO_CLI_FLAG, 0, 0, 0, 0 }
@@ -43,7 +49,7 @@ static const struct lpo_cli_option options[] = {
 static const struct lpo_cli_tool tool = {
 	"lpo-probe", "one component: tensors in, tensors out",
 	"-c COMPONENT [-m DIR] -i in.safetensors -o out.safetensors "
-	"[options]", options
+	"[options]\n       lpo-probe --save DIR -m MODEL", options
 };
 
 static const struct lpo_probe_component *
@@ -114,13 +120,49 @@ check(struct lpo_probe *p, const struct lpo_probe_component *c)
 	return 0;
 }
 
+/* --save DIR: all else that was asked for would not be done. */
+static int
+save(lpo_cli *cli, const struct lpo_probe_opts *o)
+{
+	static const enum lpo_dtype dtypes[] = { LPO_F32, LPO_F16, LPO_BF16 };
+	static const char *const other[] = { "component", "input", "output",
+	    "lora", "lrm", "file", "repeat" };
+	int64_t bytes;
+	size_t i;
+	int rc;
+
+	if ((rc = lpo_cli_need_model(cli)) != 0)
+		return rc;
+	if (cli->nargs > 0)
+		return lpo_cli_usage(cli, "'%s': no operands are expected",
+		    cli->args[0]);
+	for (i = 0; i < sizeof other / sizeof *other; i++)
+		if (lpo_cli_given(cli, other[i]))
+			return lpo_cli_usage(cli, "--save and --%s exclude "
+			    "each other", other[i]);
+	if (!cli->o.force && lpo_file_exists(o->save))
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there already: "
+		    "--force overwrites it", o->save);
+	if ((rc = lpo_model_save(cli->ctx, cli->o.model, o->save,
+	    dtypes[o->dtype], cli->o.force, lpo_cli_threads(cli),
+	    &bytes)) == 0)
+		lpo_cli_note(cli, "'%s': %lld bytes of weights", o->save,
+		    (long long)bytes);
+	return rc;
+}
+
 static int
 work(lpo_cli *cli, const struct lpo_probe_opts *o)
 {
 	struct lpo_probe p = { .cli = cli, .ctx = cli->ctx, .o = o };
-	const struct lpo_probe_component *c = find(o->component);
+	const struct lpo_probe_component *c;
 	int i, rc;
 
+	if (o->save != NULL)
+		return save(cli, o);
+	if (lpo_cli_given(cli, "dtype"))
+		return lpo_cli_usage(cli, "--dtype is for --save");
+	c = find(o->component);
 	if (o->component == NULL)
 		return 0;
 	if (c == NULL)

@@ -11,6 +11,7 @@
 #include "lib/io/png.h"
 #include "lib/io/prompts.h"
 #include "lib/io/shard_join.h"
+#include "lib/model/source.h"
 #include "lib/train/sample.h"
 #include "tools/cli.h"
 
@@ -107,7 +108,7 @@ add_inputs(struct job *j)
 		if ((rc = lpo_cli_model_part(cli, &dir, part[i])) != 0)
 			return rc;
 		/* the second encoder is SDXL's; a missing one shows later */
-		if (lpo_is_dir(dir))
+		if (lpo_source_has(dir))
 			rc = lpo_cli_input_dir(cli, part[i], dir);
 		lpo_free(dir);
 	}

@@ -9,6 +9,7 @@
 #include "lib/io/db.h"
 #include "lib/io/prompts.h"
 #include "lib/io/safetensors.h"
+#include "lib/model/source.h"
 #include "lib/model/vae.h"
 #include "lib/train/lpo.h"
 #include "tools/cli.h"
@@ -196,7 +197,7 @@ sizes(struct run *r, const struct lpo_unet_config *cfg)
 	int rc;
 
 	if ((rc = lpo_cli_model_part(r->cli, &path, "vae/config.json")) < 0 ||
-	    (rc = lpo_json_load_file(r->cli->ctx, &j, path, 1 << 20)) < 0)
+	    (rc = lpo_source_json(r->cli->ctx, &j, path, 1 << 20)) < 0)
 		goto out;
 	channels = lpo_json_get(j, "block_out_channels");
 	if (json_array_size(channels) < 1 || json_array_size(channels) > 8) {

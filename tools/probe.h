@@ -7,10 +7,10 @@
 #include "tools/cli.h"
 
 struct lpo_probe_opts {
-	const char *component, *input, *lora, *lrm, *file;
+	const char *component, *input, *lora, *lrm, *file, *save;
 	int64_t repeat, steps, size_px;
 	double eta, beta, clip, guidance;
-	int grad, full;
+	int grad, full, dtype;
 };
 
 struct lpo_probe {

@@ -327,30 +327,39 @@ lpo_st_need(lpo_ctx *c, const lpo_st *st, const char *key, int ndim,
 	return NULL;
 }
 
+void
+lpo_st_f32_part(float *dst, const struct lpo_st_tensor *t, int64_t first,
+    int64_t n)
+{
+	const uint8_t *p = t->data;
+	int64_t i;
+	uint16_t h;
+
+	if (t->dtype == LPO_F32) {
+		memcpy(dst, p + 4 * first, 4 * (size_t)n);
+		return;
+	}
+	p += 2 * first;
+	for (i = 0; i < n; i++) {
+		memcpy(&h, p + 2 * i, 2);
+		dst[i] = t->dtype == LPO_BF16 ? lpo_bf16_to_f32(h) :
+		    lpo_f16_to_f32(h);
+	}
+}
+
 int
 lpo_st_f32(lpo_ctx *c, float *dst, const struct lpo_st_tensor *t)
 {
 	const uint8_t *p = t->data;
 	int64_t i, v64;
-	uint16_t h;
 	int32_t v32;
 	double d;
 
 	switch (t->dtype) {
 	case LPO_F32:
-		memcpy(dst, p, (size_t)t->bytes);
-		return 0;
 	case LPO_BF16:
-		for (i = 0; i < t->count; i++) {
-			memcpy(&h, p + 2 * i, 2);
-			dst[i] = lpo_bf16_to_f32(h);
-		}
-		return 0;
 	case LPO_F16:
-		for (i = 0; i < t->count; i++) {
-			memcpy(&h, p + 2 * i, 2);
-			dst[i] = lpo_f16_to_f32(h);
-		}
+		lpo_st_f32_part(dst, t, 0, t->count);
 		return 0;
 	case LPO_F64:
 		for (i = 0; i < t->count; i++) {

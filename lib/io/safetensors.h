@@ -73,6 +73,12 @@ const char *lpo_st_path(const lpo_st *);
 int	 lpo_st_f32(lpo_ctx *, float *dst, const struct lpo_st_tensor *t);
 int	 lpo_st_i64(lpo_ctx *, int64_t *dst, const struct lpo_st_tensor *t);
 /*
+ * Elements first .. first + n - 1 of an F32, F16 or BF16 tensor; for several
+ * threads at once.
+ */
+void	 lpo_st_f32_part(float *dst, const struct lpo_st_tensor *t,
+	    int64_t first, int64_t n);
+/*
  * Find and check: dims in `shape`, -1 matches any.  NULL stores
  * LPO_ENOTFOUND or LPO_EFORMAT with key, found and wanted shape.
  */
@@ -93,6 +99,13 @@ int	 lpo_stw_add_f32(lpo_stw *, const char *key, enum lpo_dtype stored,
 /* Another file's tensor, borrowed with its file, stored likewise. */
 int	 lpo_stw_add_tensor(lpo_stw *, const char *key, enum lpo_dtype stored,
 	    const struct lpo_st_tensor *);
+/*
+ * A tensor that is nowhere in memory: while writing, `get` gives elements
+ * first .. first + n - 1 as f32.  arg is borrowed until then.
+ */
+int	 lpo_stw_add_made(lpo_stw *, const char *key, enum lpo_dtype stored,
+	    int ndim, const int64_t *shape, int (*get)(void *arg,
+	    int64_t first, float *out, int64_t n), void *arg);
 int	 lpo_stw_write(lpo_stw *, const char *path);	/* atomic; "-" stdout */
 int	 lpo_stw_write_out(lpo_stw *, lpo_out *);
 void	 lpo_stw_free(lpo_stw *);		/* NULL is fine */

@@ -20,6 +20,7 @@ struct item {
 	const void *data;
 	int from_f32;		/* data is f32, to be stored as dt */
 	const struct lpo_st_tensor *from;	/* or it is there */
+	int (*get)(void *, int64_t, float *, int64_t);	/* or NULL; data: arg */
 };
 
 struct lpo_stw {
@@ -112,6 +113,18 @@ lpo_stw_add(lpo_stw *w, const char *key, enum lpo_dtype dt, int ndim,
     const int64_t *shape, const void *data)
 {
 	return add(w, key, dt, ndim, shape, data, 0);
+}
+
+int
+lpo_stw_add_made(lpo_stw *w, const char *key, enum lpo_dtype stored, int ndim,
+    const int64_t *shape, int (*get)(void *, int64_t, float *, int64_t),
+    void *arg)
+{
+	int rc = lpo_stw_add_f32(w, key, stored, ndim, shape, arg);
+
+	if (rc == 0)
+		w->item[w->n - 1].get = get;
+	return rc;
 }
 
 int
@@ -320,10 +333,41 @@ put_tensor(lpo_ctx *c, lpo_out *o, const struct item *it)
 	return rc;
 }
 
+#define MADE 4194304	/* elements at a time */
+
+static int
+put_made(lpo_ctx *c, lpo_out *o, const struct item *it)
+{
+	int64_t i, n, room = it->count < MADE ? it->count : MADE;
+	float *x = lpo_alloc(c, (size_t)(room ? room : 1), sizeof(*x));
+	int rc = x == NULL ? LPO_ENOMEM : 0;
+
+	for (i = 0; i < it->count && rc == 0; i += n) {
+		n = it->count - i < MADE ? it->count - i : MADE;
+		/* who makes it may change it: arg is not ours */
+		rc = it->get((void *)(uintptr_t)it->data, i, x, n);
+		if (rc == 0)
+			rc = put_f32(o, it->dt, x, n);
+	}
+	lpo_free(x);
+	return rc;
+}
+
+static int
+put_item(lpo_ctx *c, lpo_out *o, const struct item *it)
+{
+	if (it->get != NULL)
+		return put_made(c, o, it);
+	if (it->from != NULL)
+		return put_tensor(c, o, it);
+	if (it->from_f32)
+		return put_f32(o, it->dt, it->data, it->count);
+	return lpo_out_write(o, it->data, (size_t)it->bytes);
+}
+
 int
 lpo_stw_write_out(lpo_stw *w, lpo_out *o)
 {
-	const struct item *it;
 	int64_t i;
 	int rc;
 
@@ -334,12 +378,8 @@ lpo_stw_write_out(lpo_stw *w, lpo_out *o)
 		    by_rank_and_key);
 	if ((rc = header(w, o)) != 0)
 		return rc;
-	for (i = 0; i < w->n && rc == 0; i++) {
-		it = &w->item[i];
-		rc = it->from != NULL ? put_tensor(w->c, o, it) :
-		    it->from_f32 ? put_f32(o, it->dt, it->data, it->count) :
-		    lpo_out_write(o, it->data, (size_t)it->bytes);
-	}
+	for (i = 0; i < w->n && rc == 0; i++)
+		rc = put_item(w->c, o, &w->item[i]);
 	return rc;
 }
 

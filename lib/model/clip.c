@@ -74,8 +74,8 @@ read_config(lpo_ctx *c, struct lpo_clip_config *g, const json_t *j)
 }
 
 /* transformers 5 leaves "text_model." out. */
-static int
-rename_key(char *out, size_t cap, const char *key)
+int
+lpo_clip_rename_key(char *out, size_t cap, const char *key)
 {
 	static const char *const bare[] = {
 		"embeddings.", "encoder.", "final_layer_norm."
@@ -101,7 +101,7 @@ load_weights(lpo_clip *m, const char *dir)
 	int rc;
 
 	if ((rc = lpo_weights_open(m->ctx, &w, &m->params, &m->names, dir,
-	    "model", rename_key)) < 0)
+	    "model", lpo_clip_rename_key)) < 0)
 		return rc;
 	if (g->has_projection < 0)
 		g->has_projection = lpo_weights_has(w,

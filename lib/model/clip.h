@@ -16,6 +16,7 @@ struct lpo_clip_config {
 
 typedef struct lpo_clip lpo_clip;
 
+/* lpo_backend NULL: parameters without values (lpo_params_init) */
 int	 lpo_clip_load(lpo_ctx *, lpo_backend *, lpo_clip **, const char *dir,
 	    enum lpo_dtype);
 /* The text tower and projection of a CLIPModel folder (models.md 9.2). */
@@ -25,6 +26,8 @@ void	 lpo_clip_free(lpo_clip *);
 const struct lpo_clip_config *lpo_clip_cfg(const lpo_clip *);
 lpo_params *lpo_clip_params(lpo_clip *);
 const char *lpo_clip_config_json(const lpo_clip *);
+/* Other spellings of keys, for lpo_weights_open(). */
+int	 lpo_clip_rename_key(char *out, size_t cap, const char *key);
 
 struct lpo_clip_out {
 	lpo_var *last_hidden;	/* [n, l, 1, hidden], after the final norm */

@@ -5,6 +5,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
+#include "lib/model/source.h"
 
 #define CONFIG_LIMIT ((size_t)1 << 20)
 
@@ -41,7 +42,7 @@ lpo_config_read(lpo_ctx *c, json_t **json, char **text, const char *dir,
 		*text = NULL;
 	if ((path = lpo_path_join(c, dir, "config.json")) == NULL)
 		goto out;
-	if ((rc = lpo_file_read(c, &data, &bytes, path, CONFIG_LIMIT)) < 0 ||
+	if ((rc = lpo_source_read(c, &data, &bytes, path, CONFIG_LIMIT)) < 0 ||
 	    (rc = lpo_json_load(c, &j, data, bytes, path)) < 0)
 		goto out;
 	if (!json_is_object(j)) {

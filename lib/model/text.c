@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "lib/model/source.h"
 
 #define BATCH 8		/* prompts per walk; the values don't depend on it */
 
@@ -98,7 +99,7 @@ lpo_text_open(lpo_ctx *c, lpo_backend *be, lpo_text **out, const char *dir,
 	m->dtype = dt;
 	if ((second = lpo_path_join(c, dir, "text_encoder_2")) == NULL)
 		goto out;
-	m->n = lpo_is_dir(second) ? 2 : 1;
+	m->n = lpo_source_has(second) ? 2 : 1;
 	if ((rc = open_part(m, &m->part[0], dir, "")) < 0)
 		goto out;
 	if (m->n == 2 && ((rc = open_part(m, &m->part[1], dir, "_2")) < 0 ||

@@ -9,6 +9,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
+#include "lib/model/source.h"
 #include "lib/model/tokenizer_impl.h"
 
 #define MAX_ADDED	10000
@@ -37,9 +38,9 @@ load_optional(lpo_ctx *c, json_t **json, char **path, const char *dir,
 
 	if ((*path = lpo_path_join(c, dir, name)) == NULL)
 		return LPO_ENOMEM;
-	if (!lpo_file_exists(*path))
+	if (!lpo_source_has(*path))
 		return 0;
-	if ((err = lpo_json_load_file(c, json, *path, FILE_LIMIT)) != 0)
+	if ((err = lpo_source_json(c, json, *path, FILE_LIMIT)) != 0)
 		return err;
 	if (!json_is_object(*json))
 		return lpo_fail(c, LPO_EFORMAT, "%s: not a JSON object",
@@ -155,19 +156,19 @@ load_bpe(lpo_tokenizer *t, struct files *f)
 	size_t bytes;
 	int err;
 
-	if (f->json != NULL && (!lpo_file_exists(f->vocab_path) ||
-	    !lpo_file_exists(f->merges_path))) {
+	if (f->json != NULL && (!lpo_source_has(f->vocab_path) ||
+	    !lpo_source_has(f->merges_path))) {
 		model = json_object_get(f->json, "model");
 		err = lpo_bpe_vocab(t, json_object_get(model, "vocab"),
 		    f->json_path);
 		return err ? err : merges_json(t,
 		    json_object_get(model, "merges"), f->json_path);
 	}
-	err = lpo_json_load_file(c, &vocab, f->vocab_path, FILE_LIMIT);
+	err = lpo_source_json(c, &vocab, f->vocab_path, FILE_LIMIT);
 	if (err == 0)
 		err = lpo_bpe_vocab(t, vocab, f->vocab_path);
 	if (err == 0)
-		err = lpo_file_read(c, &text, &bytes, f->merges_path,
+		err = lpo_source_read(c, &text, &bytes, f->merges_path,
 		    FILE_LIMIT);
 	if (err == 0)
 		err = merges_text(t, text, bytes, f->merges_path);

@@ -33,7 +33,8 @@ typedef struct lpo_unet lpo_unet;
 
 /*
  * dir holds config.json and diffusion_pytorch_model.safetensors (or shards).
- * half: up blocks are not read.  Caller frees.
+ * half: up blocks are not read.  lpo_backend NULL: parameters without values
+ * (lpo_params_init).  Caller frees.
  */
 int	 lpo_unet_load(lpo_ctx *, lpo_backend *, lpo_unet **, const char *dir,
 	    enum lpo_dtype, int half);

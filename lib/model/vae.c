@@ -121,8 +121,8 @@ read_config(lpo_ctx *c, lpo_vae *m, const json_t *j)
 /* --------------------------------------------------------------- loading */
 
 /* The attention's names before diffusers renamed them. */
-static int
-rename_key(char *out, size_t cap, const char *key)
+int
+lpo_vae_rename_key(char *out, size_t cap, const char *key)
 {
 	static const char *const names[][2] = {
 		{ ".query.", ".to_q." }, { ".key.", ".to_k." },
@@ -254,7 +254,7 @@ load_weights(lpo_vae *m, const char *dir)
 	int rc;
 
 	if ((rc = lpo_weights_open(m->ctx, &w, &m->params, &m->names, dir,
-	    "diffusion_pytorch_model", rename_key)) < 0)
+	    "diffusion_pytorch_model", lpo_vae_rename_key)) < 0)
 		return rc;
 	if (m->parts & LPO_VAE_ENCODER) {
 		load_encoder(w, m);
@@ -312,6 +312,12 @@ lpo_vae_free(lpo_vae *m)
 	lpo_params_free(&m->params);
 	lpo_pool_free(&m->names);
 	lpo_free(m);
+}
+
+lpo_params *
+lpo_vae_params(lpo_vae *m)
+{
+	return &m->params;
 }
 
 const struct lpo_vae_config *

@@ -1,9 +1,12 @@
 /* Weights by key, from one safetensors file or many, into parameters. */
 #include "lib/model/weights.h"
 
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+
+#include "lib/model/random.h"
 
 #define KEY_MAX 512
 
@@ -52,11 +55,11 @@ struct lpo_weights {
 	lpo_ctx *ctx;
 	lpo_params *params;
 	struct lpo_pool *pool;
-	lpo_st *st;
+	lpo_st *st;		/* NULL: a random model */
+	struct lpo_random random;
+	char *part;		/* its folder's name: "unet" */
 	struct entry *e;	/* sorted by key */
 	int64_t n;
-	float *host;		/* the largest tensor so far, as f32 */
-	int64_t host_cap;
 	int rc;			/* sticky */
 };
 
@@ -101,6 +104,19 @@ index_keys(lpo_weights *w, int (*rename)(char *, size_t, const char *))
 	return 0;
 }
 
+/* "random:sd15/unet" */
+static int
+open_random(lpo_weights *w, const char *dir)
+{
+	int rc;
+
+	if ((rc = lpo_random_parse(w->ctx, &w->random, dir)) < 0)
+		return rc;
+	w->part = lpo_asprintf(w->ctx, "%.*s",
+	    (int)strcspn(w->random.rest, "/"), w->random.rest);
+	return w->part == NULL ? LPO_ENOMEM : 0;
+}
+
 int
 lpo_weights_file(lpo_ctx *c, lpo_st **out, const char *dir, const char *stem)
 {
@@ -137,8 +153,11 @@ lpo_weights_open(lpo_ctx *c, lpo_weights **out, lpo_params *params,
 	w->ctx = c;
 	w->params = params;
 	w->pool = pool;
-	if ((rc = lpo_weights_file(c, &w->st, dir, stem)) < 0 ||
-	    (rc = index_keys(w, rename)) < 0) {
+	rc = lpo_random_is(dir) ? open_random(w, dir) :
+	    lpo_weights_file(c, &w->st, dir, stem);
+	if (rc == 0 && w->st != NULL)
+		rc = index_keys(w, rename);
+	if (rc < 0) {
 		lpo_weights_close(w);
 		return rc;
 	}
@@ -156,7 +175,7 @@ lpo_weights_close(lpo_weights *w)
 	for (i = 0; i < w->n; i++)
 		lpo_free(w->e[i].key);
 	lpo_free(w->e);
-	lpo_free(w->host);
+	lpo_free(w->part);
 	lpo_st_close(w->st);
 	lpo_free(w);
 }
@@ -176,7 +195,8 @@ find(const lpo_weights *w, const char *key)
 {
 	struct entry want = { .key = (char *)(uintptr_t)key };
 
-	return bsearch(&want, w->e, (size_t)w->n, sizeof(*w->e), by_key);
+	return w->n == 0 ? NULL :
+	    bsearch(&want, w->e, (size_t)w->n, sizeof(*w->e), by_key);
 }
 
 int
@@ -220,59 +240,77 @@ shape_fits(const struct lpo_st_tensor *t, enum lpo_param_kind kind, int rank,
 	return 1;
 }
 
-/* An f32 is not finite where all bits of its exponent are set. */
-static int64_t
-first_bad(const float *x, int64_t n)
+static void
+get_random(const void *arg, int64_t first, float *out, int64_t n)
 {
-	uint32_t u;
-	int64_t i;
-
-	for (i = 0; i < n; i++) {
-		memcpy(&u, &x[i], sizeof(u));
-		if ((u & 0x7f800000) == 0x7f800000)
-			return i;
-	}
-	return -1;
+	lpo_random_draw(arg, first, out, n);
 }
 
-/* The tensor's values in w->host, all finite. */
-static int
-read_f32(lpo_weights *w, const struct lpo_st_tensor *t)
+static lpo_param *
+load_random(lpo_weights *w, enum lpo_param_kind kind, int rank,
+    const int64_t *shape, const char *key)
 {
-	float *p;
+	struct lpo_random_tensor t;
 	int64_t bad;
-	int rc;
 
-	if (t->count > w->host_cap) {
-		p = lpo_realloc(w->ctx, w->host,
-		    (size_t)t->count * sizeof(*p));
-		if (p == NULL)
-			return LPO_ENOMEM;
-		w->host = p;
-		w->host_cap = t->count;
+	lpo_random_tensor(&w->random, w->part, &t, key, rank, shape);
+	return lpo_param_make(w->params, key, kind, rank, shape, get_random,
+	    &t, &bad);
+}
+
+static void
+get_file(const void *arg, int64_t first, float *out, int64_t n)
+{
+	const struct lpo_st_tensor *t = arg;
+
+	lpo_st_f32_part(out, t, first, n);
+}
+
+void
+lpo_weights_get(const lpo_weights *w, const lpo_param *p, int64_t first,
+    float *out, int64_t n)
+{
+	struct lpo_random_tensor t;
+
+	if (w->st != NULL) {
+		get_file(find(w, p->key)->t, first, out, n);
+		return;
 	}
-	if (t->dtype != LPO_F32 && t->dtype != LPO_F16 && t->dtype != LPO_BF16)
-		return lpo_fail(w->ctx, LPO_EFORMAT,
-		    "%s: '%s' is %s, not F32, F16 or BF16",
-		    lpo_st_path(w->st), t->key, t->dtype_name);
-	if ((rc = lpo_st_f32(w->ctx, w->host, t)) < 0)
-		return lpo_fail_prefix(w->ctx, "%s", lpo_st_path(w->st));
-	if ((bad = first_bad(w->host, t->count)) >= 0)
-		return lpo_fail(w->ctx, LPO_EFORMAT,
-		    "%s: element %lld of '%s' is not finite",
-		    lpo_st_path(w->st), (long long)bad, t->key);
-	return rc;
+	lpo_random_tensor(&w->random, w->part, &t, p->key, p->rank, p->shape);
+	lpo_random_draw(&t, first, out, n);
+}
+
+int
+lpo_weights_check(const lpo_weights *w, const lpo_param *p, int64_t first,
+    const float *x, int64_t n, int f16)
+{
+	const char *path = w->st != NULL ? lpo_st_path(w->st) : w->part;
+	/* 65520 and more rounds to infinity */
+	float most = f16 ? 65520 : INFINITY;
+	int64_t i;
+
+	for (i = 0; i < n; i++)
+		if (!(fabsf(x[i]) < most))
+			return lpo_fail(w->ctx, LPO_EFORMAT, "%s: element "
+			    "%lld of '%s' is %s", path, (long long)(first +
+			    i), p->key, isfinite(x[i]) ? "more than f16 "
+			    "holds" : "not finite");
+	return 0;
 }
 
 static int
 load(lpo_weights *w, lpo_param **p, enum lpo_param_kind kind, int rank,
     const int64_t *shape, const char *key)
 {
-	struct entry *e = find(w, key);
+	struct entry *e;
 	char have[96], want[96];
-	int rc;
+	int64_t bad;
 
-	if (e == NULL)
+	if (w->st == NULL) {
+		*p = load_random(w, kind, rank, shape, key);
+		return *p == NULL ? lpo_errcode(w->ctx) : 0;
+	}
+	if ((e = find(w, key)) == NULL)
 		return lpo_fail(w->ctx, LPO_EFORMAT, "%s: '%s' is missing",
 		    lpo_st_path(w->st), key);
 	e->used = 1;
@@ -283,11 +321,20 @@ load(lpo_weights *w, lpo_param **p, enum lpo_param_kind kind, int rank,
 		    "%s: '%s' has shape [%s], config.json says [%s]",
 		    lpo_st_path(w->st), e->t->key, have, want);
 	}
-	if ((rc = read_f32(w, e->t)) < 0)
-		return rc;
-	if ((*p = lpo_param_add(w->params, key, kind, rank, shape)) == NULL)
+	if (e->t->dtype != LPO_F32 && e->t->dtype != LPO_F16 &&
+	    e->t->dtype != LPO_BF16)
+		return lpo_fail(w->ctx, LPO_EFORMAT,
+		    "%s: '%s' is %s, not F32, F16 or BF16",
+		    lpo_st_path(w->st), e->t->key, e->t->dtype_name);
+	*p = lpo_param_make(w->params, key, kind, rank, shape, get_file, e->t,
+	    &bad);
+	if (*p == NULL)
 		return lpo_errcode(w->ctx);
-	return lpo_param_import(w->params, *p, w->host);
+	if (bad >= 0)
+		return lpo_fail(w->ctx, LPO_EFORMAT,
+		    "%s: element %lld of '%s' is not finite",
+		    lpo_st_path(w->st), (long long)bad, e->t->key);
+	return 0;
 }
 
 lpo_param *
@@ -393,6 +440,7 @@ lpo_weights_finish(lpo_weights *w)
 
 	if (w->rc < 0)
 		return w->rc;
+	/* w->n is 0 with a random model: it has no keys of its own */
 	for (i = 0; i < w->n; i++) {
 		if (w->e[i].used || is_position_ids(w->e[i].key))
 			continue;

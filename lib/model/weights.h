@@ -1,6 +1,7 @@
 /*
  * From a model folder into lpo_params: weights found by key in one safetensors
- * file or an index with shards (models.md 1.7-1.9).
+ * file or an index with shards (models.md 1.7-1.9).  Those of random:KIND are
+ * drawn.
  */
 #ifndef LPO_MODEL_WEIGHTS_H
 #define LPO_MODEL_WEIGHTS_H
@@ -45,7 +46,10 @@ int	 lpo_weights_open(lpo_ctx *, lpo_weights **, lpo_params *params,
 void	 lpo_weights_close(lpo_weights *);		/* NULL is fine */
 /* Keys that begin with this are known, and not wanted. */
 void	 lpo_weights_ignore(lpo_weights *, const char *prefix);
-/* 1 if there is a tensor of this key. */
+/*
+ * 1 if there is a tensor of this key; a random model has what is asked for and
+ * says 0.
+ */
 int	 lpo_weights_has(const lpo_weights *, const char *key);
 
 /*
@@ -55,6 +59,19 @@ int	 lpo_weights_has(const lpo_weights *, const char *key);
  */
 lpo_param *lpo_weights_param(lpo_weights *, enum lpo_param_kind, int rank,
 	    const int64_t *shape, const char *key);
+
+/*
+ * Elements first .. first + n - 1 of the tensor that `p` was made from, in
+ * the file's layout; for several threads at once.
+ */
+void	 lpo_weights_get(const lpo_weights *, const lpo_param *p,
+	    int64_t first, float *out, int64_t n);
+/*
+ * LPO_EFORMAT, with the key, if one of them is not finite; f16: or is more
+ * than f16 holds.
+ */
+int	 lpo_weights_check(const lpo_weights *, const lpo_param *p,
+	    int64_t first, const float *x, int64_t n, int f16);
 
 /*
  * Layers: NAME.weight and NAME.bias, the name kept in the pool.

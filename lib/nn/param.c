@@ -1,7 +1,10 @@
 /* Parameters: storage, layout at the file border, training state. */
 #include "lib/nn/param.h"
 
+#include <omp.h>
 #include <string.h>
+
+#include "lib/base/half.h"
 
 static int
 device(lpo_params *ps, int rc, const char *what)
@@ -13,7 +16,7 @@ device(lpo_params *ps, int rc, const char *what)
 }
 
 static void *
-device_alloc(lpo_params *ps, int64_t count, enum lpo_dtype dt)
+device_room(lpo_params *ps, int64_t count, enum lpo_dtype dt)
 {
 	size_t bytes = (size_t)count * lpo_dtype_bytes(dt);
 	void *p = ps->be->k->alloc(ps->be, bytes);
@@ -23,11 +26,22 @@ device_alloc(lpo_params *ps, int64_t count, enum lpo_dtype dt)
 		    bytes, ps->be->k->name);
 		return NULL;
 	}
-	if (device(ps, ps->be->k->zero(ps->be, p, bytes), "zero") < 0) {
+	ps->bytes += (int64_t)bytes;
+	return p;
+}
+
+static void *
+device_alloc(lpo_params *ps, int64_t count, enum lpo_dtype dt)
+{
+	size_t bytes = (size_t)count * lpo_dtype_bytes(dt);
+	void *p = device_room(ps, count, dt);
+
+	if (p != NULL && device(ps, ps->be->k->zero(ps->be, p, bytes),
+	    "zero") < 0) {
 		ps->be->k->free(ps->be, p);
+		ps->bytes -= (int64_t)bytes;
 		return NULL;
 	}
-	ps->bytes += (int64_t)bytes;
 	return p;
 }
 
@@ -48,14 +62,16 @@ lpo_params_init(lpo_params *ps, lpo_ctx *c, lpo_backend *be,
 static void
 param_free(lpo_params *ps, lpo_param *p)
 {
-	const struct lpo_kernels *k = ps->be->k;
+	const struct lpo_kernels *k = ps->be != NULL ? ps->be->k : NULL;
 
-	if (p->master != p->w)
-		k->free(ps->be, p->master);
-	k->free(ps->be, p->w);
-	k->free(ps->be, p->grad);
-	k->free(ps->be, p->m);
-	k->free(ps->be, p->v);
+	if (k != NULL) {
+		if (p->master != p->w)
+			k->free(ps->be, p->master);
+		k->free(ps->be, p->w);
+		k->free(ps->be, p->grad);
+		k->free(ps->be, p->m);
+		k->free(ps->be, p->v);
+	}
 	lpo_free(p->key);
 	lpo_free(p);
 }
@@ -65,7 +81,7 @@ lpo_params_free(lpo_params *ps)
 {
 	int64_t i;
 
-	if (ps == NULL || ps->be == NULL)
+	if (ps == NULL)
 		return;
 	for (i = 0; i < ps->n; i++)
 		param_free(ps, ps->p[i]);
@@ -88,9 +104,10 @@ shape_count(lpo_ctx *c, const char *key, int rank, const int64_t *shape,
 	return 0;
 }
 
-lpo_param *
-lpo_param_add(lpo_params *ps, const char *key, enum lpo_param_kind kind,
-    int rank, const int64_t *shape)
+/* zero 0: the value comes at once, nobody needs to see zeros before. */
+static lpo_param *
+param_new(lpo_params *ps, const char *key, enum lpo_param_kind kind,
+    int rank, const int64_t *shape, int zero)
 {
 	lpo_param *p = NULL, **list;
 	int64_t count, cap;
@@ -119,13 +136,21 @@ lpo_param_add(lpo_params *ps, const char *key, enum lpo_param_kind kind,
 	p->count = count;
 	p->dtype = kind == LPO_MATRIX || kind == LPO_KERNEL ? ps->dtype :
 	    LPO_F32;
-	if ((p->key = lpo_strdup(ps->ctx, key)) == NULL ||
-	    (p->w = device_alloc(ps, count, p->dtype)) == NULL) {
+	if ((p->key = lpo_strdup(ps->ctx, key)) == NULL || (ps->be != NULL &&
+	    (p->w = zero ? device_alloc(ps, count, p->dtype) :
+	    device_room(ps, count, p->dtype)) == NULL)) {
 		param_free(ps, p);
 		return NULL;
 	}
 	ps->p[ps->n++] = p;
 	return p;
+}
+
+lpo_param *
+lpo_param_add(lpo_params *ps, const char *key, enum lpo_param_kind kind,
+    int rank, const int64_t *shape)
+{
+	return param_new(ps, key, kind, rank, shape, 1);
 }
 
 lpo_param *
@@ -205,6 +230,115 @@ out:
 		k->free(ps->be, dev);
 	lpo_free(tmp);
 	return rc;
+}
+
+/* ------------------------------------------- values made piece by piece */
+
+#define PIECE 16384	/* elements, in a thread's cache */
+
+struct making {
+	lpo_params *ps;
+	lpo_param *p;
+	void (*get)(const void *, int64_t, float *, int64_t);
+	const void *arg;
+	int64_t piece;		/* elements; of a kernel: whole rows */
+};
+
+static int64_t
+first_bad(const float *x, int64_t n)
+{
+	uint32_t u;
+	int64_t i;
+
+	for (i = 0; i < n; i++) {
+		memcpy(&u, &x[i], sizeof(u));
+		if ((u & 0x7f800000) == 0x7f800000)
+			return i;
+	}
+	return -1;
+}
+
+/* Elements `first` and following, by way of buf[2 * piece]; bad or -1. */
+static int64_t
+make_piece(const struct making *m, int64_t first, float *buf)
+{
+	const lpo_param *p = m->p;
+	lpo_param rows = *p;
+	int64_t n = p->count - first < m->piece ? p->count - first : m->piece;
+	float *f = buf, *g = buf + m->piece;
+	uint16_t *half;
+	int64_t bad, i;
+
+	m->get(m->arg, first, f, n);
+	if ((bad = first_bad(f, n)) >= 0)
+		return first + bad;
+	if (p->kind == LPO_KERNEL) {
+		rows.shape[0] = n / (p->count / p->shape[0]);
+		rows.count = n;
+		relayout(&rows, g, f, 1);
+		f = g;
+		g = buf;
+	}
+	if (p->dtype != LPO_F32) {
+		half = (uint16_t *)g;
+		for (i = 0; i < n; i++)
+			half[i] = lpo_f32_to_bf16(f[i]);
+		f = g;
+	}
+	/* a copy on the CPU; elsewhere there is one thread */
+	if (m->ps->be->k->upload(m->ps->be, (char *)p->w + (size_t)first *
+	    lpo_dtype_bytes(p->dtype), f, (size_t)n *
+	    lpo_dtype_bytes(p->dtype)) < 0)
+		return first;
+	return -1;
+}
+
+static int
+make_all(struct making *m, int64_t *bad)
+{
+	const lpo_param *p = m->p;
+	lpo_backend *be = m->ps->be;
+	int64_t row = p->kind == LPO_KERNEL ? p->count / p->shape[0] : 1;
+	int64_t pieces, i, b, least = INT64_MAX;
+	int threads = strcmp(be->k->name, "cpu") == 0 ? be->threads : 1;
+	float *buf;
+
+	m->piece = row >= PIECE ? row : PIECE / row * row;
+	if (m->piece > p->count)
+		m->piece = p->count;
+	pieces = (p->count + m->piece - 1) / m->piece;
+	if (threads > pieces)
+		threads = (int)pieces;
+	buf = lpo_alloc(m->ps->ctx, (size_t)threads,
+	    2 * (size_t)m->piece * sizeof(*buf));
+	if (buf == NULL)
+		return LPO_ENOMEM;
+#pragma omp parallel for schedule(dynamic) reduction(min:least) \
+    num_threads(threads) private(b)
+	for (i = 0; i < pieces; i++) {
+		b = make_piece(m, i * m->piece, buf + 2 * m->piece *
+		    omp_get_thread_num());
+		if (b >= 0 && b < least)
+			least = b;
+	}
+	lpo_free(buf);
+	*bad = least == INT64_MAX ? -1 : least;
+	return 0;
+}
+
+lpo_param *
+lpo_param_make(lpo_params *ps, const char *key, enum lpo_param_kind kind,
+    int rank, const int64_t *shape, void (*get)(const void *, int64_t,
+    float *, int64_t), const void *arg, int64_t *bad)
+{
+	struct making m = { ps, NULL, get, arg, 0 };
+
+	*bad = -1;
+	if ((m.p = param_new(ps, key, kind, rank, shape, 0)) == NULL)
+		return NULL;
+	if (ps->be != NULL && make_all(&m, bad) < 0)
+		return NULL;
+	return m.p;
 }
 
 /* Device f32 or bf16 values to the host in the file's layout. */

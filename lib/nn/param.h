@@ -40,6 +40,10 @@ typedef struct lpo_params {
 	int64_t bytes;		/* backend memory in use */
 } lpo_params;
 
+/*
+ * lpo_backend NULL: parameters have keys and shapes only, for those who want
+ * to know what a model is made of.
+ */
 int	 lpo_params_init(lpo_params *, lpo_ctx *, lpo_backend *,
 	    enum lpo_dtype);
 void	 lpo_params_free(lpo_params *);
@@ -51,6 +55,15 @@ lpo_param *lpo_param_find(const lpo_params *, const char *key);	/* or NULL */
 
 /* Set from f32 in the file's layout (host memory, count elements). */
 int	 lpo_param_import(lpo_params *, lpo_param *, const float *host);
+/*
+ * A new parameter whose value `get` gives, elements first .. first + n - 1 in
+ * the file's layout at a time, from several threads at once; no second copy
+ * is made.  *bad: the first element that is not finite, or -1.
+ */
+lpo_param *lpo_param_make(lpo_params *, const char *key, enum lpo_param_kind,
+	    int rank, const int64_t *shape, void (*get)(const void *arg,
+	    int64_t first, float *out, int64_t n), const void *arg,
+	    int64_t *bad);
 /* The value (master if there is one) to f32 in the file's layout. */
 int	 lpo_param_export(lpo_params *, const lpo_param *, float *host);
 int	 lpo_param_export_grad(lpo_params *, const lpo_param *, float *host);

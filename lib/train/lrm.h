@@ -49,7 +49,8 @@ int	 lpo_lrm_new(lpo_ctx *, lpo_backend *, lpo_lrm **,
 	    uint64_t seed);
 /*
  * An LRM folder, ours or one of the official code, which has no lrm.json:
- * unet/, text_encoder[_2]/, state_dict.pt (or .safetensors).  model_dir: where
+ * unet/, text_encoder[_2]/, state_dict.pt (or .safetensors).  Or random:KIND,
+ * that model's UNet and encoders with a random head.  model_dir: where
  * tokenizer(s), and encoders of a run with a frozen text side, are looked for
  * when the folder lacks them; may be NULL.
  * cfg: values given by the user (NULL: none), which win over lrm.json's; a

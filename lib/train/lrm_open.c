@@ -8,6 +8,8 @@
 #include "lib/base/json.h"
 #include "lib/base/philox.h"
 #include "lib/io/safetensors.h"
+#include "lib/model/random.h"
+#include "lib/model/source.h"
 #include "lib/model/unet_priv.h"
 #include "lib/model/weights.h"
 #include "lib/train/lrm_priv.h"
@@ -22,7 +24,7 @@ part_dir(lpo_ctx *c, char **out, const char *dir, const char *other,
 {
 	if ((*out = lpo_path_join(c, dir, name)) == NULL)
 		return LPO_ENOMEM;
-	if (lpo_is_dir(*out) || other == NULL)
+	if (lpo_source_has(*out) || other == NULL)
 		return 0;
 	lpo_free(*out);
 	*out = lpo_path_join(c, other, name);
@@ -61,7 +63,7 @@ read_shapes(lpo_lrm *m)
 		if ((path = lpo_path_join(m->ctx, m->text_dir[i],
 		    "config.json")) == NULL)
 			return LPO_ENOMEM;
-		if ((rc = lpo_json_load_file(m->ctx, &j, path, 0)) == 0 &&
+		if ((rc = lpo_source_json(m->ctx, &j, path, 0)) == 0 &&
 		    ((rc = lpo_json_int(m->ctx, &m->hidden[i], j,
 		    "hidden_size", 512)) < 0 || (rc = lpo_json_int(m->ctx,
 		    &m->projected[i], j, "projection_dim", 512)) < 0 ||
@@ -189,7 +191,9 @@ init_head(lpo_lrm *m, const char *projection, uint64_t seed)
 	lpo_st *st = NULL;
 	int rc;
 
-	if (m->encoders == 1) {
+	/* a random model's file of an encoder has no projection, like SD1.5's */
+	if (m->encoders == 1 && (projection != NULL ||
+	    !lpo_random_is(m->text_dir[0]))) {
 		rc = projection != NULL ?
 		    lpo_st_open(m->ctx, &st, projection) :
 		    lpo_weights_file(m->ctx, &st, m->text_dir[0], "model");
@@ -227,8 +231,8 @@ read_vae(lpo_lrm *m, const char *dir)
 	if (path == NULL)
 		return LPO_ENOMEM;
 	m->cfg.vae_factor = 8;
-	if (lpo_file_exists(path) &&
-	    (rc = lpo_json_load_file(m->ctx, &j, path, 0)) == 0) {
+	if (lpo_source_has(path) &&
+	    (rc = lpo_source_json(m->ctx, &j, path, 0)) == 0) {
 		if ((rc = lpo_json_real(m->ctx, &m->cfg.scaling_factor, j,
 		    "scaling_factor", 0.18215)) < 0)
 			lpo_fail_prefix(m->ctx, "%s", path);
@@ -388,10 +392,15 @@ load_config(lpo_lrm *m, const char *dir)
 	json_t *j = NULL;
 	int rc = 0, has;
 
-	if ((path = lpo_path_join(m->ctx, dir, "lrm.json")) == NULL)
-		return LPO_ENOMEM;
 	not_given(&f);
 	f.vae_factor = 8;
+	if (lpo_random_is(dir)) {
+		f.guidance = LPO_LRM_GUIDANCE;
+		settle(m, &f, 1);
+		return read_vae(m, dir);
+	}
+	if ((path = lpo_path_join(m->ctx, dir, "lrm.json")) == NULL)
+		return LPO_ENOMEM;
 	if ((has = lpo_file_exists(path)) &&
 	    (rc = lpo_json_load_file(m->ctx, &j, path, 0)) == 0 &&
 	    (rc = read_json(m->ctx, &f, j)) < 0)
@@ -437,6 +446,36 @@ fill_head(lpo_lrm *m, const lpo_st *st)
 	return t == NULL ? 0 : import_tensor(m, m->text.w, t);
 }
 
+/* A head from nowhere: W_v and W_t drawn, s as a new model's. */
+static int
+random_head(lpo_lrm *m, const char *dir)
+{
+	const float s = 2.6592f;
+	lpo_param *w[2] = { NULL, NULL };
+	struct lpo_random_tensor t;
+	struct lpo_random r;
+	float *f;
+	int i, rc;
+
+	if ((rc = lpo_random_parse(m->ctx, &r, dir)) < 0 || (rc = make_head(m,
+	    m->encoders == 2 ? m->projected[1] : m->hidden[0])) < 0 ||
+	    (rc = lpo_param_import(&m->head, m->scale, &s)) < 0)
+		return rc;
+	w[0] = m->visual.w;
+	w[1] = m->text.w;
+	for (i = 0; i < 2 && w[i] != NULL && rc == 0; i++) {
+		f = lpo_alloc(m->ctx, (size_t)w[i]->count, sizeof(*f));
+		if (f == NULL)
+			return LPO_ENOMEM;
+		lpo_random_tensor(&r, "lrm", &t, w[i]->key, w[i]->rank,
+		    w[i]->shape);
+		lpo_random_draw(&t, 0, f, w[i]->count);
+		rc = lpo_param_import(&m->head, w[i], f);
+		lpo_free(f);
+	}
+	return rc;
+}
+
 /* What the official code writes; or the same in safetensors. */
 static int
 load_head(lpo_lrm *m, const char *dir)
@@ -464,11 +503,14 @@ lpo_lrm_open(lpo_ctx *c, lpo_backend *be, lpo_lrm **out, const char *dir,
     const char *model_dir, enum lpo_dtype dt,
     const struct lpo_lrm_config *cfg)
 {
+	struct lpo_random r;
 	lpo_lrm *m;
 	int rc;
 
 	*out = NULL;
-	if (!lpo_is_dir(dir))
+	if (lpo_random_is(dir) && (rc = lpo_random_parse(c, &r, dir)) < 0)
+		return rc;
+	if (!lpo_random_is(dir) && !lpo_is_dir(dir))
 		return lpo_fail(c, LPO_ENOTFOUND, "no reward model '%s'", dir);
 	if ((m = lrm_alloc(c, be, dt, cfg)) == NULL)
 		return LPO_ENOMEM;
@@ -477,7 +519,8 @@ lpo_lrm_open(lpo_ctx *c, lpo_backend *be, lpo_lrm **out, const char *dir,
 	    (rc = read_shapes(m)) < 0)
 		goto out;
 	m->features = feature_width(m);
-	if ((rc = load_head(m, dir)) < 0)
+	rc = lpo_random_is(dir) ? random_head(m, dir) : load_head(m, dir);
+	if (rc < 0)
 		goto out;
 	*out = m;
 	m = NULL;

@@ -9,37 +9,90 @@
 #include "lib/base/json.h"
 #include "lib/io/safetensors.h"
 #include "lib/io/torch.h"
+#include "lib/model/random.h"
+#include "lib/model/source.h"
 #include "lib/model/weights.h"
 #include "lib/train/lrm_priv.h"
 
 #define SMALL_FILE ((size_t)64 << 20)	/* a tokenizer's */
 
 /*
- * The half of the UNet that a reward model never evaluates, from the file the
- * other half came from: diffusers opens no UNet without it.  Borrowed from
- * `st`.
+ * The half of the UNet that a reward model never evaluates, from where the
+ * other half came from: diffusers opens no UNet without it.
  */
+struct upper {
+	lpo_st *st;			/* a file, or ... */
+	lpo_weights *w;			/* ... a random model */
+	lpo_unet *list;			/* its parameters without values */
+	struct lpo_pool names;
+	struct upper_tensor {
+		const lpo_weights *w;
+		const lpo_param *p;
+	} *tensor;
+};
+
 static int
-add_upper_half(lpo_lrm *m, lpo_stw *w, const lpo_st *st,
-    enum lpo_dtype storage)
+is_upper(const char *key)
 {
 	static const char *const parts[] = {
 		"up_blocks.", "conv_norm_out.", "conv_out."
 	};
+	size_t k;
+
+	for (k = 0; k < sizeof(parts) / sizeof(*parts); k++)
+		if (strncmp(key, parts[k], strlen(parts[k])) == 0)
+			return 1;
+	return 0;
+}
+
+static int
+get_upper(void *arg, int64_t first, float *out, int64_t n)
+{
+	const struct upper_tensor *t = arg;
+
+	lpo_weights_get(t->w, t->p, first, out, n);
+	return 0;
+}
+
+static int
+add_random_half(lpo_lrm *m, lpo_stw *w, struct upper *up,
+    enum lpo_dtype storage)
+{
+	const lpo_params *ps = lpo_unet_params(up->list);
+	const lpo_param *p;
+	int64_t i;
+	int rc = 0;
+
+	up->tensor = lpo_alloc(m->ctx, (size_t)ps->n, sizeof(*up->tensor));
+	if (up->tensor == NULL)
+		return LPO_ENOMEM;
+	for (i = 0; i < ps->n && rc == 0; i++) {
+		p = ps->p[i];
+		up->tensor[i] = (struct upper_tensor){ up->w, p };
+		if (is_upper(p->key))
+			rc = lpo_stw_add_made(w, p->key, storage, p->rank,
+			    p->shape, get_upper, &up->tensor[i]);
+	}
+	return rc;
+}
+
+/* Borrowed from `up`. */
+static int
+add_upper_half(lpo_lrm *m, lpo_stw *w, struct upper *up,
+    enum lpo_dtype storage)
+{
 	const struct lpo_st_tensor *t;
 	const char *key;
 	int64_t i, added = 0;
-	size_t k;
 	int rc = 0;
 
-	for (i = 0; (t = lpo_st_at(st, i)) != NULL && rc == 0; i++) {
+	if (up->st == NULL)
+		return add_random_half(m, w, up, storage);
+	for (i = 0; (t = lpo_st_at(up->st, i)) != NULL && rc == 0; i++) {
 		key = t->key;
 		if (strncmp(key, "module.", 7) == 0)
 			key += 7;
-		for (k = 0; k < sizeof(parts) / sizeof(*parts); k++)
-			if (strncmp(key, parts[k], strlen(parts[k])) == 0)
-				break;
-		if (k == sizeof(parts) / sizeof(*parts))
+		if (!is_upper(key))
 			continue;
 		added++;
 		rc = lpo_stw_add_tensor(w, key, storage, t);
@@ -47,8 +100,33 @@ add_upper_half(lpo_lrm *m, lpo_stw *w, const lpo_st *st,
 	if (rc == 0 && added == 0)
 		lpo_notice(m->ctx, "'%s' has no up blocks: the reward model "
 		    "is written without, for these programs only",
-		    lpo_st_path(st));
+		    lpo_st_path(up->st));
 	return rc;
+}
+
+static int
+open_upper(lpo_lrm *m, struct upper *up)
+{
+	static const char stem[] = "diffusion_pytorch_model";
+	int rc;
+
+	if (!lpo_random_is(m->unet_dir))
+		return lpo_weights_file(m->ctx, &up->st, m->unet_dir, stem);
+	if ((rc = lpo_unet_load(m->ctx, NULL, &up->list, m->unet_dir, LPO_F32,
+	    0)) < 0)
+		return rc;
+	return lpo_weights_open(m->ctx, &up->w, lpo_unet_params(up->list),
+	    &up->names, m->unet_dir, stem, NULL);
+}
+
+static void
+close_upper(struct upper *up)
+{
+	lpo_free(up->tensor);
+	lpo_weights_close(up->w);
+	lpo_pool_free(&up->names);
+	lpo_unet_free(up->list);
+	lpo_st_close(up->st);
 }
 
 /*
@@ -57,7 +135,7 @@ add_upper_half(lpo_lrm *m, lpo_stw *w, const lpo_st *st,
  */
 static int
 save_params(lpo_lrm *m, lpo_params *ps, const char *dir, const char *name,
-    const lpo_st *rest, enum lpo_dtype storage)
+    struct upper *rest, enum lpo_dtype storage)
 {
 	char *path = lpo_path_join(m->ctx, dir, name);
 	float **host = NULL;
@@ -113,7 +191,7 @@ save_text(lpo_ctx *c, const char *dir, const char *name, const char *text)
 /* dir/sub with config.json and one file of weights. */
 static int
 save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
-    lpo_params *ps, const char *name, const lpo_st *rest,
+    lpo_params *ps, const char *name, struct upper *rest,
     enum lpo_dtype storage)
 {
 	char *path = lpo_path_join(m->ctx, dir, sub);
@@ -131,16 +209,14 @@ save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
 static int
 save_unet(lpo_lrm *m, const char *dir, enum lpo_dtype storage)
 {
-	lpo_st *st = NULL;
+	struct upper up = { 0 };
 	int rc;
 
-	if ((rc = lpo_weights_file(m->ctx, &st, m->unet_dir,
-	    "diffusion_pytorch_model")) < 0)
-		return rc;
-	rc = save_part(m, dir, "unet", lpo_unet_config_json(m->unet),
-	    lpo_unet_params(m->unet), "diffusion_pytorch_model.safetensors",
-	    st, storage);
-	lpo_st_close(st);
+	if ((rc = open_upper(m, &up)) == 0)
+		rc = save_part(m, dir, "unet", lpo_unet_config_json(m->unet),
+		    lpo_unet_params(m->unet),
+		    "diffusion_pytorch_model.safetensors", &up, storage);
+	close_upper(&up);
 	return rc;
 }
 
@@ -183,12 +259,12 @@ copy_folder(lpo_ctx *c, const char *from, const char *dir, const char *sub)
 	size_t bytes;
 	int rc;
 
-	if (!lpo_is_dir(from))
+	if (!lpo_source_has(from))
 		return 0;
 	if ((to = lpo_path_join(c, dir, sub)) == NULL)
 		return LPO_ENOMEM;
 	if ((rc = lpo_mkdir_p(c, to)) < 0 ||
-	    (rc = lpo_dir_list(c, &names, &n, from)) < 0)
+	    (rc = lpo_source_list(c, &names, &n, from)) < 0)
 		goto out;
 	for (i = 0; i < n && rc == 0; i++) {
 		char *dst = lpo_path_join(c, to, names[i]);
@@ -197,7 +273,7 @@ copy_folder(lpo_ctx *c, const char *from, const char *dir, const char *sub)
 		src = lpo_path_join(c, from, names[i]);
 		if (src == NULL || dst == NULL)
 			rc = LPO_ENOMEM;
-		else if (!lpo_is_dir(src) && (rc = lpo_file_read(c, &data,
+		else if (!lpo_is_dir(src) && (rc = lpo_source_read(c, &data,
 		    &bytes, src, SMALL_FILE)) == 0)
 			rc = lpo_file_write(c, dst, data, bytes);
 		lpo_free(data);

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lib/base/json.h"
+#include "lib/model/source.h"
 
 #define MAX_TRAIN_STEPS 100000
 
@@ -178,7 +179,7 @@ lpo_schedule_load(lpo_ctx *c, struct lpo_schedule *s, const char *model_dir)
 	    model_dir);
 	if (path == NULL)
 		return LPO_ENOMEM;
-	if ((rc = lpo_json_load_file(c, &j, path, 0)) == 0 &&
+	if ((rc = lpo_source_json(c, &j, path, 0)) == 0 &&
 	    (rc = read_config(c, s, j)) < 0)
 		lpo_fail_prefix(c, "%s", path);
 	json_decref(j);

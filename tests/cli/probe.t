@@ -99,7 +99,51 @@ is "$(tail -c 32 "$dir/o.st" | od -An -tx8 -v | tr -s ' \n' ' ')" \
     " 000000006627e8d5 00000000e169c58d 00000000bc57ac4c 000000009b00dbd8 " \
     "philox: the known answer"
 
+# ---- random models, and folders written
+st "$dir/z.st" '{"sample":{"dtype":"F32","shape":[1,4,5,7],"data_offsets":[0,560]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[560,568]},"encoder_hidden_states":{"dtype":"F32","shape":[1,77,48],"data_offsets":[568,15352]}}' 15352
+probe -m random:tiny -c unet -i "$dir/z.st" -o "$dir/o.st"
+ok $? "-m random:tiny, 5 x 7"
+is "$(shape "$dir/o.st" out)" "[1,4,5,7]" "its output"
+probe -m random:tiny --save "$dir/tiny"
+ok $? "--save"
+is "$(cd "$dir/tiny" && echo * */config.json)" "model_index.json scheduler text_encoder tokenizer unet vae text_encoder/config.json unet/config.json vae/config.json" "a diffusers folder"
+probe -m "$dir/tiny" -c unet -i "$dir/z.st" -o "$dir/o1.st"
+same "$dir/o1.st" "$dir/o.st" "it is the model that was written"
+is "$(echo 'a red circle' | probe -m "$dir/tiny" -c tokenizer | cut -c 1-12)" \
+    "$(echo 'a red circle' | probe -m random:tiny -c tokenizer | cut -c 1-12)" \
+    "its tokenizer too"
+probe -m random:tiny --save "$dir/tiny"
+is $? 1 "a folder that is there already"
+probe -m random:tiny --save "$dir/tiny/" --force --dtype f16
+ok $? "--force"
+test "$(wc -c < "$dir/tiny/unet/diffusion_pytorch_model.safetensors")" -lt \
+    4500000
+ok $? "in f16"
+probe -m "$model" --save "$dir/copy"
+ok $? "a folder rewritten"
+st "$dir/z.st" '{"latent":{"dtype":"F32","shape":[2,4,8,8],"data_offsets":[0,2048]}}' 2048
+probe -m "$dir/copy" -c vae-decode -i "$dir/z.st" -o "$dir/o.st"
+probe -c vae-decode -i "$dir/z.st" -o "$dir/o1.st"
+same "$dir/o1.st" "$dir/o.st" "and it is the same model"
+set -- "$dir"/*.tmp.*
+test ! -e "$1"
+ok $? "nothing is left beside them"
+st "$dir/z.st" '{"sample":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[1024,1032]},"input_ids":{"dtype":"I64","shape":[1,77],"data_offsets":[1032,1648]}}' 1648
+probe -m random:tiny -r random:tiny -c lrm -i "$dir/z.st" -o "$dir/o.st"
+ok $? "a random reward model"
+probe -m random:large --save "$dir/large"
+is $? 2 "no such random model"
+grep -q 'tinyxl' "$dir/err"
+ok $? "the kinds are named"
+probe -m random:tiny/unet --save "$dir/large"
+is $? 2 "half a random model"
+probe -m random:tiny --save "$dir/large" -c unet
+is $? 2 "--save does nothing else"
+probe --dtype f16 -c unet -i "$dir/z.st" -o "$dir/o.st"
+is $? 2 "--dtype without --save"
+
 # ---- wrong inputs
+st "$dir/z.st" '{"counter":{"dtype":"I64","shape":[1,4],"data_offsets":[0,32]},"key":{"dtype":"I64","shape":[1,2],"data_offsets":[32,48]}}' 48
 probe -c unet -i "$dir/z.st" -o "$dir/o.st"
 is $? 1 "inputs of another component"
 grep -q "sample" "$dir/err"
