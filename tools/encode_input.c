@@ -4,6 +4,7 @@
 
 #include "lib/base/json.h"
 #include "lib/model/source.h"
+#include "lib/model/unet.h"
 #include "lib/train/schedule.h"
 #include "tools/encode.h"
 
@@ -96,7 +97,7 @@ lpo_encodetool_size(struct encode_job *j)
 	    (rc = lpo_source_json(c, &unet, u, 0)) != 0 ||
 	    (rc = lpo_source_json(c, &vae, v, 0)) != 0)
 		goto out;
-	if ((rc = lpo_json_int(c, &n, unet, "sample_size", 64)) != 0) {
+	if ((rc = lpo_unet_sample_size(c, &n, unet)) != 0) {
 		lpo_fail_prefix(c, "%s", u);
 		goto out;
 	}

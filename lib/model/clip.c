@@ -68,6 +68,9 @@ read_config(lpo_ctx *c, struct lpo_clip_config *g, const json_t *j)
 		return rc;
 	if (json_is_array(eos))
 		eos = json_array_get(eos, 0);
+	if (eos != NULL && !json_is_integer(eos))
+		return lpo_fail(c, LPO_EFORMAT, "'eos_token_id' is not an "
+		    "integer");
 	g->eos_token_id = eos ? json_integer_value(eos) : 49407;
 	g->has_projection = says_projection(j);
 	return 0;

@@ -9,9 +9,8 @@
 
 #define CONFIG_LIMIT ((size_t)1 << 20)
 
-/* Take out nulls and what _use_default_values names. */
-static void
-strip_defaults(json_t *j)
+void
+lpo_config_strip(json_t *j)
 {
 	const json_t *list = json_object_get(j, "_use_default_values");
 	const char *key;
@@ -49,7 +48,7 @@ lpo_config_read(lpo_ctx *c, json_t **json, char **text, const char *dir,
 		rc = lpo_fail(c, LPO_EFORMAT, "%s: not an object", path);
 		goto out;
 	}
-	strip_defaults(j);
+	lpo_config_strip(j);
 	name = json_string_value(json_object_get(j, "_class_name"));
 	if (class_name != NULL && name != NULL &&
 	    strcmp(name, class_name) != 0) {

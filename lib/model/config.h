@@ -21,6 +21,12 @@ int	 lpo_config_read(lpo_ctx *, json_t **json, char **text,
 	    const char *dir, const char *class_name);
 
 /*
+ * Take out of a config what says nothing: nulls, and the fields named in
+ * `_use_default_values`.
+ */
+void	 lpo_config_strip(json_t *);
+
+/*
  * A field this code reads (json NULL) or that it can only take at one value,
  * given as JSON text: {"dropout", "0"}.
  */

@@ -6,6 +6,8 @@
 #ifndef LPO_MODEL_UNET_H
 #define LPO_MODEL_UNET_H
 
+#include <jansson.h>
+
 #include "lib/nn/tape.h"
 
 #define LPO_UNET_MAX_BLOCKS 8
@@ -41,6 +43,11 @@ int	 lpo_unet_load(lpo_ctx *, lpo_backend *, lpo_unet **, const char *dir,
 void	 lpo_unet_free(lpo_unet *);
 const struct lpo_unet_config *lpo_unet_cfg(const lpo_unet *);
 lpo_params *lpo_unet_params(lpo_unet *);
+/*
+ * config.json's sample_size, the latent's side in pictures of the default
+ * size; absent: as the pipelines have it, 64 or, for SDXL, 128.
+ */
+int	 lpo_unet_sample_size(lpo_ctx *, int64_t *out, const json_t *config);
 /* config.json's text as it was read, for writing a folder again */
 const char *lpo_unet_config_json(const lpo_unet *);
 

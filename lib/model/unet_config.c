@@ -18,7 +18,7 @@ static const struct lpo_config_field fields[] = {
 	{ "projection_class_embeddings_input_dim", NULL },
 	{ "norm_num_groups", NULL }, { "norm_eps", NULL },
 	{ "flip_sin_to_cos", NULL }, { "freq_shift", NULL },
-	{ "dropout", NULL },		/* 0 in inference whatever it says */
+	{ "dropout", "0" },
 	{ "upcast_attention", NULL },	/* changes nothing in f32 */
 	{ "addition_embed_type_num_heads", NULL },	/* of other types */
 	{ "act_fn", "\"silu\"" }, { "downsample_padding", "1" },
@@ -147,17 +147,34 @@ read_addition(lpo_ctx *c, struct lpo_unet_config *g, const json_t *j)
 	return 0;
 }
 
+int
+lpo_unet_sample_size(lpo_ctx *c, int64_t *out, const json_t *config)
+{
+	const char *xl = json_string_value(lpo_json_get(config,
+	    "addition_embed_type"));
+	int64_t side[2];
+	int rc;
+
+	if ((rc = lpo_config_ints(c, side, 2, config, "sample_size",
+	    xl != NULL && strcmp(xl, "text_time") == 0 ? 128 : 64, 1,
+	    1 << 16)) < 0)
+		return rc;
+	if (side[0] != side[1])
+		return lpo_fail(c, LPO_EFORMAT, "'sample_size' is %lld x "
+		    "%lld; only squares are supported", (long long)side[0],
+		    (long long)side[1]);
+	*out = side[0];
+	return 0;
+}
+
 static int
 read_scalars(lpo_ctx *c, struct lpo_unet_config *g, const json_t *j)
 {
-	const json_t *size = lpo_json_get(j, "sample_size");
 	double eps, shift;
 	int rc;
 
-	if (json_is_array(size))
-		size = json_array_get(size, 0);
-	g->sample_size = json_integer_value(size);
-	if ((rc = lpo_config_int(c, &g->in_channels, j, "in_channels", 4, 1,
+	if ((rc = lpo_unet_sample_size(c, &g->sample_size, j)) < 0 ||
+	    (rc = lpo_config_int(c, &g->in_channels, j, "in_channels", 4, 1,
 	    1 << 12)) < 0 ||
 	    (rc = lpo_config_int(c, &g->out_channels, j, "out_channels", 4, 1,
 	    1 << 12)) < 0 ||

@@ -6,6 +6,7 @@
 #include <string.h>
 
 #include "lib/base/json.h"
+#include "lib/model/config.h"
 #include "lib/model/source.h"
 
 #define MAX_TRAIN_STEPS 100000
@@ -114,12 +115,13 @@ refuse(lpo_ctx *c, const json_t *j, const char *key)
 }
 
 static int
-read_config(lpo_ctx *c, struct lpo_schedule *s, const json_t *j)
+read_config(lpo_ctx *c, struct lpo_schedule *s, json_t *j)
 {
 	int beta = 0, prediction = 0, spacing = 0, clip, rc;
 
 	if (!json_is_object(j))
 		return lpo_fail(c, LPO_EFORMAT, "not a JSON object");
+	lpo_config_strip(j);
 	if ((rc = lpo_json_real(c, &s->beta_start, j, "beta_start",
 	    0.0001)) < 0 ||
 	    (rc = lpo_json_real(c, &s->beta_end, j, "beta_end", 0.02)) < 0 ||

@@ -223,7 +223,7 @@ test_config(struct golden *g)
 	static const char *const fine[] = {
 		"\"class_embed_type\": null, \"num_class_embeds\": null",
 		"\"cross_attention_dim\": [20, 20]",
-		"\"upcast_attention\": true, \"dropout\": 0.1",
+		"\"upcast_attention\": true, \"dropout\": 0.0",
 		"\"center_input_sample\": 0 , \"_use_default_values\": "
 		    "[\"center_input_sample\"]",
 		"\"norm_eps\": 7, \"_use_default_values\": [\"norm_eps\"]",
