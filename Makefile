@@ -87,11 +87,12 @@ $(BUILD)/%.o: %.c $(BUILD)/flags | deps-check
 	@mkdir -p $(@D)
 	$(Q)$(COMPILE) -ffp-contract=off -c -o $@ $<
 
-# schemas/x.sql becomes the C string lpo_schema_x.
+# schemas/x.sql becomes the C string lpo_schema_x; what version N adds to it,
+# schemas/x.N.sql, lpo_schema_x_N.
 $(BUILD)/schemas/%.sql.o: schemas/%.sql $(BUILD)/flags
 	@mkdir -p $(@D)
-	@{ echo 'extern const char lpo_schema_$*[];'; \
-	   echo 'const char lpo_schema_$*[] ='; \
+	@{ echo 'extern const char lpo_schema_$(subst .,_,$*)[];'; \
+	   echo 'const char lpo_schema_$(subst .,_,$*)[] ='; \
 	   sed -e 's/\\/\\\\/g' -e 's/"/\\"/g' -e 's/.*/"&\\n"/' $<; echo ';'; \
 	} > $(BUILD)/schemas/$*.sql.c
 	$(Q)$(CC) -std=c11 $(CFLAGS) -c -o $@ $(BUILD)/schemas/$*.sql.c
@@ -154,7 +155,7 @@ demo-seeds: all
 lint:
 	@mandoc -T lint -W warning man/*.[157]
 	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/cli/*.t .ci/run
-	@for f in schemas/*.sql; do sqlite3 -bail :memory: < $$f || exit 1; done
+	@cat $(sort $(wildcard schemas/*.sql)) | sqlite3 -bail :memory:
 
 bench: $(BUILD)/tests/bench/ops.t
 	@$(BUILD)/tests/bench/ops.t

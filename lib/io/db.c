@@ -7,11 +7,16 @@
 
 #include "lib/base/file.h"
 
-extern const char lpo_schema_lpo[];	/* schemas/lpo.sql, by the Makefile */
+/* schemas/ as strings, by the Makefile. */
+extern const char lpo_schema_lpo[];
+extern const char lpo_schema_lpo_2[];
+
+/* schema[i] leads from version i to i + 1; 0 is an empty database. */
+static const char *const schema[] = { lpo_schema_lpo, lpo_schema_lpo_2 };
 
 enum {
 	APPLICATION_ID = 0x6c706f31,	/* "lpo1" */
-	VERSION = 1,
+	VERSION = sizeof(schema) / sizeof(*schema),
 	BUSY_MS = 30000
 };
 
@@ -60,12 +65,39 @@ pragma_int(lpo_db *db, int64_t *out, const char *sql)
 	return 0;
 }
 
-/* Make the tables in an empty database; refuse a foreign or newer one. */
+/*
+ * In one exclusive transaction, since another process may have been quicker:
+ * make the tables in an empty database, or bring an older one up to date.
+ */
+static int
+write_schema(lpo_db *db)
+{
+	int64_t version;
+	char pragmas[96];
+	int rc;
+
+	snprintf(pragmas, sizeof(pragmas), "PRAGMA application_id = %d; "
+	    "PRAGMA user_version = %d", APPLICATION_ID, VERSION);
+	if ((rc = lpo_db_exec(db, "BEGIN EXCLUSIVE")) < 0)
+		return rc;
+	if ((rc = pragma_int(db, &version, "PRAGMA user_version")) == 0)
+		for (; rc == 0 && version < VERSION; version++)
+			rc = lpo_db_exec(db, schema[version]);
+	if (rc < 0 || (rc = lpo_db_exec(db, pragmas)) < 0) {
+		lpo_db_rollback(db);
+		return rc;
+	}
+	return lpo_db_exec(db, "COMMIT");
+}
+
+/*
+ * Refuse a foreign or newer database.  One that is read only is taken at an
+ * older version too: its tables are the same or fewer.
+ */
 static int
 check_schema(lpo_db *db, int read_only)
 {
 	int64_t app, version, tables;
-	char pragmas[96];
 	int rc;
 
 	if ((rc = pragma_int(db, &app, "PRAGMA application_id")) < 0 ||
@@ -73,27 +105,16 @@ check_schema(lpo_db *db, int read_only)
 	    (rc = pragma_int(db, &tables,
 	    "SELECT count(*) FROM sqlite_master")) < 0)
 		return rc;
-	if (app == APPLICATION_ID && version == VERSION)
-		return 0;
 	if (app == APPLICATION_ID && version > VERSION)
 		return lpo_fail(db->ctx, LPO_EDB, "database '%s' is of a newer "
 		    "lpo-tools (schema %lld, this one knows %d)", db->path,
 		    (long long)version, VERSION);
+	if (app == APPLICATION_ID && version >= 1)
+		return version == VERSION || read_only ? 0 : write_schema(db);
 	if (tables > 0 || read_only)
 		return lpo_fail(db->ctx, LPO_EDB,
 		    "'%s' is not a database of lpo-tools", db->path);
-	snprintf(pragmas, sizeof(pragmas), "PRAGMA application_id = %d; "
-	    "PRAGMA user_version = %d", APPLICATION_ID, VERSION);
-	if ((rc = lpo_db_exec(db, "BEGIN EXCLUSIVE")) < 0)
-		return rc;
-	/* another process may have been quicker */
-	if ((rc = pragma_int(db, &version, "PRAGMA user_version")) == 0 &&
-	    version != VERSION && ((rc = lpo_db_exec(db,
-	    lpo_schema_lpo)) < 0 || (rc = lpo_db_exec(db, pragmas)) < 0)) {
-		lpo_db_rollback(db);
-		return rc;
-	}
-	return rc < 0 ? rc : lpo_db_exec(db, "COMMIT");
+	return write_schema(db);
 }
 
 int

@@ -72,11 +72,11 @@ opening(void)
 	ok(lpo_db_open(c, &db, at("a.db"), 0) == 0, "made %s", lpo_errmsg(c));
 	IS(db, "PRAGMA journal_mode", "wal");
 	IS(db, "PRAGMA foreign_keys", "1");
-	IS(db, "PRAGMA user_version", "1");
+	IS(db, "PRAGMA user_version", "2");
 	IS(db, "SELECT count(*) > 0 FROM pragma_table_list WHERE strict "
 	    "AND schema = 'main'", "1");
-	IS(db, "SELECT count(*) FROM pragma_table_list WHERE NOT strict "
-	    "AND schema = 'main' AND name NOT LIKE 'sqlite%'", "0");
+	IS(db, "SELECT count(*) FROM pragma_table_list WHERE NOT strict AND "
+	    "type = 'table' AND schema = 'main' AND name NOT LIKE 'sqlite%'", "0");
 	ok(lpo_db_open(c, &two, at("a.db"), 1) == 0, "a second, reading");
 	ok(lpo_db_exec(two, "DELETE FROM run") == LPO_EDB, "%s",
 	    lpo_errmsg(c));
@@ -99,6 +99,33 @@ opening(void)
 	ok(lpo_db_open(c, &db, at("junk.db"), 0) == LPO_EDB, "%s",
 	    lpo_errmsg(c));
 	lpo_clear(c);
+}
+
+/* A database of the first version gets what was added, and keeps its rows. */
+static void
+migration(void)
+{
+	extern const char lpo_schema_lpo[];
+	sqlite3 *raw = NULL;
+	lpo_db *db = NULL;
+
+	sqlite3_open(at("old.db"), &raw);
+	ok(sqlite3_exec(raw, lpo_schema_lpo, NULL, NULL, NULL) == SQLITE_OK &&
+	    sqlite3_exec(raw, "PRAGMA application_id = 0x6c706f31; PRAGMA "
+	    "user_version = 1; INSERT INTO run (run, tool, version, options, "
+	    "seed, started_at) VALUES ('0123456789abcdef', 'lpo-x', '0', "
+	    "'{\"lr\": 0.5}', 1, 0)", NULL, NULL, NULL) == SQLITE_OK,
+	    "a database of version 1");
+	sqlite3_close(raw);
+	ok(lpo_db_open(c, &db, at("old.db"), 1) == 0, "read as it is %s",
+	    lpo_errmsg(c));
+	IS(db, "PRAGMA user_version", "1");
+	lpo_db_close(db);
+	ok(lpo_db_open(c, &db, at("old.db"), 0) == 0, "opened to write %s",
+	    lpo_errmsg(c));
+	IS(db, "PRAGMA user_version", "2");
+	IS(db, "SELECT value FROM option WHERE name = 'lr'", "0.5");
+	lpo_db_close(db);
 }
 
 static void
@@ -294,6 +321,7 @@ main(void)
 	if (c == NULL || mkdtemp(dir) == NULL)
 		return 1;
 	opening();
+	migration();
 	if (ok(lpo_db_open(c, &db, at("b.db"), 0) == 0, "open")) {
 		runs(db, &run, &att);
 		metrics(db, run);
