@@ -157,8 +157,9 @@ lint:
 	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/cli/*.t .ci/run
 	@cat $(sort $(wildcard schemas/*.sql)) | sqlite3 -bail :memory:
 
-bench: $(BUILD)/tests/bench/ops.t
+bench: all $(BUILD)/tests/bench/ops.t $(BUILD)/tests/bench/io.t
 	@$(BUILD)/tests/bench/ops.t
+	@BIN=$(BIN) $(BUILD)/tests/bench/io.t
 
 install: all
 	for s in 1 5 7; do \
