@@ -186,14 +186,25 @@ lpo_db_handle(lpo_db *db)
 
 /* --------------------------------------------------------------- generic */
 
+/*
+ * SQLite does not wait, whatever the busy timeout, where it thinks that two
+ * might wait for each other: as when several processes turn to WAL at once.
+ */
 int
 lpo_db_exec(lpo_db *db, const char *sql)
 {
+	int waited_ms = 0, ms = 5, rc;
+
 	if (db == NULL)
 		return 0;
-	if (sqlite3_exec(db->sql, sql, NULL, NULL, NULL) != SQLITE_OK)
-		return lpo_db_error(db, "write to it");
-	return 0;
+	while ((rc = sqlite3_exec(db->sql, sql, NULL, NULL, NULL)) ==
+	    SQLITE_BUSY && sqlite3_get_autocommit(db->sql) &&
+	    waited_ms < BUSY_MS) {
+		sqlite3_sleep(ms);
+		waited_ms += ms;
+		ms = ms < 100 ? 2 * ms : 100;
+	}
+	return rc == SQLITE_OK ? 0 : lpo_db_error(db, "write to it");
 }
 
 int
