@@ -29,23 +29,23 @@ lpo_f32_to_bf16(float f)
 	return (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
 }
 
+/*
+ * Exponent and mantissa in their places are the value times 2^-112, also of
+ * subnormals; without branches, so that loops become vectors.
+ */
 static inline float
 lpo_f16_to_f32(uint16_t h)
 {
-	uint32_t sign = (uint32_t)(h & 0x8000) << 16, exp = h >> 10 & 31;
-	uint32_t man = h & 0x3ff, u;
+	uint32_t u = (uint32_t)(h & 0x7fff) << 13;
+	uint32_t v;
 	float f;
 
-	if (exp == 31)
-		u = sign | 0x7f800000 | man << 13;
-	else if (exp != 0)
-		u = sign | (exp + 112) << 23 | man << 13;
-	else {			/* zero or subnormal: man * 2^-24 */
-		f = (float)man * 0x1p-24f;
-		memcpy(&u, &f, 4);
-		u |= sign;
-	}
 	memcpy(&f, &u, 4);
+	f *= 0x1p112f;
+	memcpy(&v, &f, 4);
+	v = u >= 0x0f800000 ? u | 0x7f800000 : v;	/* inf and NaN */
+	v |= (uint32_t)(h & 0x8000) << 16;
+	memcpy(&f, &v, 4);
 	return f;
 }
 

@@ -4,7 +4,7 @@
  * last bit: libm's differ between versions and CPUs.  Compiled without
  * contraction, or a fused multiply-add would change bits.
  */
-#include "lib/base/philox.h"
+#include "lib/base/philox_priv.h"
 
 #include <math.h>
 #include <string.h>
@@ -128,17 +128,11 @@ sin_cos_turn(double *sine, double *cosine, uint32_t w)
 	*cosine = q == 0 ? c : q == 1 ? -s : q == 2 ? -c : s;
 }
 
-/*
- * The normals of BLOCKS blocks from `block` on, in loops that vectorise:
- * noise is most of the cost of making pairs.  Lanes compute what scalars
- * would, so the bits don't depend on the clone that runs.
- */
-#define BLOCKS 16
-
-__attribute__((target_clones("avx512f", "avx2", "default")))
-static void
-normal_blocks(float *out, const struct lpo_draw *d, uint64_t block)
+/* In loops that a compiler can vectorise, lane by lane as scalars would. */
+void
+lpo_normal_blocks(float *out, const struct lpo_draw *d, uint64_t block)
 {
+	enum { BLOCKS = LPO_NORMAL_BLOCKS };
 	uint32_t w[4][BLOCKS];
 	uint32_t k0 = (uint32_t)d->seed, k1 = (uint32_t)(d->seed >> 32);
 	double r[2 * BLOCKS], s[2 * BLOCKS], c[2 * BLOCKS];
@@ -187,7 +181,10 @@ void
 lpo_draw_normal(const struct lpo_draw *d, uint64_t first, float *out,
     int64_t n)
 {
-	enum { WIDE = 4 * BLOCKS };
+	enum { WIDE = 4 * LPO_NORMAL_BLOCKS };
+	void (*normals)(float *, const struct lpo_draw *, uint64_t) =
+	    lpo_philox_has_avx2() ? lpo_normal_blocks_avx2 :
+	    lpo_normal_blocks;
 	float f[WIDE];
 	uint64_t block;
 	int64_t from, some;
@@ -197,9 +194,9 @@ lpo_draw_normal(const struct lpo_draw *d, uint64_t first, float *out,
 		from = (int64_t)(first % 4);
 		some = WIDE - from < n ? WIDE - from : n;
 		if (from == 0 && some == WIDE)
-			normal_blocks(out, d, block);
+			normals(out, d, block);
 		else {
-			normal_blocks(f, d, block);
+			normals(f, d, block);
 			memcpy(out, f + from, (size_t)some * sizeof *out);
 		}
 		first += (uint64_t)some;

@@ -171,6 +171,20 @@ lpo_npy_parse(lpo_ctx *c, struct lpo_npy *a, const void *data, size_t bytes,
 	return 0;
 }
 
+/* What most of our tensors are: in vectors. */
+static void
+f16_to_f32(float *dst, const uint8_t *p, int64_t n)
+{
+	uint16_t h;
+	int64_t i;
+
+#pragma omp simd private(h)
+	for (i = 0; i < n; i++) {
+		memcpy(&h, p + 2 * i, 2);
+		dst[i] = lpo_f16_to_f32(h);
+	}
+}
+
 void
 lpo_npy_f32(float *dst, const struct lpo_npy *a)
 {
@@ -178,18 +192,19 @@ lpo_npy_f32(float *dst, const struct lpo_npy *a)
 	int64_t i, v8;
 	uint32_t u4;
 	int32_t v4;
-	uint16_t h;
 	double d;
 
+	if (a->type == LPO_NPY_F2) {
+		f16_to_f32(dst, p, a->count);
+		return;
+	}
+	if (a->type == LPO_NPY_F4 && a->count > 0)
+		memcpy(dst, p, (size_t)a->count * 4);
 	for (i = 0; i < a->count; i++)
 		switch (a->type) {
 		case LPO_NPY_F2:
-			memcpy(&h, p + 2 * i, 2);
-			dst[i] = lpo_f16_to_f32(h);
-			break;
 		case LPO_NPY_F4:
-			memcpy(&dst[i], p + 4 * i, 4);
-			break;
+			return;
 		case LPO_NPY_F8:
 			memcpy(&d, p + 8 * i, 8);
 			dst[i] = (float)d;
