@@ -46,7 +46,7 @@ static const struct lpo_cli_option options[] = {
 	    OFF(multi_cfg), R, 0, 0 },
 	{ "freeze-text", 0, NULL, "leave the text encoder as it is",
 	    LPO_CLI_FLAG, OFF(freeze), R, 0, 0 },
-	{ "text-projection", 0, "FILE", "safetensors with "
+	{ "text-projection", 0, "FILE", "file with "
 	    "text_projection.weight to start from", LPO_CLI_STRING,
 	    OFF(projection), 0, 0, 0 },
 	{ "dtype", 0, "f32|bf16|f16", "of the weights written", LPO_CLI_CHOICE,

@@ -37,7 +37,7 @@ typedef struct lpo_lrm lpo_lrm;
 /*
  * A new LRM from a diffusers folder (method.md 1.4): W_v ~ N(0, 0.02^2) by
  * Philox; W_t from the tensor `text_projection.weight` of `text_projection` (a
- * safetensors file) if given, else of the text encoder's own file if it has
+ * file, or an index) if given, else of the text encoder's own file if it has
  * one, else the identity (said by lpo_notice); s = 2.6592.
  * cfg: guidance, multi_scale, multi_scale_cfg or "not given" (7.5, 1, 0); the
  * rest is filled in here.  cfg NULL: all defaults.  Nothing big is read before

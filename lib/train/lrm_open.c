@@ -120,18 +120,24 @@ make_head(lpo_lrm *m, int64_t width)
 }
 
 static int
-import_tensor(lpo_lrm *m, lpo_param *p, const struct lpo_st_tensor *t)
+import_tensor(lpo_lrm *m, lpo_param *p, const lpo_st *st,
+    const struct lpo_st_tensor *t)
 {
 	float *f = lpo_alloc(m->ctx, (size_t)p->count, sizeof(*f));
 	int64_t i;
 	int rc = LPO_ENOMEM;
 
-	if (f == NULL || (rc = lpo_st_f32(m->ctx, f, t)) < 0)
+	if (f == NULL)
 		goto out;
+	if ((rc = lpo_st_f32(m->ctx, f, t)) < 0) {
+		lpo_fail_prefix(m->ctx, "%s", lpo_st_path(st));
+		goto out;
+	}
 	for (i = 0; i < p->count; i++)
 		if (!isfinite(f[i])) {
-			rc = lpo_fail(m->ctx, LPO_EFORMAT, "'%s' has a value "
-			    "that is not finite", t->key);
+			rc = lpo_fail(m->ctx, LPO_EFORMAT, "%s: '%s' has a "
+			    "value that is not finite", lpo_st_path(st),
+			    t->key);
 			goto out;
 		}
 	rc = lpo_param_import(&m->head, p, f);
@@ -213,7 +219,8 @@ init_head(lpo_lrm *m, const char *projection, uint64_t seed)
 	if (rc == 0)
 		rc = init_visual(m, seed);
 	if (rc == 0 && m->encoders == 1)
-		rc = t != NULL ? import_tensor(m, m->text.w, t) : identity(m);
+		rc = t != NULL ? import_tensor(m, m->text.w, st, t) :
+		    identity(m);
 out:
 	lpo_st_close(st);
 	return rc;
@@ -437,13 +444,13 @@ fill_head(lpo_lrm *m, const lpo_st *st)
 		return lpo_errcode(m->ctx);
 	s = lpo_st_find(st, LPO_LRM_SCALE);
 	if (s == NULL || s->count != 1)
-		return lpo_fail(m->ctx, LPO_EFORMAT, "'%s' is missing or not "
-		    "one number", LPO_LRM_SCALE);
+		return lpo_fail(m->ctx, LPO_EFORMAT, "%s: '%s' is missing or "
+		    "not one number", lpo_st_path(st), LPO_LRM_SCALE);
 	if ((rc = make_head(m, v->shape[0])) < 0 ||
-	    (rc = import_tensor(m, m->visual.w, v)) < 0 ||
-	    (rc = import_tensor(m, m->scale, s)) < 0)
+	    (rc = import_tensor(m, m->visual.w, st, v)) < 0 ||
+	    (rc = import_tensor(m, m->scale, st, s)) < 0)
 		return rc;
-	return t == NULL ? 0 : import_tensor(m, m->text.w, t);
+	return t == NULL ? 0 : import_tensor(m, m->text.w, st, t);
 }
 
 /* A head from nowhere: W_v and W_t drawn, s as a new model's. */
@@ -490,9 +497,8 @@ load_head(lpo_lrm *m, const char *dir)
 	}
 	if (path == NULL)
 		return LPO_ENOMEM;
-	if ((rc = lpo_st_open(m->ctx, &st, path)) == 0 &&
-	    (rc = fill_head(m, st)) < 0)
-		lpo_fail_prefix(m->ctx, "%s", path);
+	if ((rc = lpo_st_open(m->ctx, &st, path)) == 0)
+		rc = fill_head(m, st);
 	lpo_st_close(st);
 	lpo_free(path);
 	return rc;

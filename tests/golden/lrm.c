@@ -12,6 +12,7 @@
 #include "lib/base/file.h"
 #include "lib/base/hash.h"
 #include "lib/io/safetensors.h"
+#include "lib/io/torch.h"
 #include "lib/train/lrm_score.h"
 #include "lib/train/lrm_train.h"
 #include "tests/tap.h"
@@ -494,6 +495,69 @@ upper_half(void)
 	lpo_rmtree(c, to);
 }
 
+/* A head that is not one: refused with its file's name. */
+static void
+bad_heads(void)
+{
+	enum { VISUAL, TEXT, SCALE };
+	static const char *const what[] = { "no temperature", "a temperature "
+	    "that is NaN", "no visual projection", "a visual projection of "
+	    "another shape", "a text projection of another width" };
+	char to[] = "/tmp/lpo-lrm-XXXXXX", cmd[160], path[128];
+	static float x[1 << 16];
+	const float s = 1, nan = NAN;
+	int64_t v[2] = { 0 }, t[2] = { 0 }, odd[2];
+	lpo_lrm *m = NULL;
+	size_t i;
+	int rc;
+
+	if (mkdtemp(to) == NULL)
+		return;
+	snprintf(cmd, sizeof(cmd), "cp -r " ROOT "/sd %s/b && rm "
+	    "%s/b/state_dict.safetensors", to, to);
+	snprintf(path, sizeof(path), ROOT "/sd");
+	rc = system(cmd);
+	if (rc == 0 && (rc = lpo_lrm_open(c, &be, &m, path, NULL, LPO_F32,
+	    NULL)) == 0) {
+		lpo_params *h = lpo_lrm_head(m);
+
+		memcpy(v, lpo_param_find(h, "visual_projection.weight")->shape,
+		    sizeof(v));
+		memcpy(t, lpo_param_find(h, "text_projection.weight")->shape,
+		    sizeof(t));
+	}
+	lpo_lrm_free(m);
+	snprintf(path, sizeof(path), "%s/b", to);
+	ok(rc == 0 && lpo_lrm_open(c, &be, &m, path, NULL, LPO_F32, NULL) ==
+	    LPO_ENOTFOUND, "no head: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	for (i = 0; i < sizeof(what) / sizeof(*what); i++) {
+		struct lpo_torch_item it[3] = {
+			{ "visual_projection", "weight", 2, v, x },
+			{ "text_projection", "weight", 2, t, x },
+			{ "logit_scale", NULL, 0, NULL, i == 1 ? &nan : &s } };
+
+		odd[0] = i == 4 ? t[0] + 1 : v[0];
+		odd[1] = i == 4 ? t[1] : v[1] + 1;
+		if (i == 2)
+			it[VISUAL].outer = "other";
+		if (i == 3)
+			it[VISUAL].shape = odd;
+		if (i == 4)
+			it[TEXT].shape = odd;
+		snprintf(path, sizeof(path), "%s/b/state_dict.pt", to);
+		rc = lpo_torch_write(c, path, it, i == 0 ? SCALE : 3);
+		snprintf(path, sizeof(path), "%s/b", to);
+		m = NULL;
+		ok(rc == 0 && lpo_lrm_open(c, &be, &m, path, NULL, LPO_F32,
+		    NULL) < 0 && m == NULL && strstr(lpo_errmsg(c),
+		    "state_dict.pt") != NULL, "%s: %s", what[i],
+		    lpo_errmsg(c));
+		lpo_clear(c);
+	}
+	lpo_rmtree(c, to);
+}
+
 /* A folder read, trained a little, written, read again. */
 static void
 folders(const char *name)
@@ -594,6 +658,7 @@ main(void)
 	folders("sd");
 	folders("xl");
 	upper_half();
+	bad_heads();
 	not_finite();
 	splits(&cases[0]);
 	splits(&cases[2]);

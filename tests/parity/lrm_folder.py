@@ -1,163 +1,132 @@
-"""Reward models in the authors' layout, both ways, with diffusers and torch.
+"""Reward models in the authors' layout, both ways.
 
-usage: lrm_folder.py MODEL [BIN]    MODEL: an SD1.5-like folder, small
-
-1. lpo-lrm trains a step; diffusers, transformers and torch.load(weights_only)
-   open the folder as the official code does, and its UNet has the base model's
-   up blocks; its score in torch equals lpo-probe's.
-2. A folder written by Python, in bf16, with state_dict.pt alone (logit_scale a
-   float, then a tensor), is read by lpo-probe with the same score.
-Prints one line each and exits 1 on a mismatch.  Not run by `make check`.
+What lpo-lrm wrote is opened by diffusers, transformers and torch.load as the
+official code opens it, and scores in torch as it does here; what Python wrote,
+with state_dict.pt alone, scores here as the folder it was made from, bit by
+bit: in f32 and bf16, logit_scale a float and a tensor.
 """
-import csv
 import os
-import subprocess
-import sys
-import tempfile
 
-import numpy as np
+import models
+import parity
 import torch
-from diffusers import UNet2DConditionModel
-from PIL import Image
-from safetensors.torch import load_file, save_file
-from transformers import CLIPTextModel
+from reward import reward_model
 
-MODEL = sys.argv[1]
-BIN = sys.argv[2] if len(sys.argv) > 2 else "bin"
-WORK = tempfile.mkdtemp()
+NAMES = ("sd-four-levels", "sd21-lists", "xl")
 GUIDANCE = 7.5
-bad = 0
+UPPER = ("up_blocks.", "conv_norm_out.", "conv_out.")
 
 
-def check(name, good, text=""):
-    global bad
-    bad += not good
-    print(f"{name:44s} {text}{'' if good else '  <-'}")
+def load(m, folder):
+    """The UNet, the text encoders and the head, as the official code does."""
+    from diffusers import UNet2DConditionModel
+    from transformers import CLIPTextModel, CLIPTextModelWithProjection
+    unet, seen = UNet2DConditionModel.from_pretrained(
+        folder, subfolder="unet", output_loading_info=True)
+    parity.equal("lrm/unet by diffusers", m.name, [
+        list(seen.get(k) or []) for k in ("missing_keys", "unexpected_keys",
+                                          "mismatched_keys")], [[], [], []])
+    texts = []
+    for i in range(len(m.texts)):
+        cls = CLIPTextModelWithProjection if i else CLIPTextModel
+        text, seen = cls.from_pretrained(
+            folder, subfolder="text_encoder" + "_2" * i,
+            output_loading_info=True)
+        parity.equal("lrm/text_encoder by transformers", m.name,
+                     list(seen["missing_keys"]), [])
+        texts.append(text.eval())
+    head = torch.load(os.path.join(folder, "state_dict.pt"),
+                      weights_only=True)
+    parity.equal("lrm/state_dict.pt by torch.load", m.name,
+                 [sorted(head), type(head["logit_scale"])],
+                 [["logit_scale"] + ["text_projection"] * (not m.xl) +
+                  ["visual_projection"], float])
+    for w in (v["weight"] for v in head.values() if isinstance(v, dict)):
+        torch.nn.Linear(*reversed(w.shape), bias=False).load_state_dict(
+            {"weight": w})
+    return unet.eval(), texts, head
 
 
-def run(*args):
-    subprocess.run([os.path.join(BIN, args[0]), *args[1:]], check=True)
-
-
-def at(name):
-    return os.path.join(WORK, name)
-
-
-def train():
-    """A reward model of one step, from four random pictures."""
-    rng = np.random.default_rng(1)
-    with open(at("prefs.csv"), "w", newline="") as f:
-        rows = csv.writer(f)
-        rows.writerow(["prompt", "image_0", "image_1", "preferred"])
-        for i in range(2):
-            for j in range(2):
-                pixels = rng.integers(0, 256, (64, 64, 3), dtype=np.uint8)
-                Image.fromarray(pixels).save(at(f"{i}{j}.png"))
-            rows.writerow(["a red fox", f"{i}0.png", f"{i}1.png", i])
-    quiet = ["-m", MODEL, "--db", "none", "-q", "--precision", "f32"]
-    run("lpo-encode", *quiet, "-o", at("enc.tar"), at("prefs.csv"))
-    run("lpo-pairs", *quiet, "-o", at("pairs.tar"), at("enc.tar"))
-    run("lpo-lrm", *quiet, "--batch", "2", "--dtype", "f32", "--lr", "1e-3",
-        "-o", at("lrm"), at("pairs.tar"))
-
-
-def score(unet, text, head, x, t, ids):
+@torch.no_grad()
+def score(unet, text, head, x, t, ids, dtype):
     """method.md 1: pooled down and mid features, guided mid, a cosine."""
-    with torch.no_grad():
-        out = text(ids)
-        empty = text(ids[:1].clone().fill_(ids[0, -1]).index_fill_(
-            1, torch.tensor([0]), int(ids[0, 0])))
-        emb = unet.time_embedding(unet.time_proj(t).to(x.dtype))
+    unet = models.exact_time(unet.to(dtype))
+    text, x = text.to(dtype), x.to(dtype)
+    out = text(ids)
+    nothing = torch.full_like(ids, models.EOS)
+    nothing[:, 0] = models.BOS
+    emb = unet.time_embedding(unet.time_proj(t).to(dtype))
 
-        def pools(context):
-            h, v = unet.conv_in(x), []
-            for block in unet.down_blocks:
-                if getattr(block, "has_cross_attention", False):
-                    h, res = block(h, emb, encoder_hidden_states=context)
-                else:
-                    h, res = block(h, emb)
-                v.append(res[len(block.resnets) - 1].mean((2, 3)))
-            h = unet.mid_block(h, emb, encoder_hidden_states=context)
-            return v, h.mean((2, 3))
-        v, c = pools(out.last_hidden_state)
-        _, u = pools(empty.last_hidden_state.expand_as(out.last_hidden_state))
-        f = torch.cat([*v, u + GUIDANCE * (c - u)], 1)
-        visual = torch.nn.functional.normalize(
-            f @ head["visual_projection"]["weight"].T)
-        words = torch.nn.functional.normalize(
-            out.pooler_output @ head["text_projection"]["weight"].T)
-        scale = torch.as_tensor(head["logit_scale"]).exp()
-        return (scale * (visual * words).sum(1)).float()
-
-
-def probe(folder, x, t, ids):
-    save_file({"sample": x, "timestep": t, "input_ids": ids}, at("in"))
-    run("lpo-probe", "-c", "lrm", "-r", folder, "-m", MODEL, "-i", at("in"),
-        "-o", at("out"), "--guidance", str(GUIDANCE), "--precision", "f32",
-        "--force", "-q")
-    return load_file(at("out"))["score"]
+    def pools(context):
+        h, v = unet.conv_in(x), []
+        for block in unet.down_blocks:
+            more = dict(encoder_hidden_states=context) if getattr(
+                block, "has_cross_attention", False) else {}
+            h, res = block(h, emb, **more)
+            v.append(res[len(block.resnets) - 1].mean((2, 3)))
+        h = unet.mid_block(h, emb, encoder_hidden_states=context)
+        return v, h.mean((2, 3))
+    v, c = pools(out.last_hidden_state)
+    _, u = pools(text(nothing).last_hidden_state)
+    f = torch.cat([*v, u + GUIDANCE * (c - u)], 1)
+    unit = torch.nn.functional.normalize
+    visual = unit(f @ head["visual_projection"]["weight"].to(dtype).T)
+    words = unit(out.pooler_output @
+                 head["text_projection"]["weight"].to(dtype).T)
+    scale = torch.tensor(head["logit_scale"], dtype=dtype).exp()
+    return scale * (visual * words).sum(1)
 
 
-def compare(name, folder, unet, text, head, inputs):
-    want, have = score(unet, text, head, *inputs), probe(folder, *inputs)
-    diff = (want - have).abs().max().item()
-    check(name, diff <= 1e-4 * want.abs().max().item(), f"{diff:9.2e}")
+def theirs(unet, texts, head, where, dtype, number):
+    """The same reward model as the official code writes it."""
+    unet.to(dtype).save_pretrained(f"{where}/unet")
+    for i, text in enumerate(texts):
+        text.to(dtype).save_pretrained(f"{where}/text_encoder" + "_2" * i)
+    torch.save({k: number(v) if k == "logit_scale" else
+                {"weight": v["weight"]} for k, v in head.items()},
+               f"{where}/state_dict.pt")
+
+
+def one(m):
+    from diffusers import UNet2DConditionModel
+    gen = torch.Generator().manual_seed(40 + m.seed)
+    inputs = dict(sample=torch.randn(3, 4, m.h, m.w, generator=gen),
+                  timestep=torch.tensor([1, 501, 951]),
+                  input_ids=m.ids(3, m.seed))
+    if m.xl:
+        inputs["input_ids_2"] = m.ids(3, m.seed, 1)
+
+    def probe(folder):
+        return parity.probe("lrm", inputs, "-r", folder, "--guidance",
+                            str(GUIDANCE), model=m.folder)["score"]
+
+    for name, dtype in (("f32", torch.float32), ("bf16", torch.bfloat16)):
+        ours = reward_model(m, name)
+        unet, texts, head = load(m, ours)
+        base = UNet2DConditionModel.from_pretrained(m.folder, subfolder="unet")
+        now = unet.state_dict()
+        for k, v in base.state_dict().items():
+            if k.startswith(UPPER):
+                parity.equal("lrm/unet has the base's up blocks", m.name,
+                             now[k], v.to(dtype).float(), k)
+        mine = probe(ours)
+        if name == "f32" and not m.xl:
+            x, t, ids = (inputs[k] for k in ("sample", "timestep",
+                                             "input_ids"))
+            own = score(unet, texts[0], head, x, t, ids, torch.float32)
+            truth = score(unet, texts[0], head, x, t, ids, torch.float64)
+            parity.check("lrm's score in torch", m.name, mine, truth, own)
+            unet, texts, head = load(m, ours)
+        for number in (float, torch.tensor):
+            where = parity.path(f"{m.name}-{name}-{number.__name__}")
+            theirs(unet, texts, head, where, dtype, number)
+            parity.equal("an official folder scores alike", m.name,
+                         probe(where), mine, f"{name}, {number.__name__}")
 
 
 def main():
-    torch.manual_seed(3)
-    train()
-    lrm = at("lrm")
-    unet, info = UNet2DConditionModel.from_pretrained(
-        lrm, subfolder="unet", output_loading_info=True)
-    check("diffusers reads unet/", not any(info.get(k) for k in (
-        "missing_keys", "unexpected_keys", "mismatched_keys")))
-    base = UNet2DConditionModel.from_pretrained(MODEL, subfolder="unet")
-    was, now = base.state_dict(), unet.state_dict()
-    upper = [k for k in was if k.startswith(("up_", "conv_norm_out",
-                                             "conv_out"))]
-    check("its up blocks are the base model's", len(upper) > 20 and all(
-        torch.equal(was[k], now[k]) for k in upper), f"{len(upper)} tensors")
-    check("its lower half has learnt", not torch.equal(
-        was["conv_in.weight"], now["conv_in.weight"]))
-    text, info = CLIPTextModel.from_pretrained(
-        lrm, subfolder="text_encoder", output_loading_info=True)
-    check("transformers reads text_encoder/", not info["missing_keys"])
-    head = torch.load(os.path.join(lrm, "state_dict.pt"), weights_only=True)
-    check("torch.load reads state_dict.pt", sorted(head) == [
-        "logit_scale", "text_projection", "visual_projection"] and
-        isinstance(head["logit_scale"], float))
-    for k in ("visual_projection", "text_projection"):
-        w = head[k]["weight"]
-        torch.nn.Linear(w.shape[1], w.shape[0],
-                        bias=False).load_state_dict(head[k])
-    side, channels = unet.config.sample_size, unet.config.in_channels
-    vocab, length = (text.config.vocab_size,
-                     text.config.max_position_embeddings)
-    ids = torch.full((3, length), vocab - 1)
-    ids[:, 0] = vocab - 2
-    for i in range(3):
-        ids[i, 1:3 + i] = torch.randint(1, vocab - 2, (2 + i,))
-    inputs = (torch.randn(3, channels, side, side),
-              torch.tensor([1, 501, 951]), ids)
-    compare("score of ours, in torch", lrm, unet, text, head, inputs)
-
-    unet, text = unet.bfloat16(), text.bfloat16()
-    for kind in ("float", "tensor"):
-        folder = at("official-" + kind)
-        unet.save_pretrained(os.path.join(folder, "unet"))
-        text.save_pretrained(os.path.join(folder, "text_encoder"))
-        theirs = {k: {"weight": head[k]["weight"].bfloat16()}
-                  for k in ("visual_projection", "text_projection")}
-        theirs["logit_scale"] = head["logit_scale"] if kind == "float" else \
-            torch.tensor(head["logit_scale"])
-        torch.save(theirs, os.path.join(folder, "state_dict.pt"))
-        wide = {k: {"weight": v["weight"].float()} if isinstance(v, dict)
-                else v for k, v in theirs.items()}
-        compare(f"the authors' layout, logit_scale a {kind}", folder,
-                unet.float(), text.float(), wide, inputs)
-        unet, text = unet.bfloat16(), text.bfloat16()
-    sys.exit(bad > 0)
+    for name in NAMES:
+        one(models.Model(name))
 
 
-main()
+parity.run(main)

@@ -258,23 +258,27 @@ struct tensor {
 	int rank;
 	int64_t shape[4];
 };
+static float fill[3];		/* the value of all elements of the i-th */
 
 static int
 load_lora(struct golden *g, lpo_unet *u, const struct tensor *t, int n)
 {
-	static float x[4096];
+	static float x[3][256];
 	lpo_lora_set *s = NULL;
 	char path[128];
 	lpo_stw *w = NULL;
-	int i, rc;
+	int i, k, rc;
 
 	snprintf(path, sizeof(path), "%s/lora.safetensors", g->tmp);
 	lpo_clear(g->c);
 	notice[0] = '\0';
 	rc = lpo_stw_new(g->c, &w);
-	for (i = 0; i < n && rc == 0; i++)
+	for (i = 0; i < n && rc == 0; i++) {
+		for (k = 0; k < 256; k++)
+			x[i][k] = fill[i];
 		rc = lpo_stw_add_f32(w, t[i].key, LPO_F32, t[i].rank,
-		    t[i].shape, x);
+		    t[i].shape, x[i]);
+	}
 	if (rc == 0 && (rc = lpo_stw_write(w, path)) == 0)
 		rc = lpo_lora_load(g->c, &s, u, path, 1, 0);
 	lpo_stw_free(w);
@@ -337,6 +341,11 @@ test_lora(struct golden *g, lpo_unet *u)
 		{ Q ".lora_A.weight", 2, { 3, 16 } },
 		{ Q ".lora_B.weight", 2, { 16, 3 } }
 	};
+	static const struct tensor whole[] = {
+		{ KQ ".lora_down.weight", 2, { 3, 16 } },
+		{ KQ ".lora_up.weight", 2, { 16, 3 } },
+		{ KQ ".alpha", 0, { 0 } }
+	};
 	struct tensor two[2] = { other[0], other[1] };
 	lpo_lora_set *s = NULL, *z = NULL;
 	size_t i;
@@ -359,6 +368,14 @@ test_lora(struct golden *g, lpo_unet *u)
 	for (i = 0; i < sizeof(bad) / sizeof(bad[0]); i++)
 		ok(load_lora(g, u, &bad[i], 1) == LPO_EFORMAT &&
 		    says(g, "lora.safetensors"), "%s", lpo_errmsg(g->c));
+	fill[0] = NAN;
+	ok(load_lora(g, u, whole, 3) == LPO_EFORMAT && says(g, "lora_down") &&
+	    says(g, "not finite"), "%s", lpo_errmsg(g->c));
+	fill[0] = 1;
+	fill[2] = INFINITY;
+	ok(load_lora(g, u, whole, 3) == LPO_EFORMAT && says(g, "alpha") &&
+	    says(g, "not finite"), "%s", lpo_errmsg(g->c));
+	fill[0] = fill[2] = 0;
 	ok(load_lora(g, u, pair, 0) == LPO_EFORMAT, "%s", lpo_errmsg(g->c));
 
 	lpo_clear(g->c);

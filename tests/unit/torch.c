@@ -404,7 +404,7 @@ bombs(void)
 {
 	static char b[60000];
 	size_t n;
-	int i;
+	int i, levels;
 
 	/* 50 levels, each of two times the level below */
 	n = (size_t)sprintf(b, "%c%c}q%c", 0x80, 2, 0) + 1;
@@ -434,6 +434,20 @@ bombs(void)
 		b[n++] = 's';
 	b[n++] = '.';
 	ok(try(b, n) == LPO_EFORMAT, "nested dicts: %s", lpo_errmsg(c));
+	/* 65 dicts in each other are taken, 66 not */
+	for (levels = 65; levels <= 66; levels++) {
+		memcpy(b, "\x80\2", n = 2);
+		for (i = 1; i < levels; i++) {
+			memcpy(b + n, "}X\1\0\0\0a", 7);
+			n += 7;
+		}
+		b[n++] = '}';
+		for (i = 1; i < levels; i++)
+			b[n++] = 's';
+		b[n++] = '.';
+		ok(try(b, n) == (levels == 65 ? 0 : LPO_EFORMAT), "%d dicts "
+		    "in each other %s", levels, lpo_errmsg(c));
+	}
 	memset(b, '(', 50000);
 	b[50000] = '.';
 	ok(try(b, 50001) == LPO_EFORMAT, "marks: %s", lpo_errmsg(c));
