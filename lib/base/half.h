@@ -43,37 +43,33 @@ lpo_f16_to_f32(uint16_t h)
 	memcpy(&f, &u, 4);
 	f *= 0x1p112f;
 	memcpy(&v, &f, 4);
-	v = u >= 0x0f800000 ? u | 0x7f800000 : v;	/* inf and NaN */
+	v |= -(uint32_t)(u >= 0x0f800000) & 0x7f800000;	/* inf and NaN */
 	v |= (uint32_t)(h & 0x8000) << 16;
 	memcpy(&f, &v, 4);
 	return f;
 }
 
+/*
+ * Three roundings, of which one is taken.  Below 2^-14 the spacing is 2^-24:
+ * adding 0.5, whose last bit is 2^-24, lets the hardware round to it.  Past
+ * 65504 to infinity; NaN stays NaN.
+ */
 static inline uint16_t
 lpo_f32_to_f16(float x)
 {
-	uint32_t u, sign, a, half;
+	uint32_t u, a, half, h;
 	float f;
 
 	memcpy(&u, &x, 4);
-	sign = u >> 16 & 0x8000;
 	a = u & 0x7fffffff;
-	if (a > 0x7f800000)			/* NaN stays NaN */
-		return (uint16_t)(sign | 0x7e00 | (a >> 13 & 0x3ff));
-	if (a >= 0x477ff000)			/* rounds past 65504: inf */
-		return (uint16_t)(sign | 0x7c00);
-	if (a < 0x38800000) {
-		/*
-		 * Below 2^-14 the spacing is 2^-24.  Adding 0.5, whose last
-		 * bit is 2^-24, lets the hardware round to it.
-		 */
-		memcpy(&f, &a, 4);
-		f += 0.5f;
-		memcpy(&half, &f, 4);
-		return (uint16_t)(sign | (half - 0x3f000000));
-	}
-	a += 0xfff + (a >> 13 & 1);
-	return (uint16_t)(sign | (a - 0x38000000) >> 13);
+	memcpy(&f, &a, 4);
+	f += 0.5f;
+	memcpy(&half, &f, 4);
+	h = (a + 0xfff + (a >> 13 & 1) - 0x38000000) >> 13;
+	h = a < 0x38800000 ? half - 0x3f000000 : h;
+	h = a >= 0x477ff000 ? 0x7c00 : h;
+	h = a > 0x7f800000 ? 0x7e00 | (a >> 13 & 0x3ff) : h;
+	return (uint16_t)(h | (u >> 16 & 0x8000));
 }
 
 #endif

@@ -296,34 +296,58 @@ lpo_npy_make(lpo_ctx *c, uint8_t **out, int64_t *bytes,
 	return rc;
 }
 
+/* 1: one of them is, or becomes, infinite or NaN. */
+static int
+f32_to_f16(uint8_t *to, const float *x, int64_t n)
+{
+	uint16_t h;
+	int64_t i;
+	int bad = 0;
+
+#pragma omp simd private(h) reduction(|:bad)
+	for (i = 0; i < n; i++) {
+		h = lpo_f32_to_f16(x[i]);
+		bad |= (h & 0x7c00) == 0x7c00;
+		memcpy(to + 2 * i, &h, 2);
+	}
+	return bad;
+}
+
+static int
+any_not_finite(const float *x, int64_t n)
+{
+	int64_t i;
+	int bad = 0;
+
+	for (i = 0; i < n; i++)
+		bad |= !isfinite(x[i]);
+	return bad;
+}
+
 int
 lpo_npy_make_f32(lpo_ctx *c, uint8_t **out, int64_t *bytes,
     enum lpo_npy_type type, int ndim, const int64_t *shape, const float *data)
 {
 	int64_t i, count;
-	uint16_t h;
 	uint8_t *to;
-	int rc;
+	int rc, bad;
 
 	if (type != LPO_NPY_F2 && type != LPO_NPY_F4)
 		return lpo_fail(c, LPO_EINVAL, "f32 is stored as f2 or f4");
 	if ((rc = make_head(c, out, bytes, &to, type, ndim, shape)) != 0)
 		return rc;
 	count = (*out + *bytes - to) / kinds[type].size;
-	for (i = 0; i < count; i++) {
-		h = lpo_f32_to_f16(data[i]);
-		if (!isfinite(data[i]) ||
-		    (type == LPO_NPY_F2 && (h & 0x7c00) == 0x7c00)) {
-			lpo_free(*out);
-			*out = NULL;
-			return lpo_fail(c, LPO_EFORMAT, "value %lld, %g, "
-			    "does not fit %s", (long long)i,
-			    (double)data[i], kinds[type].descr + 1);
-		}
-		if (type == LPO_NPY_F2)
-			memcpy(to + 2 * i, &h, 2);
-		else
-			memcpy(to + 4 * i, &data[i], 4);
-	}
-	return 0;
+	if (type == LPO_NPY_F4 && count > 0)
+		memcpy(to, data, (size_t)count * 4);
+	bad = type == LPO_NPY_F2 ? f32_to_f16(to, data, count) :
+	    any_not_finite(data, count);
+	if (!bad)
+		return 0;
+	lpo_free(*out);
+	*out = NULL;
+	for (i = 0; i < count - 1 && isfinite(data[i]) && (type == LPO_NPY_F4 ||
+	    (lpo_f32_to_f16(data[i]) & 0x7c00) != 0x7c00); i++)
+		;
+	return lpo_fail(c, LPO_EFORMAT, "value %lld, %g, does not fit %s",
+	    (long long)i, (double)data[i], kinds[type].descr + 1);
 }
