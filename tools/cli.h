@@ -200,6 +200,8 @@ enum lpo_dtype lpo_cli_precision(const lpo_cli *);
 int	 lpo_cli_threads(lpo_cli *);
 /* --memory, or what the machine (and cgroup) has to give now, in bytes. */
 int64_t	 lpo_cli_memory(const lpo_cli *);
+/* GFLOP/s of a matrix product here, in a twentieth of a second. */
+double	 lpo_cli_speed(lpo_cli *, enum lpo_dtype);
 /* "MODEL/part" where -m was given; usage error without. Freed by lpo_free. */
 int	 lpo_cli_model_part(lpo_cli *, char **path, const char *part);
 /*
@@ -228,6 +230,8 @@ int	 lpo_cli_input_run(lpo_cli *, const char *role, const char *run);
  * SHA-256 of a file in hex through the cache (device, inode, size, mtime).
  */
 int	 lpo_cli_sha256(lpo_cli *, char hex[65], const char *path);
+/* The same of a folder, as lpo_cli_input_dir() has it. */
+int	 lpo_cli_sha256_dir(lpo_cli *, char hex[65], const char *path);
 /* The hash or run id that stands for an input, "" if there is none. */
 const char *lpo_cli_input_value(const lpo_cli *, const char *role);
 void	 lpo_cli_resolved(lpo_cli *, const char *name, json_t *value);

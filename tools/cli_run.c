@@ -160,19 +160,27 @@ lpo_cli_input_file(lpo_cli *cli, const char *role, const char *path)
 }
 
 int
-lpo_cli_input_dir(lpo_cli *cli, const char *role, const char *path)
+lpo_cli_sha256_dir(lpo_cli *cli, char hex[65], const char *path)
 {
 	struct lpo_cli_run *r = run_of(cli);
-	char hex[65];
 	int rc;
 
 	if (r == NULL)
 		return LPO_ENOMEM;
 	if ((rc = open_db(cli, r)) != 0)
 		return rc;
-	rc = lpo_random_is(path) ? lpo_random_sha256(cli->ctx, hex, path) :
-	    lpo_runid_folder(cli->ctx, hex, path, lpo_db_file_sha256_cb,
+	if (lpo_random_is(path))
+		return lpo_random_sha256(cli->ctx, hex, path);
+	return lpo_runid_folder(cli->ctx, hex, path, lpo_db_file_sha256_cb,
 	    r->db);
+}
+
+int
+lpo_cli_input_dir(lpo_cli *cli, const char *role, const char *path)
+{
+	char hex[65];
+	int rc = lpo_cli_sha256_dir(cli, hex, path);
+
 	return rc != 0 ? rc : add_input(cli, role, hex, path, 0, 0);
 }
 

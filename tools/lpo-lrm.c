@@ -164,37 +164,12 @@ existing(lpo_ctx *c, const char *path, char run[17])
 
 /* ------------------------------------------------------------------- plan */
 
-/* GFLOP/s of a matrix product here, in a twentieth of a second. */
-static double
-speed(lpo_backend *be, enum lpo_dtype dt)
-{
-	const int64_t n = 512;
-	size_t bytes = (size_t)(n * n) * lpo_dtype_bytes(dt);
-	size_t need = be->k->linear_scratch_bytes(be, LPO_FWD, dt, n, n, n, 1);
-	void *x = be->k->alloc(be, 3 * bytes + need + 64);
-	double start, s, flops = 0;
-
-	if (x == NULL || be->k->zero(be, x, 3 * bytes) < 0)
-		return NAN;
-	start = lpo_cli_now();
-	do {
-		be->k->linear_fwd(be, dt, (char *)x + 2 * bytes, x,
-		    (char *)x + bytes, NULL, n, n, n, 1, 0,
-		    (char *)x + 3 * bytes);
-		flops += 2.0 * (double)(n * n * n);
-		be->k->sync(be);
-		s = lpo_cli_now() - start;
-	} while (s < 0.05);
-	be->k->free(be, x);
-	return flops / s / 1e9;
-}
-
 static int
 print_plan(struct lrm_run *r)
 {
 	struct lpo_lrm_train_plan p;
 	lpo_cli *cli = r->cli;
-	double rate = speed(&cli->be, lpo_lrm_dtype(r->m)), s;
+	double rate = lpo_cli_speed(cli, lpo_lrm_dtype(r->m)), s;
 	int64_t pairs = lpo_lrmtool_pairs(r);
 	const double mib = 1048576;
 

@@ -255,6 +255,22 @@ lpo_file_write(lpo_ctx *c, const char *path, const void *data, size_t n)
 }
 
 int
+lpo_file_link(lpo_ctx *c, const char *to, const char *from)
+{
+	struct lpo_map m;
+	int rc;
+
+	if (linkat(AT_FDCWD, from, AT_FDCWD, to, AT_SYMLINK_FOLLOW) == 0)
+		return 0;
+	/* another file system, or one without links; or no such file */
+	if ((rc = lpo_map_open(c, &m, from)) != 0)
+		return rc;
+	rc = lpo_file_write(c, to, m.data, m.bytes);
+	lpo_map_close(&m);
+	return rc;
+}
+
+int
 lpo_file_read(lpo_ctx *c, char **data, size_t *bytes, const char *path,
     size_t limit)
 {

@@ -35,6 +35,13 @@ int	 lpo_file_write(lpo_ctx *, const char *path, const void *,
 	    size_t bytes);
 
 /*
+ * The file `from`, or what a symbolic link of this name leads to, also at
+ * `to`, where nothing is: a hard link where the file system allows one, else
+ * a copy.
+ */
+int	 lpo_file_link(lpo_ctx *, const char *to, const char *from);
+
+/*
  * The whole file, with a NUL after it that is not counted; lpo_free() it.
  * "-" is standard input.  More than `limit` bytes is LPO_EFORMAT, an absent
  * file LPO_ENOTFOUND.

@@ -219,6 +219,28 @@ alpha_of(const struct lpo_lora_item *it)
 	return it->lora.scale * (float)it->lora.rank;
 }
 
+void
+lpo_lora_shape(const lpo_lora_set *s, struct lpo_lora_shape *out)
+{
+	const struct lpo_lora_item *it;
+	int64_t i;
+
+	memset(out, 0, sizeof(*out));
+	out->layers = s->n;
+	for (i = 0; i < s->n; i++) {
+		it = &s->item[i];
+		out->others += it->at->part != LPO_UNET_ATTENTION;
+		if (i == 0 || it->lora.rank < out->rank_min)
+			out->rank_min = it->lora.rank;
+		if (it->lora.rank > out->rank_max)
+			out->rank_max = it->lora.rank;
+		if (i == 0 || (double)alpha_of(it) < out->alpha_min)
+			out->alpha_min = (double)alpha_of(it);
+		if (i == 0 || (double)alpha_of(it) > out->alpha_max)
+			out->alpha_max = (double)alpha_of(it);
+	}
+}
+
 static int
 emit_kohya(struct walk *w, const struct lpo_lora_item *it)
 {

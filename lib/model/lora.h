@@ -50,6 +50,12 @@ void	 lpo_lora_free(lpo_lora_set *);
  */
 lpo_params *lpo_lora_params(lpo_lora_set *);
 int64_t	 lpo_lora_rank(const lpo_lora_set *);	/* the largest */
+struct lpo_lora_shape {
+	int64_t layers, others;		/* others: not of an attention */
+	int64_t rank_min, rank_max;
+	double alpha_min, alpha_max;
+};
+void	 lpo_lora_shape(const lpo_lora_set *, struct lpo_lora_shape *);
 
 /*
  * Write by temporary file and rename.  metadata: NULL-terminated key, value,

@@ -94,4 +94,21 @@ int	 lpo_weights_error(const lpo_weights *);
  */
 int	 lpo_weights_finish(lpo_weights *);
 
+/*
+ * The other way: all parameters, masters where there are some, under their
+ * keys and file shapes to one file, stored as F32, BF16 or F16.  metadata:
+ * NULL-terminated key, value ... or NULL.  LPO_EINVAL, by key: a value that
+ * is not finite or too large for the type.
+ */
+int	 lpo_weights_save(lpo_params *, const char *path,
+	    enum lpo_dtype storage, const char *const *metadata);
+/*
+ * The same into a writer that also takes other tensors; *source is freed after
+ * the write.
+ */
+struct lpo_weights_source;
+void	 lpo_weights_source_free(struct lpo_weights_source *);
+int	 lpo_weights_add(lpo_params *, lpo_stw *, enum lpo_dtype storage,
+	    struct lpo_weights_source **source);
+
 #endif

@@ -474,24 +474,24 @@ lpo_params_adamw(lpo_params *ps, const struct lpo_adamw *opt)
 }
 
 int64_t
-lpo_params_state_count(const lpo_params *ps)
+lpo_params_state_count(const lpo_params *ps, int64_t first, int64_t n)
 {
-	int64_t i, n = 0;
+	int64_t i, count = 0;
 
-	for (i = 0; i < ps->n; i++)
+	for (i = first; i < first + n && i < ps->n; i++)
 		if (ps->p[i]->grad != NULL)
-			n += 3 * ps->p[i]->count;
-	return n;
+			count += 3 * ps->p[i]->count;
+	return count;
 }
 
 int
-lpo_params_get_state(lpo_params *ps, float *host)
+lpo_params_get_state(lpo_params *ps, int64_t first, int64_t n, float *host)
 {
 	lpo_param *p;
 	int64_t i;
 	int j, rc;
 
-	for (i = 0; i < ps->n; i++) {
+	for (i = first; i < first + n && i < ps->n; i++) {
 		p = ps->p[i];
 		if (p->grad == NULL)
 			continue;
@@ -506,13 +506,14 @@ lpo_params_get_state(lpo_params *ps, float *host)
 }
 
 int
-lpo_params_set_state(lpo_params *ps, const float *host)
+lpo_params_set_state(lpo_params *ps, int64_t first, int64_t n,
+    const float *host)
 {
 	lpo_param *p;
 	int64_t i;
 	int j, rc;
 
-	for (i = 0; i < ps->n; i++) {
+	for (i = first; i < first + n && i < ps->n; i++) {
 		p = ps->p[i];
 		if (p->grad == NULL)
 			continue;

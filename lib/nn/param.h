@@ -77,12 +77,15 @@ int	 lpo_params_grad_sumsq(lpo_params *, double *out);
 /* One AdamW step of every trainable parameter, then master -> w. */
 int	 lpo_params_adamw(lpo_params *, const struct lpo_adamw *);
 /*
- * Training state (master, m, v of each trainable parameter, internal layout)
- * to and from host memory of lpo_params_state_count() floats.
+ * Training state (master, m, v of each trainable one among n parameters from
+ * `first` on, internal layout) to and from host memory of
+ * lpo_params_state_count() floats.
  */
-int64_t	 lpo_params_state_count(const lpo_params *);
-int	 lpo_params_get_state(lpo_params *, float *host);
-int	 lpo_params_set_state(lpo_params *, const float *host);
+int64_t	 lpo_params_state_count(const lpo_params *, int64_t first, int64_t n);
+int	 lpo_params_get_state(lpo_params *, int64_t first, int64_t n,
+	    float *host);
+int	 lpo_params_set_state(lpo_params *, int64_t first, int64_t n,
+	    const float *host);
 
 /* ---- layers: what a model is made of; zero-initialised members = absent */
 

@@ -1,8 +1,7 @@
-/* The LPO trainer: its life, its optimiser steps, its state. */
+/* The LPO trainer: its life and its optimiser steps. */
 #include <math.h>
 #include <string.h>
 
-#include "lib/base/json.h"
 #include "lib/train/lpo_priv.h"
 
 enum { BAD_STEPS = 5 };		/* not finite, in a row */
@@ -55,7 +54,7 @@ out:
 }
 
 /*
- * The three networks in one arena.  Rows go up to what fits; results do not
+ * The networks in one arena.  Rows go up to what fits; results do not
  * depend on them.
  */
 static int
@@ -73,6 +72,10 @@ networks(lpo_lpo *l)
 	if ((rc = lpo_policy_fit(l->ctx, &l->rollout, l->in.be, l->in.unet,
 	    l->in.dtype, &s, l->o.prompts, l->o.memory_bytes)) < 0)
 		return rc;
+	if (l->in.lora == NULL && (rc = lpo_policy_fit(l->ctx, &l->reference,
+	    l->in.be, l->in.reference, l->in.dtype, &s, want,
+	    l->o.memory_bytes)) < 0)
+		return rc;
 	s.backward = 1;
 	if ((rc = lpo_policy_fit(l->ctx, &l->train, l->in.be, l->in.unet,
 	    l->in.dtype, &s, want, l->o.memory_bytes)) < 0)
@@ -89,7 +92,9 @@ networks(lpo_lpo *l)
 	}
 	l->score_groups = g;
 	if ((rc = lpo_policy_commit(l->rollout, &l->arena)) < 0 ||
-	    (rc = lpo_policy_commit(l->train, &l->arena)) < 0)
+	    (rc = lpo_policy_commit(l->train, &l->arena)) < 0 ||
+	    (l->reference != NULL &&
+	    (rc = lpo_policy_commit(l->reference, &l->arena)) < 0))
 		return rc;
 	return 0;
 }
@@ -139,11 +144,16 @@ lpo_lpo_new(lpo_ctx *c, lpo_lpo **out, const struct lpo_lpo_parts *in,
 	if (o->candidates < 2 || o->prompts < 1 || o->batch < 1)
 		return lpo_fail(c, LPO_EINVAL,
 		    "LPO needs 2 candidates, a prompt and a batch at least");
+	if ((in->lora == NULL) != (in->reference != NULL))
+		return lpo_fail(c, LPO_EINVAL, "LPO trains a LoRA, or a UNet "
+		    "beside a reference");
 	if ((l = lpo_alloc(c, 1, sizeof(*l))) == NULL)
 		return LPO_ENOMEM;
 	l->ctx = c;
 	l->in = *in;
 	l->o = *o;
+	l->params = in->lora != NULL ? lpo_lora_params(in->lora) :
+	    lpo_unet_params(in->unet);
 	l->th = o->threshold;
 	l->npairs = -1;
 	l->count = o->h * o->w * lpo_unet_cfg(in->unet)->in_channels;
@@ -164,6 +174,7 @@ lpo_lpo_free(lpo_lpo *l)
 		return;
 	lpo_policy_free(l->rollout);
 	lpo_policy_free(l->train);
+	lpo_policy_free(l->reference);
 	lpo_lrm_scorer_free(l->scorer);
 	lpo_arena_free(l->in.be, &l->arena);
 	lpo_free(l->ddim);
@@ -183,6 +194,7 @@ lpo_lpo_free(lpo_lpo *l)
 	lpo_free(l->xl);
 	lpo_free(l->t);
 	lpo_free(l->who);
+	lpo_free(l->check_reference);
 	lpo_free(l);
 }
 
@@ -212,12 +224,16 @@ lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
 	    (double)((l->last - l->first) * P);
 	p->pair_flops = (2 * t->fwd_flops + t->bwd_flops +
 	    t->recompute_flops) / (double)p->micro_batch;
+	if (l->reference != NULL &&
+	    lpo_policy_plan(l->reference)->arena_bytes > p->activation_bytes)
+		p->activation_bytes =
+		    lpo_policy_plan(l->reference)->arena_bytes;
 }
 
 /* -------------------------------------------------------------- training */
 
-static int64_t
-batches(const lpo_lpo *l)
+int64_t
+lpo_lpo_batches(const lpo_lpo *l)
 {
 	return (l->npairs + l->o.batch - 1) / l->o.batch;
 }
@@ -246,7 +262,28 @@ stage_pairs(lpo_lpo *l, int64_t from, int64_t n)
 struct sums {
 	double loss, implicit, ratio_win, ratio_lose;
 	double clipped_win, clipped_lose;
+	int64_t bad;		/* first pair whose loss is not finite, or -1 */
 };
+
+/* The frozen model on the n pairs that are staged. */
+static int
+reference(lpo_lpo *l, int64_t n)
+{
+	int64_t i, some, g;
+	int rc = 0;
+
+	if (l->reference == NULL)
+		return lpo_policy_eval(l->train, l->eps_ref, l->in.texts,
+		    l->xt, l->t, l->who, n, LPO_LORA_OFF);
+	g = lpo_policy_groups(l->reference);
+	for (i = 0; i < n && rc == 0; i += some) {
+		some = n - i < g ? n - i : g;
+		rc = lpo_policy_eval(l->reference, l->eps_ref + i * l->count,
+		    l->in.texts, l->xt + i * l->count, l->t + i, l->who + i,
+		    some, 0);
+	}
+	return rc;
+}
 
 /* Reference, policy, loss and backward of one micro-batch. */
 static int
@@ -257,8 +294,7 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 	int rc;
 
 	stage_pairs(l, from, n);
-	if ((rc = lpo_policy_eval(l->train, l->eps_ref, l->in.texts, l->xt,
-	    l->t, l->who, n, LPO_LORA_OFF)) < 0 ||
+	if ((rc = reference(l, n)) < 0 ||
 	    (rc = lpo_policy_eval(l->train, l->eps, l->in.texts, l->xt, l->t,
 	    l->who, n, 0)) < 0)
 		return rc;
@@ -268,6 +304,8 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 		    1.0 / (double)batch, &l->ddim[l->pair[from + i].s],
 		    l->eps + at, l->eps_ref + at, l->xt + at, l->xw + at,
 		    l->xl + at, l->count);
+		if (!isfinite(o.loss) && sum->bad < 0)
+			sum->bad = from + i;
 		sum->loss += o.loss;
 		sum->implicit += o.ratio_win > o.ratio_lose;
 		sum->ratio_win += o.ratio_win;
@@ -278,27 +316,36 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 	return lpo_policy_backward(l->train, l->d_eps, n);
 }
 
-/* A step that is not finite is left out; five in a row end the run. */
+/* A step that is not finite is left out, and remembered. */
+static void
+leave_out(lpo_lpo *l, const struct sums *sum, int64_t from)
+{
+	struct lpo_lpo_report *r = &l->report;
+	const struct lpo_transition *tr = &l->pair[sum->bad >= 0 ? sum->bad :
+	    from];
+
+	if (r->skipped_steps++ == 0) {
+		r->bad_prompt = l->prompt[tr->p];
+		r->bad_t = l->ddim[tr->s].t;
+		r->bad_loss = sum->bad >= 0;
+	}
+	l->bad_in_a_row++;
+}
+
+/* The batch of n pairs from pair[from] is summed: a step. */
 static int
-update(lpo_lpo *l, const struct sums *sum, int64_t n)
+update(lpo_lpo *l, const struct sums *sum, int64_t from, int64_t n)
 {
 	struct lpo_adamw a = l->o.adamw;
 	struct lpo_lpo_report *r = &l->report;
 	double sq, norm;
 	int rc;
 
-	if ((rc = lpo_params_grad_sumsq(lpo_lora_params(l->in.lora),
-	    &sq)) < 0)
+	if ((rc = lpo_params_grad_sumsq(l->params, &sq)) < 0)
 		return rc;
 	norm = sqrt(sq);
 	if (!isfinite(norm) || !isfinite(sum->loss)) {
-		r->skipped_steps++;
-		if (++l->bad_in_a_row >= BAD_STEPS)
-			return lpo_fail(l->ctx, LPO_EFORMAT, "%d optimiser "
-			    "steps in a row were not finite (iteration %lld, "
-			    "first prompt %lld, timestep %lld)", BAD_STEPS,
-			    (long long)l->iteration, (long long)l->who[0],
-			    (long long)l->t[0]);
+		leave_out(l, sum, from);
 		return 0;
 	}
 	l->bad_in_a_row = 0;
@@ -315,7 +362,7 @@ update(lpo_lpo *l, const struct sums *sum, int64_t n)
 	r->clipped_win += sum->clipped_win;
 	r->clipped_lose += sum->clipped_lose;
 	r->grad_norm += norm;
-	return lpo_params_adamw(lpo_lora_params(l->in.lora), &a);
+	return lpo_params_adamw(l->params, &a);
 }
 
 static int
@@ -323,18 +370,18 @@ train_batch(lpo_lpo *l, int64_t b)
 {
 	int64_t from = b * l->o.batch, n, i, some;
 	int64_t m = lpo_policy_groups(l->train);
-	struct sums sum = { 0 };
+	struct sums sum = { .bad = -1 };
 	int rc;
 
 	n = l->npairs - from < l->o.batch ? l->npairs - from : l->o.batch;
-	if ((rc = lpo_params_zero_grad(lpo_lora_params(l->in.lora))) < 0)
+	if ((rc = lpo_params_zero_grad(l->params)) < 0)
 		return rc;
 	for (i = 0; i < n; i += some) {
 		some = n - i < m ? n - i : m;
 		if ((rc = micro(l, &sum, from + i, some, n)) < 0)
 			return rc;
 	}
-	return update(l, &sum, n);
+	return update(l, &sum, from, n);
 }
 
 /* Sums to means; the next iteration. */
@@ -351,10 +398,40 @@ finish(lpo_lpo *l)
 	r->clipped_win /= n;
 	r->clipped_lose /= n;
 	r->grad_norm /= r->batches > 0 ? (double)r->batches : NAN;
+	if (l->first_spread == 0 && isfinite(r->score_spread))
+		l->first_spread = r->score_spread;
 	l->iteration++;
 	l->phase = LPO_PH_ROLLOUT;
 	l->index = 0;
 	l->npairs = -1;
+}
+
+/* One batch of the training phase; the index is past it even where it fails. */
+static int
+train_one(lpo_lpo *l)
+{
+	const struct lpo_lpo_report *r = &l->report;
+	int rc;
+
+	if (l->npairs < 0 && (rc = lpo_lpo_select(l)) < 0)
+		return rc;
+	if (l->index < lpo_lpo_batches(l)) {
+		if ((rc = train_batch(l, l->index)) < 0)
+			return rc;
+		l->index++;
+		if (l->bad_in_a_row >= BAD_STEPS)
+			return lpo_fail(l->ctx, LPO_EFORMAT, "%lld optimiser "
+			    "steps in a row were not finite (iteration %lld, "
+			    "first at prompt %lld, timestep %lld): lower the "
+			    "learning rate, or look at the weights it began "
+			    "with", (long long)l->bad_in_a_row,
+			    (long long)l->iteration + 1,
+			    (long long)r->bad_prompt, (long long)r->bad_t);
+	}
+	if (l->index < lpo_lpo_batches(l))
+		return 0;
+	finish(l);
+	return 1;
 }
 
 int
@@ -389,17 +466,7 @@ lpo_lpo_advance(lpo_lpo *l)
 	case LPO_PH_TRAIN:
 		break;
 	}
-	if (l->npairs < 0 && (rc = lpo_lpo_select(l)) < 0)
-		return rc;
-	if (l->index < batches(l)) {
-		if ((rc = train_batch(l, l->index)) < 0)
-			return rc;
-		l->index++;
-	}
-	if (l->index < batches(l))
-		return 0;
-	finish(l);
-	return 1;
+	return train_one(l);
 }
 
 int64_t
@@ -420,7 +487,7 @@ lpo_lpo_where(const lpo_lpo *l, int64_t *done, int64_t *total)
 	*done = l->index;
 	*total = l->phase == LPO_PH_ROLLOUT ? l->last :
 	    l->phase == LPO_PH_SCORE ? lpo_lpo_score_chunks(l) :
-	    l->npairs < 0 ? 0 : batches(l);
+	    l->npairs < 0 ? 0 : lpo_lpo_batches(l);
 	return l->phase;
 }
 
@@ -430,120 +497,40 @@ lpo_lpo_optimiser_steps(const lpo_lpo *l)
 	return l->optimiser_step;
 }
 
+lpo_params *
+lpo_lpo_params(lpo_lpo *l)
+{
+	return l->params;
+}
+
 const struct lpo_threshold *
 lpo_lpo_threshold(const lpo_lpo *l)
 {
 	return &l->th;
 }
 
-/* ----------------------------------------------------------------- state */
-
-/* Name, memory and size of what a snapshot holds besides the LoRA. */
-static int
-each_blob(lpo_lpo *l, int (*fn)(lpo_snap *, const char *, void *, size_t),
-    lpo_snap *s)
+double
+lpo_lpo_first_spread(const lpo_lpo *l)
 {
-	size_t latent = sizeof(float) * (size_t)(l->count * l->o.prompts);
-	int64_t rolled = l->phase == LPO_PH_ROLLOUT ? l->index : l->last;
-	int rc;
-
-	if ((rc = fn(s, "report", &l->report, sizeof(l->report))) < 0)
-		return rc;
-	if (rolled == 0)
-		return 0;
-	if ((rc = fn(s, "x", l->x, latent * (size_t)(rolled + 1))) < 0 ||
-	    (rc = fn(s, "mu", l->mu, latent * (size_t)rolled)) < 0)
-		return rc;
-	return l->phase == LPO_PH_ROLLOUT ? 0 : fn(s, "score", l->score,
-	    sizeof(float) * (size_t)(l->o.steps * l->o.prompts *
-	    l->o.candidates));
-}
-
-static int
-write_blob(lpo_snap *s, const char *name, void *data, size_t bytes)
-{
-	return lpo_snap_blob(s, name, data, bytes);
-}
-
-static int
-read_blob(lpo_snap *s, const char *name, void *data, size_t bytes)
-{
-	return lpo_snap_read(s, name, data, bytes);
+	return l->first_spread;
 }
 
 int
-lpo_lpo_save(lpo_lpo *l, lpo_snap *s)
+lpo_lpo_health(const struct lpo_lpo_report *p, double first_spread)
 {
-	lpo_params *ps = lpo_lora_params(l->in.lora);
-	int64_t n = lpo_params_state_count(ps);
-	json_t *j = NULL;
-	float *state = NULL;
-	char *text = NULL;
-	int rc = LPO_ENOMEM;
+	double clip = (p->clipped_win + p->clipped_lose) / 2;
+	int h = 0;
 
-	if ((state = floats(l, n)) == NULL)
-		goto out;
-	j = json_pack("{sI sI sI sI si sf}", "iteration",
-	    (json_int_t)l->iteration, "index", (json_int_t)l->index,
-	    "optimiser_step", (json_int_t)l->optimiser_step, "bad_in_a_row",
-	    (json_int_t)l->bad_in_a_row, "phase", (int)l->phase,
-	    "threshold_scale", l->th.scale);
-	if (j == NULL) {
-		rc = lpo_fail(l->ctx, LPO_ENOMEM, "no memory for a snapshot");
-		goto out;
-	}
-	if ((text = lpo_json_dumps(l->ctx, j)) == NULL)
-		goto out;
-	if ((rc = lpo_params_get_state(ps, state)) < 0 ||
-	    (rc = lpo_snap_begin(s)) < 0 ||
-	    (rc = lpo_snap_blob(s, "lora", state, (size_t)n *
-	    sizeof(float))) < 0 ||
-	    (rc = each_blob(l, write_blob, s)) < 0)
-		goto out;
-	rc = lpo_snap_commit(s, text);
-out:
-	json_decref(j);
-	lpo_free(text);
-	lpo_free(state);
-	return rc;
-}
-
-int
-lpo_lpo_restore(lpo_lpo *l, lpo_snap *s)
-{
-	lpo_params *ps = lpo_lora_params(l->in.lora);
-	int64_t n = lpo_params_state_count(ps);
-	json_int_t it, ix, step, bad;
-	json_t *j = NULL;
-	float *state = NULL;
-	int phase, rc = LPO_ENOMEM;
-	double scale;
-
-	if ((state = floats(l, n)) == NULL)
-		goto out;
-	j = json_loads(lpo_snap_counters(s), 0, NULL);
-	if (json_unpack(j, "{sI sI sI sI si sF}", "iteration", &it, "index",
-	    &ix, "optimiser_step", &step, "bad_in_a_row", &bad, "phase",
-	    &phase, "threshold_scale", &scale) < 0) {
-		rc = lpo_fail(l->ctx, LPO_EFORMAT,
-		    "the saved state's counters make no sense");
-		goto out;
-	}
-	l->iteration = it;
-	l->index = ix;
-	l->optimiser_step = step;
-	l->bad_in_a_row = bad;
-	l->phase = (enum lpo_lpo_phase)phase;
-	l->th.scale = scale;
-	l->npairs = -1;
-	if ((rc = lpo_snap_read(s, "lora", state, (size_t)n *
-	    sizeof(float))) < 0 ||
-	    (rc = lpo_params_set_state(ps, state)) < 0 ||
-	    (rc = each_blob(l, read_blob, s)) < 0)
-		goto out;
-	lpo_lpo_choose_prompts(l);
-out:
-	json_decref(j);
-	lpo_free(state);
-	return rc;
+	if (p->transitions == 0 ||
+	    (double)p->valid < 0.05 * (double)p->transitions)
+		h |= LPO_H_FEW_PAIRS;
+	if (p->score_spread < first_spread / 2)
+		h |= LPO_H_SPREAD;
+	if (clip > 0.05)
+		h |= LPO_H_CLIPPED;
+	if (p->skipped_steps > 0)
+		h |= LPO_H_STEPS;
+	if (p->bad_scores > 0)
+		h |= LPO_H_SCORES;
+	return h;
 }

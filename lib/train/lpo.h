@@ -11,6 +11,9 @@
  * lpo_lpo_advance() does one piece of that at a time, and between any two
  * pieces the state can be saved.  Candidates are never stored: they are mu and
  * counter-based draws, made again where they are needed.
+ *
+ * Trained is a LoRA, and the reference is the same network without it; or the
+ * whole UNet, and the reference is a second, frozen one.
  */
 #ifndef LPO_TRAIN_LPO_H
 #define LPO_TRAIN_LPO_H
@@ -38,6 +41,8 @@ struct lpo_lpo_options {
 	struct lpo_adamw adamw;		/* lr, betas, eps, decay */
 	double max_grad_norm;		/* 0: off, as the official run */
 	size_t memory_bytes;		/* for activations */
+	/* lpo_lpo_check(): the texts check_first .. + check_prompts - 1 */
+	int64_t check_first, check_prompts;
 };
 
 enum lpo_lpo_phase { LPO_PH_ROLLOUT, LPO_PH_SCORE, LPO_PH_TRAIN };
@@ -53,6 +58,9 @@ struct lpo_lpo_report {
 	double score_spread;	/* mean over transitions of the candidates' sd */
 	double margin_mean;
 	int64_t batches, pairs, skipped_steps;
+	/* the first skipped step: the pair at fault, or the batch's first */
+	int64_t bad_prompt, bad_t;
+	int bad_loss;		/* 1: that pair's loss; 0: the gradient only */
 	double loss, implicit_accuracy;	/* means over pairs */
 	double ratio_win, ratio_lose;
 	double clipped_win, clipped_lose;	/* shares */
@@ -66,9 +74,11 @@ struct lpo_lpo_parts {
 	lpo_backend *be;
 	enum lpo_dtype dtype;
 	lpo_unet *unet;
-	lpo_lora_set *lora;		/* trainable */
+	lpo_lora_set *lora;		/* trainable; NULL: all of unet is */
+	lpo_unet *reference;		/* without lora: the frozen model */
 	const struct lpo_schedule *schedule;
 	const lpo_policy_texts *texts;
+	int64_t prompts;		/* trained on: the first of the texts */
 	int64_t length, dim, pooled_dim;	/* of the texts */
 	lpo_lrm *lrm;
 	const lpo_lrm_texts *lrm_texts;
@@ -93,8 +103,9 @@ void	 lpo_lpo_plan(const lpo_lpo *, struct lpo_lpo_plan *);
 
 /*
  * One piece of work.  0: there is more in this iteration; 1: the iteration is
- * finished; LPO_ESTOP and other errors.  Five steps in a row with a loss or
- * gradient that is not finite: LPO_EFORMAT.
+ * finished; LPO_ESTOP and other errors.  A step whose loss or gradient is not
+ * finite changes neither weights nor moments; five in a row are LPO_EFORMAT,
+ * after which the state can be saved all the same.
  */
 int	 lpo_lpo_advance(lpo_lpo *);
 int64_t	 lpo_lpo_iteration(const lpo_lpo *);	/* finished so far */
@@ -103,8 +114,36 @@ const struct lpo_lpo_report *lpo_lpo_report(const lpo_lpo *);
 enum lpo_lpo_phase lpo_lpo_where(const lpo_lpo *, int64_t *done,
 	    int64_t *total);
 int64_t	 lpo_lpo_optimiser_steps(const lpo_lpo *);
+lpo_params *lpo_lpo_params(lpo_lpo *);		/* what is trained */
 /* The threshold in use; quantile: its scale is known after the first scoring.*/
 const struct lpo_threshold *lpo_lpo_threshold(const lpo_lpo *);
+
+/* The score spread of the first iteration that had one; 0 before. */
+double	 lpo_lpo_first_spread(const lpo_lpo *);
+/* What a person should know of an iteration, as bits. */
+enum {
+	LPO_H_FEW_PAIRS = 1,	/* less than 5 % of the transitions valid */
+	LPO_H_SPREAD = 2,	/* scores spread half as much as at first */
+	LPO_H_CLIPPED = 4,	/* more than 5 % of the ratios clipped */
+	LPO_H_STEPS = 8,	/* steps that were not finite */
+	LPO_H_SCORES = 16	/* scores that were not finite */
+};
+int	 lpo_lpo_health(const struct lpo_lpo_report *, double first_spread);
+
+/*
+ * The held-out check: check_prompts prompts, `candidates` latents each from
+ * noise of their own (LPO_DRAW_CHECK), denoised with eta 0 by the policy as it
+ * is now and by the reference, both results scored at the last step.  Nothing
+ * of the training is touched; the same weights give the same figures.
+ * Between two calls of lpo_lpo_advance() only.
+ */
+struct lpo_lpo_check {
+	int64_t n;		/* latents */
+	double policy, reference;	/* mean scores */
+	double win_rate;	/* policy above reference; equal: half */
+};
+int	 lpo_lpo_check(lpo_lpo *, struct lpo_lpo_check *);
+double	 lpo_lpo_check_flops(const lpo_lpo *);	/* of one, but the first */
 
 int	 lpo_lpo_save(lpo_lpo *, lpo_snap *);
 int	 lpo_lpo_restore(lpo_lpo *, lpo_snap *);

@@ -1,4 +1,4 @@
-/* Inside of the LPO trainer: lpo.c (life, training), rollout.c. */
+/* Inside of the LPO trainer: lpo*.c and rollout.c. */
 #ifndef LPO_TRAIN_LPO_PRIV_H
 #define LPO_TRAIN_LPO_PRIV_H
 
@@ -17,7 +17,9 @@ struct lpo_lpo {
 	struct lpo_ddim *ddim;		/* [steps] */
 	int64_t count;			/* elements of a latent */
 	int64_t first, last;		/* steps scored: first .. last - 1 */
+	lpo_params *params;		/* what is trained */
 	lpo_policy *rollout, *train;
+	lpo_policy *reference;		/* NULL: train with LoRA off */
 	lpo_lrm_scorer *scorer;
 	int64_t score_groups;
 	lpo_arena arena;
@@ -27,6 +29,7 @@ struct lpo_lpo {
 	enum lpo_lpo_phase phase;
 	struct lpo_threshold th;
 	struct lpo_lpo_report report;
+	double first_spread;
 	float *x;			/* [steps + 1][prompts][count] */
 	float *mu;			/* [steps][prompts][count] */
 	float *score;			/* [steps][prompts][K] */
@@ -41,7 +44,10 @@ struct lpo_lpo {
 	float *xt, *xw, *xl;		/* [micro][count] */
 	float *chunk_score;
 	int64_t *t, *who;
+	float *check_reference;		/* [check_prompts][K]; NULL: not yet */
 };
+
+int64_t	 lpo_lpo_batches(const lpo_lpo *);
 
 /* Fill prompt[] and epoch[] for the present iteration. */
 void	 lpo_lpo_choose_prompts(lpo_lpo *);

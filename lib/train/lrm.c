@@ -118,6 +118,28 @@ lpo_lrm_set_origin(lpo_lrm *m, const struct lpo_lrm_config *o)
 		memcpy(c->run, o->run, sizeof(c->run));
 }
 
+int
+lpo_lrm_check_latents(lpo_ctx *c, const struct lpo_lrm_config *f,
+    int64_t channels, double factor, const char *vae)
+{
+	if (channels != f->latent_channels)
+		return lpo_fail(c, LPO_EFORMAT, "the latents have %lld "
+		    "channels, the reward model's %lld", (long long)channels,
+		    (long long)f->latent_channels);
+	/* one file has 0.18215, another its f32 neighbour */
+	if (f->scaling_factor != 0 && fabs(factor - f->scaling_factor) >
+	    1e-5 * f->scaling_factor)
+		return lpo_fail(c, LPO_EFORMAT, "the latents are scaled by %g, "
+		    "the reward model's by %g: it is for another latent space",
+		    factor, f->scaling_factor);
+	if (vae[0] != '\0' && f->vae_sha256[0] != '\0' &&
+	    strcmp(vae, f->vae_sha256) != 0)
+		lpo_notice(c, "the reward model was trained on latents of "
+		    "other VAE files (%.8s, not %.8s): right only if they "
+		    "make the same latents", f->vae_sha256, vae);
+	return 0;
+}
+
 lpo_ctx *
 lpo_lrm_ctx(const lpo_lrm *m)
 {

@@ -75,6 +75,14 @@ const struct lpo_lrm_config *lpo_lrm_cfg(const lpo_lrm *);
  * and run are taken from cfg where they are given (not 0, not "").
  */
 void	 lpo_lrm_set_origin(lpo_lrm *, const struct lpo_lrm_config *cfg);
+/*
+ * Latents of `channels` channels, scaled by scaling_factor, of a VAE whose
+ * hash is vae_sha256 ("": not known): are they what a model of this config was
+ * trained on?  LPO_EFORMAT where not.  Only another hash is a notice: one VAE
+ * has many files, and models that share a latent space share reward models.
+ */
+int	 lpo_lrm_check_latents(lpo_ctx *, const struct lpo_lrm_config *,
+	    int64_t channels, double scaling_factor, const char *vae_sha256);
 lpo_ctx	*lpo_lrm_ctx(const lpo_lrm *);
 lpo_backend *lpo_lrm_backend(const lpo_lrm *);
 enum lpo_dtype lpo_lrm_dtype(const lpo_lrm *);

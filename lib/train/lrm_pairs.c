@@ -70,7 +70,7 @@ lpo_lrm_stream_check(lpo_ctx *c, const json_t *run,
     const struct lpo_lrm_config *f)
 {
 	const json_t *latent = lpo_json_get(run, "latent");
-	const char *kind;
+	const char *kind, *vae;
 	int64_t channels;
 	double factor;
 	int rc;
@@ -81,23 +81,14 @@ lpo_lrm_stream_check(lpo_ctx *c, const json_t *run,
 	    (rc = lpo_json_int(c, &channels, latent, "channels",
 	    f->latent_channels)) < 0 ||
 	    (rc = lpo_json_real(c, &factor, latent, "scaling_factor",
-	    f->scaling_factor)) < 0)
+	    f->scaling_factor)) < 0 ||
+	    (rc = lpo_json_str(c, &vae, latent, "vae_sha256", "")) < 0)
 		return rc;
 	if (strcmp(kind, "pairs") != 0)
 		return lpo_fail(c, LPO_EFORMAT, "the stream has %s, not "
 		    "pairs%s", kind, strcmp(kind, "moments") == 0 ?
 		    ": lpo-pairs makes them" : "");
-	if (channels != f->latent_channels)
-		return lpo_fail(c, LPO_EFORMAT, "the pairs have %lld latent "
-		    "channels, the model %lld", (long long)channels,
-		    (long long)f->latent_channels);
-	/* one file has 0.18215, another its f32 neighbour */
-	if (f->scaling_factor != 0 && fabs(factor - f->scaling_factor) >
-	    1e-5 * f->scaling_factor)
-		return lpo_fail(c, LPO_EFORMAT, "the pairs' latents are "
-		    "scaled by %g, the model's by %g", factor,
-		    f->scaling_factor);
-	return 0;
+	return lpo_lrm_check_latents(c, f, channels, factor, vae);
 }
 
 /* [c, h, w] -> [h, w, c], with a look at every number. */

@@ -138,39 +138,21 @@ save_params(lpo_lrm *m, lpo_params *ps, const char *dir, const char *name,
     struct upper *rest, enum lpo_dtype storage)
 {
 	char *path = lpo_path_join(m->ctx, dir, name);
-	float **host = NULL;
+	struct lpo_weights_source *s = NULL;
 	lpo_stw *w = NULL;
-	int64_t i;
 	int rc = LPO_ENOMEM;
 
-	if (path == NULL ||
-	    (host = lpo_alloc(m->ctx, (size_t)ps->n, sizeof(*host))) == NULL)
+	if (path == NULL || (rc = lpo_stw_new(m->ctx, &w)) < 0 ||
+	    (rc = lpo_stw_meta(w, "format", "pt")) < 0 ||
+	    (rc = lpo_weights_add(ps, w, storage, &s)) < 0)
 		goto out;
-	if ((rc = lpo_stw_new(m->ctx, &w)) < 0 ||
-	    (rc = lpo_stw_meta(w, "format", "pt")) < 0)
-		goto out;
-	for (i = 0; i < ps->n; i++) {
-		const lpo_param *p = ps->p[i];
-
-		host[i] = lpo_alloc(m->ctx, (size_t)p->count, sizeof(float));
-		if (host[i] == NULL) {
-			rc = LPO_ENOMEM;
-			goto out;
-		}
-		if ((rc = lpo_param_export(ps, p, host[i])) < 0 ||
-		    (rc = lpo_stw_add_f32(w, p->key, storage, p->rank,
-		    p->shape, host[i])) < 0)
-			goto out;
-	}
 	if (rest != NULL &&
 	    (rc = add_upper_half(m, w, rest, storage)) < 0)
 		goto out;
 	rc = lpo_stw_write(w, path);
 out:
 	lpo_stw_free(w);
-	for (i = 0; host != NULL && i < ps->n; i++)
-		lpo_free(host[i]);
-	lpo_free(host);
+	lpo_weights_source_free(s);
 	lpo_free(path);
 	return rc;
 }

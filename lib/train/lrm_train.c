@@ -385,31 +385,15 @@ static int
 each_state(lpo_lrm_trainer *r, lpo_snap *snap, int save)
 {
 	struct lpo_lrm_set set[4];
-	int64_t count;
-	int i, n = lpo_lrm_sets(r->m, set), rc;
+	int i, n = lpo_lrm_sets(r->m, set), rc = 0;
 	const char *name;
-	float *f;
 
-	for (i = 0; i < n; i++) {
-		if ((count = lpo_params_state_count(set[i].params)) == 0)
-			continue;
+	for (i = 0; i < n && rc == 0; i++) {
 		name = set[i].name[0] != '\0' ? set[i].name : "head";
-		f = lpo_alloc(r->ctx, (size_t)count, sizeof(*f));
-		if (f == NULL)
-			return LPO_ENOMEM;
-		if (save) {
-			if ((rc = lpo_params_get_state(set[i].params,
-			    f)) == 0)
-				rc = lpo_snap_blob(snap, name, f,
-				    (size_t)count * sizeof(*f));
-		} else if ((rc = lpo_snap_read(snap, name, f,
-		    (size_t)count * sizeof(*f))) == 0)
-			rc = lpo_params_set_state(set[i].params, f);
-		lpo_free(f);
-		if (rc < 0)
-			return rc;
+		rc = save ? lpo_param_state_save(set[i].params, snap, name) :
+		    lpo_param_state_restore(set[i].params, snap, name);
 	}
-	return 0;
+	return rc;
 }
 
 int

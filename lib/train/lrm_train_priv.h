@@ -3,6 +3,7 @@
 #define LPO_TRAIN_LRM_TRAIN_PRIV_H
 
 #include "lib/train/lrm_train.h"
+#include "lib/train/param_state.h"
 
 #define LPO_LRM_ROWS 2		/* images of a pair */
 

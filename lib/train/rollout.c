@@ -25,7 +25,7 @@ draw(const lpo_lpo *l, enum lpo_purpose purpose, int64_t p, int64_t step,
 void
 lpo_lpo_choose_prompts(lpo_lpo *l)
 {
-	int64_t n = lpo_policy_texts_count(l->in.texts), p, at;
+	int64_t n = l->in.prompts, p, at;
 	struct lpo_draw d = { .seed = l->o.seed, .purpose = LPO_DRAW_SHUFFLE };
 
 	for (p = 0; p < l->o.prompts; p++) {

@@ -68,3 +68,13 @@ wait_for() {
 	done
 	test -e "$1"
 }
+
+# A reward model of a few steps on the demo's base model: $dir/lrm.
+small_lrm() {
+	world "$1"
+	"$bin/lpo-encode" -q --db none --precision f32 -m "$model" \
+	    "$dir/world/prefs.csv" 2>"$dir/err" |
+	    "$bin/lpo-pairs" -q --db none 2>>"$dir/err" |
+	    "$bin/lpo-lrm" -q --db none --precision f32 -m "$model" \
+	    --steps 3 --batch 6 --lr 1e-3 -o "$dir/lrm" 2>>"$dir/err"
+}

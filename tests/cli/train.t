@@ -4,13 +4,7 @@
 set -u
 . tests/cli/lib.sh
 
-# A reward model of a few steps on the demo's base model.
-world 60
-"$bin/lpo-encode" -q --db none --precision f32 -m "$model" \
-    "$dir/world/prefs.csv" 2>"$dir/err" |
-    "$bin/lpo-pairs" -q --db none 2>>"$dir/err" |
-    "$bin/lpo-lrm" -q --db none --precision f32 -m "$model" --steps 3 \
-    --batch 8 --lr 1e-3 -o "$dir/lrm" 2>>"$dir/err"
+small_lrm 60
 ok $? "a small reward model"
 "$bin/demo-world" prompts -n 12 --seed 3 --split train -o "$dir/prompts.csv"
 

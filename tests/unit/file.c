@@ -136,6 +136,7 @@ static void
 reading(void)
 {
 	struct lpo_map m = { NULL, 0 };
+	struct stat sb;
 	char *p = NULL;
 	size_t n;
 	int fd;
@@ -158,6 +159,17 @@ reading(void)
 	ok(lpo_map_open(c, &m, at("five")) == 0 && m.bytes == 5 &&
 	    memcmp(m.data, "12345", 5) == 0, "mapped");
 	lpo_map_close(&m);
+	ok(symlink("five", at("soft")) == 0 &&
+	    lpo_file_link(c, at("hard"), at("soft")) == 0 &&
+	    lstat(at("hard"), &sb) == 0 && S_ISREG(sb.st_mode) &&
+	    sb.st_size == 5, "what a symbolic link leads to, linked");
+	/* most often another file system: a copy */
+	ok(lpo_file_link(c, at("copy"), "LICENSE") == 0 &&
+	    lpo_file_size(at("copy")) == lpo_file_size("LICENSE"),
+	    "a file of another place");
+	ok(lpo_file_link(c, at("nothing"), at("none")) < 0 &&
+	    !lpo_file_exists(at("nothing")), "%s", lpo_errmsg(c));
+	lpo_clear(c);
 	lpo_file_write(c, at("empty"), "", 0);
 	ok(lpo_map_open(c, &m, at("empty")) == 0 && m.bytes == 0 &&
 	    m.data != NULL, "an empty file");

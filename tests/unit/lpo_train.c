@@ -1,0 +1,484 @@
+/*
+ * The LPO trainer: values that are not finite never reach the weights; the
+ * reference; micro-batches and state of a whole UNet; the held-out check; the
+ * timestep that candidates are scored at.
+ */
+#include <math.h>
+#include <stdlib.h>
+#include <string.h>
+#include <unistd.h>
+
+#include "lib/base/file.h"
+#include "lib/train/lpo_priv.h"
+#include "tests/tap.h"
+
+enum { PROMPTS = 2, ALL = 3, STEPS = 4, K = 2, BATCH = 2 };
+#define RUN "0123456789abcdef"
+
+static lpo_ctx *ctx;
+static lpo_backend be;
+static lpo_lrm *lrm;
+static lpo_lrm_texts *lrm_texts;
+static lpo_policy_texts *texts;
+static struct lpo_schedule schedule;
+static int64_t length, dim;
+
+/* A trainer and what it works on. */
+struct rig {
+	lpo_unet *unet, *reference;
+	lpo_lora_set *lora;
+	lpo_lpo *l;
+};
+
+static void
+drop(struct rig *r)
+{
+	lpo_lpo_free(r->l);
+	lpo_lora_free(r->lora);
+	lpo_unet_free(r->unet);
+	lpo_unet_free(r->reference);
+	memset(r, 0, sizeof(*r));
+}
+
+static struct lpo_lpo_options
+options(void)
+{
+	struct lpo_lpo_options o = {
+		.seed = 3, .h = 4, .w = 4, .height_px = 16, .width_px = 16,
+		.steps = STEPS, .candidates = K, .prompts = PROMPTS,
+		.batch = BATCH, .t_hi = 1000, .eta = 1, .guidance = 5,
+		.threshold = { .kind = LPO_TH_STATIC, .scale = 1 },
+		.loss = { .beta = 500, .clip = 0.1 },
+		.adamw = { .lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f,
+		    .eps = 1e-8f, .weight_decay = 1e-4f },
+		.memory_bytes = (size_t)1 << 30, .check_first = PROMPTS,
+		.check_prompts = 1
+	};
+
+	return o;
+}
+
+static int
+make(struct rig *r, int full, const struct lpo_lpo_options *o)
+{
+	struct lpo_lpo_parts in = { .be = &be, .dtype = LPO_F32,
+	    .schedule = &schedule, .texts = texts, .prompts = PROMPTS,
+	    .length = length, .dim = dim, .lrm = lrm,
+	    .lrm_texts = lrm_texts };
+
+	memset(r, 0, sizeof(*r));
+	if (lpo_unet_load(ctx, &be, &r->unet, "demo/model/unet", LPO_F32,
+	    0) < 0)
+		return -1;
+	if (full && (lpo_unet_load(ctx, &be, &r->reference,
+	    "demo/model/unet", LPO_F32, 0) < 0 ||
+	    lpo_params_train_all(lpo_unet_params(r->unet)) < 0))
+		return -1;
+	if (!full && lpo_lora_attach(ctx, &r->lora, r->unet,
+	    LPO_LORA_ATTENTION, 2, 2, 3) < 0)
+		return -1;
+	in.unet = r->unet;
+	in.reference = r->reference;
+	in.lora = r->lora;
+	return lpo_lpo_new(ctx, &r->l, &in, o);
+}
+
+static float *
+weights(lpo_lpo *l, int64_t *n)
+{
+	float *w;
+
+	*n = lpo_params_state_count(lpo_lpo_params(l), 0, 1 << 20);
+	w = malloc((size_t)*n * sizeof(*w));
+	lpo_params_get_state(lpo_lpo_params(l), 0, 1 << 20, w);
+	return w;
+}
+
+static int
+all_finite(lpo_lpo *l)
+{
+	int64_t n, i, bad = 0;
+	float *w = weights(l, &n);
+
+	for (i = 0; i < n; i++)
+		bad += !isfinite(w[i]);
+	free(w);
+	return bad == 0;
+}
+
+static int
+equal(lpo_lpo *a, lpo_lpo *b)
+{
+	int64_t n, m;
+	float *x = weights(a, &n), *y = weights(b, &m);
+	int same = n == m && memcmp(x, y, (size_t)n * sizeof(*x)) == 0;
+
+	free(x);
+	free(y);
+	return same;
+}
+
+/* To the first batch of the present iteration, its pairs chosen. */
+static int
+to_training(lpo_lpo *l)
+{
+	int64_t done, total;
+
+	while (lpo_lpo_where(l, &done, &total) != LPO_PH_TRAIN)
+		if (lpo_lpo_advance(l) < 0)
+			return -1;
+	return lpo_lpo_select(l);
+}
+
+static int
+iterations(lpo_lpo *l, int64_t n)
+{
+	int rc = 0;
+
+	while (rc >= 0 && lpo_lpo_iteration(l) < n)
+		rc = lpo_lpo_advance(l);
+	return rc;
+}
+
+/* x_t of a pair, all of it */
+static void
+poison(lpo_lpo *l, const struct lpo_transition *tr, float v)
+{
+	float *x = lpo_lpo_at(l->x, l, tr->s, tr->p);
+	int64_t i;
+
+	for (i = 0; i < l->count; i++)
+		x[i] = v;
+}
+
+/* ------------------------------------------------------------ not finite */
+
+static void
+one_bad_pair(float v, const char *what)
+{
+	struct lpo_lpo_options o = options();
+	struct lpo_transition tr;
+	struct rig a, b;
+	int64_t batches;
+
+	if (make(&a, 0, &o) < 0 || make(&b, 0, &o) < 0 ||
+	    to_training(a.l) < 0)
+		goto out;
+	batches = lpo_lpo_batches(a.l);
+	tr = a.l->pair[3];		/* of the second batch */
+	poison(a.l, &tr, v);
+	lpo_lpo_advance(a.l);
+	lpo_lpo_advance(a.l);
+	ok(a.l->report.skipped_steps == 1 && a.l->optimiser_step == 1 &&
+	    a.l->bad_in_a_row == 1, "%s: one step left out", what);
+	ok(a.l->report.bad_loss && a.l->report.bad_t == a.l->ddim[tr.s].t &&
+	    a.l->report.bad_prompt == a.l->prompt[tr.p],
+	    "%s: prompt and timestep are named", what);
+	if (iterations(b.l, 0) < 0 || to_training(b.l) < 0)
+		goto out;
+	lpo_lpo_advance(b.l);
+	ok(equal(a.l, b.l), "%s: weights and moments as without it", what);
+	ok(iterations(a.l, 2) >= 0 && all_finite(a.l) &&
+	    a.l->bad_in_a_row == 0, "%s: the run goes on, finite", what);
+	ok(lpo_lpo_optimiser_steps(a.l) > batches - 1,
+	    "%s: and takes steps", what);
+out:
+	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+}
+
+/* Huge but finite: skipped or not, the weights stay finite. */
+static void
+huge(void)
+{
+	struct lpo_lpo_options o = options();
+	struct rig a;
+
+	if (make(&a, 0, &o) == 0 && to_training(a.l) == 0) {
+		poison(a.l, &a.l->pair[0], 1e38f);
+		ok(iterations(a.l, 1) >= 0 && all_finite(a.l) &&
+		    a.l->report.skipped_steps <= 1, "1e38: finite weights");
+	}
+	ok(lpo_errcode(ctx) == 0, "1e38: no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+}
+
+static int
+save_to(lpo_lpo *l, const char *dir)
+{
+	lpo_snap *s = NULL;
+	int rc = lpo_snap_open(ctx, &s, dir, RUN);
+
+	if (rc == 0)
+		rc = lpo_lpo_save(l, s);
+	lpo_snap_close(s);
+	return rc;
+}
+
+static int
+restore_from(lpo_lpo *l, const char *dir)
+{
+	lpo_snap *s = NULL;
+	int rc = lpo_snap_open(ctx, &s, dir, RUN);
+
+	if (rc == 0)
+		rc = lpo_lpo_restore(l, s);
+	lpo_snap_close(s);
+	return rc;
+}
+
+/* Saved after a skipped step and taken up again: the same to the end. */
+static void
+resumed(int full)
+{
+	const char *what = full ? "whole UNet" : "LoRA";
+	char dir[] = "/tmp/lpo-train-XXXXXX";
+	struct lpo_lpo_options o = options();
+	struct rig a, b = { NULL };
+
+	if (mkdtemp(dir) == NULL || make(&a, full, &o) < 0 ||
+	    make(&b, full, &o) < 0 || to_training(a.l) < 0)
+		goto out;
+	poison(a.l, &a.l->pair[0], NAN);
+	lpo_lpo_advance(a.l);
+	lpo_lpo_advance(a.l);
+	if (save_to(a.l, dir) < 0 || restore_from(b.l, dir) < 0)
+		goto out;
+	ok(equal(a.l, b.l) && b.l->report.skipped_steps == 1,
+	    "%s: the state is back", what);
+	ok(iterations(a.l, 2) >= 0 && iterations(b.l, 2) >= 0 &&
+	    equal(a.l, b.l), "%s: and goes on to the same bits", what);
+	ok(lpo_lpo_first_spread(a.l) > 0 &&
+	    lpo_lpo_first_spread(a.l) == lpo_lpo_first_spread(b.l),
+	    "%s: the first spread is remembered", what);
+out:
+	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+	lpo_rmtree(ctx, dir);
+}
+
+static void
+five_in_a_row(void)
+{
+	char dir[] = "/tmp/lpo-train-XXXXXX";
+	struct lpo_lpo_options o = options();
+	struct rig a, b = { NULL }, fresh = { NULL };
+	int64_t i, n;
+
+	o.batch = 1;
+	if (mkdtemp(dir) == NULL || make(&a, 0, &o) < 0 ||
+	    make(&b, 0, &o) < 0 || make(&fresh, 0, &o) < 0 ||
+	    to_training(a.l) < 0)
+		goto out;
+	for (i = 0; i < a.l->npairs; i++)
+		poison(a.l, &a.l->pair[i], NAN);
+	for (n = 1; lpo_lpo_advance(a.l) == 0; n++)
+		;
+	ok(n == 5 && lpo_errcode(ctx) == LPO_EFORMAT,
+	    "the fifth bad step in a row is an error: %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	ok(equal(a.l, fresh.l), "and nothing has moved");
+	if (save_to(a.l, dir) < 0 || restore_from(b.l, dir) < 0)
+		goto out;
+	ok(b.l->bad_in_a_row == 5 && b.l->index == 5,
+	    "the state can be saved and goes on behind it");
+	ok(lpo_lpo_advance(b.l) == LPO_EFORMAT, "to the same end");
+	lpo_clear(ctx);
+out:
+	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+	drop(&fresh);
+	lpo_rmtree(ctx, dir);
+}
+
+static void
+bad_score(void)
+{
+	struct lpo_lpo_options o = options();
+	int64_t done, total, i, hit = 0;
+	struct rig a;
+
+	if (make(&a, 0, &o) < 0)
+		return;
+	while (lpo_lpo_where(a.l, &done, &total) != LPO_PH_TRAIN)
+		if (lpo_lpo_advance(a.l) < 0)
+			break;
+	/* step 1 of slot 1, step 2 of slot 0 */
+	a.l->score[(1 * PROMPTS + 1) * K + 1] = NAN;
+	a.l->score[(2 * PROMPTS + 0) * K] = INFINITY;
+	lpo_lpo_select(a.l);
+	for (i = 0; i < a.l->npairs; i++)
+		hit += (a.l->pair[i].s == 1 && a.l->pair[i].p == 1) ||
+		    (a.l->pair[i].s == 2 && a.l->pair[i].p == 0);
+	ok(a.l->report.bad_scores == 2 && hit == 0 &&
+	    a.l->npairs == STEPS * PROMPTS - 2,
+	    "scores that are not finite make no pair, and are counted");
+	ok(isfinite(a.l->report.score_mean) &&
+	    lpo_lpo_health(&a.l->report, 0) == LPO_H_SCORES,
+	    "the mean is of the others, and a word is due");
+	drop(&a);
+}
+
+/* ----------------------------------------------------------------- health */
+
+static void
+health(void)
+{
+	struct lpo_lpo_report p = { .transitions = 100, .valid = 5,
+	    .score_spread = 0.5 };
+
+	ok(lpo_lpo_health(&p, 1) == 0, "5 %% valid, half the spread: well");
+	p.valid = 4;
+	ok(lpo_lpo_health(&p, 1) == LPO_H_FEW_PAIRS, "4 %% valid: said");
+	p.valid = 50;
+	p.score_spread = 0.49;
+	ok(lpo_lpo_health(&p, 1) == LPO_H_SPREAD, "the spread falls: said");
+	p.score_spread = 1;
+	p.clipped_win = 0.1;
+	ok(lpo_lpo_health(&p, 1) == 0, "one ratio of twenty clipped: well");
+	p.clipped_lose = 0.02;
+	ok(lpo_lpo_health(&p, 1) == LPO_H_CLIPPED, "more: said");
+	p.clipped_win = p.clipped_lose = 0;
+	p.skipped_steps = 1;
+	ok(lpo_lpo_health(&p, 1) == LPO_H_STEPS, "a step left out: said");
+}
+
+/* ---------------------------------------------------------------- the rest */
+
+/* Before the first step policy and reference are one. */
+static void
+beginning(int full)
+{
+	const char *what = full ? "whole UNet" : "LoRA";
+	struct lpo_lpo_options o = options();
+	struct lpo_lpo_check c, again;
+	struct rig a, b = { NULL };
+
+	o.batch = 100;
+	if (make(&a, full, &o) < 0 || make(&b, full, &o) < 0 ||
+	    lpo_lpo_check(a.l, &c) < 0)
+		goto out;
+	ok(c.n == K && c.policy == c.reference && c.win_rate == 0.5,
+	    "%s: policy and reference begin with the same score", what);
+	if (iterations(a.l, 1) < 0)
+		goto out;
+	ok(a.l->report.batches == 1 &&
+	    fabs(a.l->report.loss - log(2)) < 1e-12 &&
+	    a.l->report.ratio_win == 1 && a.l->report.ratio_lose == 1,
+	    "%s: the first batch has ratio 1 and loss ln 2", what);
+	if (lpo_lpo_check(a.l, &c) < 0 || lpo_lpo_check(a.l, &again) < 0)
+		goto out;
+	ok(c.policy != c.reference && memcmp(&c, &again, sizeof(c)) == 0,
+	    "%s: after it they differ, and a check repeats", what);
+	ok(iterations(a.l, 2) >= 0 && iterations(b.l, 2) >= 0 &&
+	    equal(a.l, b.l), "%s: checks do not touch the training", what);
+out:
+	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+}
+
+static void
+micro_batches(void)
+{
+	struct lpo_lpo_options o = options();
+	struct rig a, b = { NULL };
+
+	o.batch = 5;
+	o.micro_batch = 1;
+	if (make(&a, 1, &o) == 0) {
+		o.micro_batch = 3;
+		if (make(&b, 1, &o) == 0)
+			ok(iterations(a.l, 1) >= 0 &&
+			    iterations(b.l, 1) >= 0 && equal(a.l, b.l),
+			    "whole UNet: the same for pairs one by one and "
+			    "three at a time");
+	}
+	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+}
+
+/* Candidates of step s lie at prev(t): `real` scores them there. */
+static void
+timestep(int real)
+{
+	struct lpo_lpo_options o = options();
+	float *x, score[K];
+	int64_t done, total, t[K], who, k, s = 1;
+	int right;
+	struct rig a;
+
+	o.real_timestep = real;
+	if (make(&a, 0, &o) < 0)
+		return;
+	while (lpo_lpo_where(a.l, &done, &total) != LPO_PH_TRAIN)
+		if (lpo_lpo_advance(a.l) < 0)
+			break;
+	x = malloc((size_t)(K * a.l->count) * sizeof(*x));
+	for (k = 0; k < K; k++) {
+		lpo_lpo_candidate(a.l, x + k * a.l->count, s, 0, k);
+		t[k] = real ? 251 : 501;
+	}
+	who = a.l->prompt[0];
+	lpo_lrm_scorer_score(a.l->scorer, score, NULL, lrm_texts, x, &who, t,
+	    1);
+	right = memcmp(score, a.l->score + s * PROMPTS * K,
+	    sizeof(score)) == 0;
+	ok(a.l->ddim[s].t == 501 && a.l->ddim[s].prev == 251 && right,
+	    "%s timestep: candidates of t 501 are scored at %lld",
+	    real ? "real" : "official", (long long)t[0]);
+	free(x);
+	drop(&a);
+}
+
+int
+main(void)
+{
+	static const char *const prompts[ALL] = { "a red circle",
+	    "two large blue squares", "a small grey star" };
+	lpo_text *text = NULL;
+
+	ctx = lpo_ctx_new();
+	if (lpo_cpu_open(&be, lpo_cpu_best_isa(), 1) < 0 ||
+	    lpo_text_open(ctx, &be, &text, "demo/model", LPO_F32) < 0 ||
+	    lpo_policy_texts_new(ctx, &texts, text, prompts, ALL) < 0 ||
+	    lpo_lrm_new(ctx, &be, &lrm, "demo/model", LPO_F32, NULL, NULL,
+	    1) < 0 || lpo_lrm_texts_new(ctx, &lrm_texts, lrm, prompts,
+	    ALL) < 0 || lpo_schedule_load(ctx, &schedule, "demo/model") < 0) {
+		printf("Bail out! %s\n", lpo_errmsg(ctx));
+		return 1;
+	}
+	length = lpo_text_length(text);
+	dim = lpo_text_dim(text);
+	one_bad_pair(NAN, "NaN");
+	one_bad_pair(-INFINITY, "-Inf");
+	huge();
+	resumed(0);
+	resumed(1);
+	five_in_a_row();
+	bad_score();
+	health();
+	beginning(0);
+	beginning(1);
+	micro_batches();
+	timestep(0);
+	timestep(1);
+	lpo_text_free(text);
+	lpo_lrm_texts_free(lrm_texts);
+	lpo_lrm_free(lrm);
+	lpo_policy_texts_free(texts);
+	lpo_schedule_free(&schedule);
+	lpo_cpu_close(&be);
+	lpo_ctx_free(ctx);
+	return done_testing();
+}

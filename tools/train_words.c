@@ -1,0 +1,214 @@
+/* lpo-train: the plan, the step line, metrics, and what looks unhealthy. */
+#include <math.h>
+#include <stdio.h>
+#include <string.h>
+
+#include "tools/train.h"
+
+static void
+mib(lpo_cli *cli, const char *what, double bytes)
+{
+	lpo_cli_plan(cli, what, "%.1f MiB", bytes / 1048576);
+}
+
+static void
+plan_settings(struct train_run *r)
+{
+	const struct lpo_lpo_options *o = &r->lo;
+	lpo_cli *cli = r->cli;
+	int64_t n = lpo_params_state_count(lpo_lpo_params(r->trainer), 0,
+	    INT32_MAX) / 3;
+
+	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
+	lpo_cli_plan(cli, "prompts", "%lld", (long long)r->trained);
+	lpo_cli_plan(cli, "iterations", "%lld of %lld prompts",
+	    (long long)r->iterations, (long long)o->prompts);
+	lpo_cli_plan(cli, "transitions per iteration", "%lld",
+	    (long long)(o->steps * o->prompts));
+	lpo_cli_plan(cli, "pairs per optimiser step", "%lld",
+	    (long long)o->batch);
+	lpo_cli_plan(cli, "learning rate", "%g", r->lr);
+	lpo_cli_plan(cli, "threshold", "%s", r->threshold);
+	lpo_cli_plan(cli, "latent", "%lld x %lld", (long long)o->h,
+	    (long long)o->w);
+	if (r->lora != NULL)
+		lpo_cli_plan(cli, "LoRA", "rank %lld, %lld parameters",
+		    (long long)lpo_lora_rank(r->lora), (long long)n);
+	else
+		lpo_cli_plan(cli, "whole UNet", "%lld parameters",
+		    (long long)n);
+	if (r->check_every > 0)
+		lpo_cli_plan(cli, "check", "%lld prompts each %lld iterations",
+		    (long long)o->check_prompts, (long long)r->check_every);
+}
+
+int
+lpo_traintool_plan(struct train_run *r)
+{
+	lpo_params *trained = lpo_lpo_params(r->trainer);
+	double rate = lpo_cli_speed(r->cli, r->parts.dtype), flops;
+	struct lpo_lpo_plan p;
+	lpo_cli *cli = r->cli;
+	double transitions;
+
+	lpo_lpo_plan(r->trainer, &p);
+	plan_settings(r);
+	lpo_cli_plan(cli, "rows at once", "rollout %lld, scoring %lld, pairs "
+	    "%lld", (long long)p.rollout_groups, (long long)p.score_groups,
+	    (long long)p.micro_batch);
+	if (r->lora != NULL) {
+		mib(cli, "UNet", (double)lpo_unet_params(r->unet)->bytes);
+		mib(cli, "LoRA and optimiser", (double)trained->bytes);
+	} else {
+		mib(cli, "UNet, gradients and optimiser",
+		    (double)trained->bytes);
+		mib(cli, "reference UNet",
+		    (double)lpo_unet_params(r->reference)->bytes);
+	}
+	mib(cli, "activations", (double)p.activation_bytes);
+	mib(cli, "rollouts", (double)p.host_bytes);
+	/* the plan encoded one prompt: its row and the empty one's */
+	mib(cli, "encoded prompts (mapped file)",
+	    (double)lpo_policy_texts_bytes(r->texts) / 2 *
+	    (double)(r->prompts.n + 1));
+	mib(cli, "saved states on disk", 2 * (4 *
+	    (double)lpo_params_state_count(trained, 0, INT32_MAX) +
+	    (double)p.host_bytes));
+	lpo_cli_plan(cli, "GFLOP per iteration", "rollout %.1f, scoring %.1f, "
+	    "%.2f per valid pair", p.rollout_flops / 1e9, p.score_flops / 1e9,
+	    p.pair_flops / 1e9);
+	transitions = (double)(r->lo.steps * r->lo.prompts);
+	flops = (double)r->iterations * (p.rollout_flops + p.score_flops +
+	    p.pair_flops * transitions / 2);
+	if (r->check_every > 0)
+		flops += (double)(r->iterations / r->check_every) *
+		    lpo_lpo_check_flops(r->trainer);
+	lpo_cli_plan(cli, "time", "%.0f s at half of this machine's %.0f "
+	    "GFLOP/s, half of the transitions being valid", flops /
+	    (rate * 1e9 / 2), rate);
+	return LPO_CLI_DONE;
+}
+
+/* ----------------------------------------------------------------- health */
+
+static void
+say_steps(struct train_run *r, const struct lpo_lpo_report *p)
+{
+	lpo_cli_note(r->cli, "iteration %lld: %lld of %lld steps had a loss or "
+	    "gradient that is not finite and were left out, the first %s "
+	    "prompt %lld ('%.60s'), timestep %lld: lower --lr, or try "
+	    "--precision f32", (long long)p->iteration + 1,
+	    (long long)p->skipped_steps,
+	    (long long)(p->skipped_steps + p->batches),
+	    p->bad_loss ? "for the loss of" : "in a batch that begins with",
+	    (long long)p->bad_prompt, r->prompts.text[p->bad_prompt],
+	    (long long)p->bad_t);
+}
+
+/* Skips are counted each time; the rest is said once. */
+static void
+health(struct train_run *r, const struct lpo_lpo_report *p)
+{
+	double first = lpo_lpo_first_spread(r->trainer);
+	int h = lpo_lpo_health(p, first), new = h & ~r->warned;
+	lpo_cli *cli = r->cli;
+
+	r->warned |= h;
+	if (new & LPO_H_FEW_PAIRS)
+		lpo_cli_note(cli, "only %.1f %% of the transitions are valid "
+		    "pairs: the reward model tells candidates apart by less "
+		    "than the threshold; lower it, or let --threshold "
+		    "quantile:0.6 set it from the scores", p->transitions ?
+		    100 * (double)p->valid / (double)p->transitions : 0);
+	if (new & LPO_H_SPREAD)
+		lpo_cli_note(cli, "the candidates' scores spread half as much "
+		    "as at the start (%.3f, was %.3f): the policy is "
+		    "narrowing; an earlier --save-every file may be the "
+		    "better one, or lower --lr", p->score_spread, first);
+	if (new & LPO_H_CLIPPED)
+		lpo_cli_note(cli, "%.0f %% of the probability ratios are "
+		    "clipped: those pairs teach nothing; lower --lr or raise "
+		    "--clip", 50 * (p->clipped_win + p->clipped_lose));
+	if (h & LPO_H_STEPS)
+		say_steps(r, p);
+	if (h & LPO_H_SCORES)
+		lpo_cli_note(cli, "iteration %lld: %lld of %lld transitions "
+		    "had scores that are not finite and are no pairs: look at "
+		    "the reward model, or lower --lr", (long long)p->iteration
+		    + 1, (long long)p->bad_scores, (long long)p->transitions);
+}
+
+/* ---------------------------------------------------------------- figures */
+
+static int
+metrics(struct train_run *r, const struct lpo_lpo_report *p)
+{
+	const struct { const char *name; double v; } m[] = {
+		{ "transitions", (double)p->transitions },
+		{ "valid", (double)p->valid },
+		{ "bad_scores", (double)p->bad_scores },
+		{ "score_mean", p->score_mean },
+		{ "score_spread", p->score_spread },
+		{ "margin_mean", p->margin_mean },
+		{ "loss", p->loss },
+		{ "implicit_accuracy", p->implicit_accuracy },
+		{ "ratio_win", p->ratio_win },
+		{ "ratio_lose", p->ratio_lose },
+		{ "clipped_win", p->clipped_win },
+		{ "clipped_lose", p->clipped_lose },
+		{ "grad_norm", p->grad_norm },
+		{ "skipped_steps", (double)p->skipped_steps },
+		{ "optimiser_steps",
+		    (double)lpo_lpo_optimiser_steps(r->trainer) },
+		{ "threshold_scale", lpo_lpo_threshold(r->trainer)->scale },
+		{ "check_score", r->check.policy },
+		{ "check_reference", r->check.reference },
+		{ "check_win_rate", r->check.win_rate }
+	};
+	size_t i, n = sizeof(m) / sizeof(*m);
+	int rc = 0;
+
+	if (r->checked != p->iteration + 1)
+		n -= 3;
+	for (i = 0; i < n && rc == 0; i++)
+		rc = lpo_cli_metric(r->cli, m[i].name, p->iteration + 1,
+		    m[i].v);
+	return rc;
+}
+
+static void
+step_line(struct train_run *r, const struct lpo_lpo_report *p)
+{
+	double s = lpo_cli_now() - r->start_s;
+
+	r->pairs_done += p->pairs;
+	if (!lpo_cli_want_lines(r->cli))
+		return;
+	lpo_cli_progress_end(r->cli);
+	fprintf(stderr, "iteration %lld/%lld  pairs %lld/%lld "
+	    "(t>750 %lld, >500 %lld, >250 %lld, rest %lld)  score %.3f "
+	    "spread %.3f margin %.3f  loss %.4f acc %.2f clip %.2f/%.2f "
+	    "grad %.3g  %.1f pairs/s", (long long)p->iteration + 1,
+	    (long long)r->iterations, (long long)p->valid,
+	    (long long)p->transitions, (long long)p->valid_in[0],
+	    (long long)p->valid_in[1], (long long)p->valid_in[2],
+	    (long long)p->valid_in[3], p->score_mean, p->score_spread,
+	    p->margin_mean, p->loss, p->implicit_accuracy, p->clipped_win,
+	    p->clipped_lose, p->grad_norm, (double)r->pairs_done / s);
+	if (r->checked == p->iteration + 1)
+		fprintf(stderr, "  check %.4f (reference %.4f, %+.4f; higher "
+		    "in %.0f %% of %lld)", r->check.policy,
+		    r->check.reference, r->check.policy - r->check.reference,
+		    100 * r->check.win_rate, (long long)r->check.n);
+	fputc('\n', stderr);
+}
+
+int
+lpo_traintool_tell(struct train_run *r)
+{
+	const struct lpo_lpo_report *p = lpo_lpo_report(r->trainer);
+
+	step_line(r, p);
+	health(r, p);
+	return metrics(r, p);
+}
