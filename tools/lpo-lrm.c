@@ -58,6 +58,9 @@ static const struct lpo_cli_option options[] = {
 	    "end only)", LPO_CLI_I64, OFF(eval_every), R, 1, 1e9 },
 	{ "keep", 0, "last|best", "which weights: the last, or the best by "
 	    "--eval", LPO_CLI_CHOICE, OFF(keep), R, 0, 0 },
+	{ "patience", 0, "N", "stop after N checks in a row that were no "
+	    "better than an earlier one", LPO_CLI_I64, OFF(patience), R, 1,
+	    1e9 },
 	{ "Scoring", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
 	{ "score", 0, NULL, "print the scores of PAIRS and train nothing",
 	    LPO_CLI_FLAG, OFF(score), 0, 0, 0 },
@@ -202,6 +205,19 @@ print_plan(struct lrm_run *r)
 
 /* ------------------------------------------------------------------ train */
 
+static void
+say_skip(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
+{
+	int64_t at = st->bad >= 0 ? st->bad : 0;
+
+	lpo_cli_note(r->cli, "step %lld: %s is not finite, the weights stay "
+	    "as they are (%s pair '%s', timestep %lld)", (long long)step,
+	    st->bad >= 0 ? "a score" : "loss or gradient", st->bad >= 0 ?
+	    "first at" : "the batch begins with",
+	    lpo_lrm_batch_key(r->batch, at),
+	    (long long)lpo_lrm_batch_pairs(r->batch)[at].t[0]);
+}
+
 static int
 tell_step(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
 {
@@ -219,10 +235,7 @@ tell_step(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
 	for (i = 0; i < sizeof(m) / sizeof(*m) && rc == 0; i++)
 		rc = lpo_cli_metric(r->cli, m[i].name, step, m[i].v);
 	if (st->skipped)
-		lpo_cli_note(r->cli, "step %lld: loss or gradient is not "
-		    "finite, the weights stay as they are (pairs '%s' to "
-		    "'%s')", (long long)step, lpo_lrm_batch_key(r->batch, 0),
-		    lpo_lrm_batch_key(r->batch, r->t.batch - 1));
+		say_skip(r, step, st);
 	/* every step where steps are long; else now and then, and the ends */
 	if (lpo_cli_want_lines(r->cli) && (step == r->t.steps ||
 	    lpo_cli_now() - r->told_s >= STEP_LINE_S)) {
@@ -245,22 +258,29 @@ one_step(struct lrm_run *r, int64_t step)
 {
 	int64_t every = r->o->eval_every;
 	struct lpo_lrm_step st;
-	int rc, best = 0;
+	struct lpo_lrm_counters n;
+	int rc, failed, best = 0;
 
 	r->start_s = lpo_cli_now();
-	if ((rc = lpo_lrmtool_batch(r)) < 0 ||
-	    (rc = lpo_lrm_trainer_step(r->trainer, &st,
-	    lpo_lrm_batch_pairs(r->batch))) < 0 ||
-	    (rc = tell_step(r, step, &st)) < 0)
+	if ((rc = lpo_lrmtool_batch(r)) < 0)
 		return rc;
-	r->safe_used = r->used;
-	r->safe_crc = lpo_shards_crc32c(r->in);
+	failed = lpo_lrm_trainer_step(r->trainer, &st,
+	    lpo_lrm_batch_pairs(r->batch));
+	/* the fifth bad step has counted, and its pairs are used */
+	lpo_lrm_trainer_counters(r->trainer, &n);
+	if (n.step == step) {
+		r->safe_used = r->used;
+		r->safe_crc = lpo_shards_crc32c(r->in);
+		rc = tell_step(r, step, &st);
+	}
+	if (failed < 0 || rc < 0)
+		return failed < 0 ? failed : rc;
 	if (r->eval != NULL && every > 0 && step % every == 0) {
 		int64_t was = r->best_step;
 
 		if ((rc = lpo_lrmtool_evaluate(r, step)) < 0)
 			return rc;
-		best = r->best_step != was;
+		best = r->best_step != was && r->o->keep == LRM_KEEP_BEST;
 	}
 	/* a new best is only safe once a snapshot names it */
 	if (best || lpo_snap_due(r->snap, r->cli->o.checkpoint_s)) {
@@ -317,6 +337,17 @@ publish(struct lrm_run *r)
 	return rc;
 }
 
+/*
+ * --patience: so many checks without a better one.  A function of what a
+ * snapshot holds, so that a resumed run ends where the other does.
+ */
+static int
+enough(const struct lrm_run *r, int64_t step)
+{
+	return r->o->patience > 0 && r->eval_step == step && step > 0 &&
+	    r->eval_step - r->best_step >= r->o->patience * r->o->eval_every;
+}
+
 static int
 train_loop(struct lrm_run *r)
 {
@@ -324,16 +355,22 @@ train_loop(struct lrm_run *r)
 	int rc = 0;
 
 	lpo_lrm_trainer_counters(r->trainer, &n);
-	while (n.step < r->t.steps && rc == 0) {
+	while (n.step < r->t.steps && rc == 0 && !enough(r, n.step)) {
 		rc = one_step(r, n.step + 1);
 		lpo_lrm_trainer_counters(r->trainer, &n);
 	}
 	lpo_cli_progress_end(r->cli);
 	if (rc < 0)
 		return lpo_lrmtool_save_last(r, rc);
-	if (rc == 0 && (rc = drain(r)) == 0 && r->eval != NULL &&
-	    r->eval_step != r->t.steps)
-		rc = lpo_lrmtool_evaluate(r, r->t.steps);
+	/* of pairs that it was not patient enough for nothing is asked */
+	if (n.step < r->t.steps)
+		lpo_cli_note(r->cli, "ends at step %lld of %lld: no check "
+		    "since step %lld was better", (long long)n.step,
+		    (long long)r->t.steps, (long long)r->best_step);
+	else
+		rc = drain(r);
+	if (rc == 0 && r->eval != NULL && r->eval_step != n.step)
+		rc = lpo_lrmtool_evaluate(r, n.step);
 	return rc < 0 ? rc : publish(r);
 }
 
@@ -357,9 +394,9 @@ prepare(struct lrm_run *r)
 	    "text-projection", r->o->projection)) < 0) ||
 	    (rc = settle(r)) != 0)
 		return rc;
-	/* it decides what is kept, else only what is told */
-	if (r->o->keep == LRM_KEEP_BEST && (rc = lpo_cli_input_file(cli, "eval",
-	    r->o->eval)) < 0)
+	/* it decides what is kept or how long, else only what is told */
+	if ((r->o->keep == LRM_KEEP_BEST || r->o->patience > 0) &&
+	    (rc = lpo_cli_input_file(cli, "eval", r->o->eval)) < 0)
 		return rc;
 	if ((rc = lpo_cli_begin(cli, r->output, existing)) != 0)
 		return rc;
@@ -369,6 +406,33 @@ prepare(struct lrm_run *r)
 	    r->shape)) < 0)
 		return rc;
 	return lpo_lrm_trainer_new(cli->ctx, &r->trainer, r->m, &r->t);
+}
+
+static int
+contradictions(struct lrm_run *r)
+{
+	const struct lrm_opts *o = r->o;
+	lpo_cli *cli = r->cli;
+
+	if (o->reward != NULL)
+		return lpo_cli_usage(cli, "--reward is for --score; what "
+		    "training starts from is --model");
+	if ((o->keep == LRM_KEEP_BEST || o->patience > 0) &&
+	    (o->eval == NULL || o->eval_every == 0))
+		return lpo_cli_usage(cli, "%s needs --eval and --eval-every",
+		    o->patience > 0 ? "--patience" : "--keep best");
+	if (o->eval_every > 0 && o->eval == NULL)
+		return lpo_cli_usage(cli, "--eval-every needs --eval");
+	if (lpo_cli_given(cli, "batch-coeff") && o->criterion != LPO_LRM_BOTH)
+		return lpo_cli_usage(cli, "--batch-coeff is for --criterion "
+		    "both");
+	if (o->multi_cfg && o->multi)
+		return lpo_cli_usage(cli, "--multi-scale-cfg on and "
+		    "--multi-scale off contradict each other");
+	if (o->multi_cfg && o->guidance == 1)
+		return lpo_cli_usage(cli, "--multi-scale-cfg on and "
+		    "--guidance 1 contradict each other");
+	return 0;
 }
 
 static int
@@ -382,11 +446,7 @@ train(struct lrm_run *r)
 	if (lpo_cli_to_stdout(cli))
 		return lpo_cli_usage(cli, "-o is needed: the folder of the "
 		    "reward model");
-	if (r->o->keep == LRM_KEEP_BEST && (r->o->eval == NULL ||
-	    r->o->eval_every == 0))
-		return lpo_cli_usage(cli, "--keep best needs --eval and "
-		    "--eval-every");
-	if ((rc = prepare(r)) != 0)
+	if ((rc = contradictions(r)) != 0 || (rc = prepare(r)) != 0)
 		return rc;
 	if (cli->o.dry_run)
 		return print_plan(r);

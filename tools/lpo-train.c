@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/io/db.h"
 #include "tools/train.h"
 
 #define OFF(m)	offsetof(struct train_opts, m)
@@ -150,8 +151,10 @@ train(struct train_run *r)
 		    (long long)done, (long long)total);
 		lpo_cli_progress(cli, "train", lpo_lpo_iteration(r->trainer),
 		    r->iterations, "iterations", extra);
+		/* figures first: a step that is saved is not done again */
 		if (lpo_snap_due(r->snap, cli->o.checkpoint_s) &&
-		    (rc = lpo_lpo_save(r->trainer, r->snap)) < 0)
+		    ((rc = lpo_db_flush(lpo_cli_db(cli))) < 0 ||
+		    (rc = lpo_lpo_save(r->trainer, r->snap)) < 0))
 			break;
 	}
 	lpo_cli_progress_end(cli);

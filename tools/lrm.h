@@ -12,7 +12,7 @@
 struct lrm_opts {
 	const char *reward, *eval, *projection;
 	int score, criterion, schedule, multi, multi_cfg, keep, dtype, freeze;
-	int64_t steps, batch, micro_batch, warmup, eval_every;
+	int64_t steps, batch, micro_batch, warmup, eval_every, patience;
 	double lr, weight_decay, guidance, max_grad_norm, batch_coeff, aux;
 };
 

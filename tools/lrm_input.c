@@ -109,8 +109,10 @@ int
 lpo_lrmtool_read_eval(struct lrm_run *r)
 {
 	lpo_ctx *c = r->cli->ctx;
+	const struct lpo_lrm_pair *p;
 	lpo_shards *in = NULL;
 	struct lpo_sample s;
+	int64_t i, n;
 	int rc;
 
 	if (r->o->eval == NULL)
@@ -129,6 +131,16 @@ lpo_lrmtool_read_eval(struct lrm_run *r)
 	if (rc == 1)
 		rc = lpo_lrm_batch_count(r->eval) > 0 ? 0 : lpo_fail(c,
 		    LPO_EFORMAT, "'%s' has no pairs", r->o->eval);
+	if (rc < 0 || (r->o->patience == 0 && r->o->keep != LRM_KEEP_BEST))
+		goto out;
+	/* a choice by accuracy, and only ties to choose by */
+	p = lpo_lrm_batch_pairs(r->eval);
+	n = lpo_lrm_batch_count(r->eval);
+	for (i = 0; i < n && p[i].label[0] == p[i].label[1]; i++)
+		;
+	if (i == n)
+		rc = lpo_fail(c, LPO_EFORMAT, "'%s' has ties only: nothing to "
+		    "choose by", r->o->eval);
 out:
 	if (rc < 0)
 		lpo_fail_prefix(c, "--eval");

@@ -65,12 +65,13 @@ lpo_lrmtool_evaluate(struct lrm_run *r, int64_t step)
 	lpo_cli_note(r->cli, "step %lld of %lld, held-out pairs:",
 	    (long long)step, (long long)r->t.steps);
 	if ((rc = lpo_lrmtool_tell(r, rate, n, step,
-	    step < r->t.steps)) < 0 ||
-	    r->o->keep != LRM_KEEP_BEST || !(rate[0].rate > r->best))
+	    step < r->t.steps)) < 0 || !(rate[0].rate > r->best))
 		goto out;
-	/* the folder waits in the state, in its final form, for the end */
 	r->best = rate[0].rate;
 	r->best_step = step;
+	if (r->o->keep != LRM_KEEP_BEST)
+		goto out;
+	/* the folder waits in the state, in its final form, for the end */
 	path = lpo_asprintf(c, "%s/best-%09lld", lpo_state_dir(r->state),
 	    (long long)step);
 	rc = path == NULL ? LPO_ENOMEM : lpo_lrm_save(r->m, path,
@@ -158,16 +159,26 @@ score_all(struct lrm_run *r, struct lpo_lrm_rate **rate, int64_t *n)
 int
 lpo_lrmtool_score(struct lrm_run *r)
 {
+	static const char *const train_only[] = { "output", "steps", "batch",
+	    "micro-batch", "lr", "warmup", "schedule", "weight-decay",
+	    "max-grad-norm", "criterion", "batch-coeff", "aux-coeff",
+	    "freeze-text", "text-projection", "dtype", "eval", "eval-every",
+	    "keep", "patience" };
 	struct lpo_lrm_config cfg = { .guidance = NAN, .multi_scale = -1,
 	    .multi_scale_cfg = -1 };
 	struct lpo_lrm_rate *rate = NULL;
 	lpo_cli *cli = r->cli;
 	int64_t n = 0;
+	size_t i;
 	int rc;
 
 	if (r->o->reward == NULL)
 		return lpo_cli_usage(cli, "--score needs -r, the reward "
 		    "model");
+	for (i = 0; i < sizeof(train_only) / sizeof(*train_only); i++)
+		if (lpo_cli_given(cli, train_only[i]))
+			return lpo_cli_usage(cli, "--score and --%s "
+			    "contradict each other", train_only[i]);
 	if (lpo_cli_given(cli, "guidance"))
 		cfg.guidance = r->o->guidance;
 	if (lpo_cli_given(cli, "multi-scale"))

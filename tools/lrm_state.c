@@ -31,8 +31,8 @@ lpo_lrmtool_save(struct lrm_run *r)
 }
 
 /*
- * Stopped or out of pairs: what is small is saved at once; what is large
- * would take longer than the two seconds a signal leaves.
+ * Out of pairs, or five steps that were not finite: saved.  Stopped: only what
+ * is small, the rest would take longer than the two seconds a signal leaves.
  */
 int
 lpo_lrmtool_save_last(struct lrm_run *r, int why)
@@ -44,7 +44,8 @@ lpo_lrmtool_save_last(struct lrm_run *r, int why)
 		return why;
 	lpo_lrm_trainer_counters(r->trainer, &n);
 	lpo_lrm_trainer_plan(r->trainer, &p);
-	if (n.step > r->saved_step && 12 * p.parameters < SMALL_STATE)
+	if (n.step > r->saved_step && (why != LPO_ESTOP ||
+	    12 * p.parameters < SMALL_STATE))
 		lpo_lrmtool_save(r);	/* the first failure's text stays */
 	return why;
 }

@@ -228,8 +228,11 @@ lpo_traintool_publish_some(struct train_run *r, int64_t iteration)
 	    !r->o->full ? dot - path : (int64_t)strlen(path);
 	char *name = lpo_asprintf(r->cli->ctx, "%.*s-%06lld%s", (int)stem,
 	    path, (long long)iteration, path + stem);
-	int rc = name == NULL ? LPO_ENOMEM : publish(r, name, iteration);
+	int rc = name == NULL ? LPO_ENOMEM : 0;
 
+	/* the lock of the output is this one's too */
+	if (rc == 0 && (rc = lpo_tmp_sweep(r->cli->ctx, name)) == 0)
+		rc = publish(r, name, iteration);
 	lpo_free(name);
 	return rc;
 }

@@ -97,18 +97,21 @@ micro_backward(lpo_lrm_trainer *r, struct lpo_lrm_micro *u, int64_t first)
 
 /* ------------------------------------------------------------- a batch */
 
-/* Accuracy and margin over the pairs with a preference. */
+/* Accuracy and margin over the pairs with a preference; what is not finite. */
 struct tally {
-	int64_t n, right;
+	int64_t n, right, bad;
 	double margin;
 };
 
 static void
-count_pair(struct tally *y, const double score[2], const double label[2])
+count_pair(struct tally *y, int64_t i, const double score[2],
+    const double label[2])
 {
 	double gap = label[0] > label[1] ? score[0] - score[1] :
 	    score[1] - score[0];
 
+	if (y->bad < 0 && (!isfinite(score[0]) || !isfinite(score[1])))
+		y->bad = i;
 	if (label[0] == label[1])
 		return;
 	y->n++;
@@ -128,7 +131,7 @@ pair_losses(lpo_lrm_trainer *r, const struct lpo_lrm_pair *p, int64_t first,
 		    r->dt + i * d, ds, score, r->v + i * ROWS * d,
 		    r->t + i * d, d, s, p[i].label[0], p[i].label[1],
 		    r->w[i]);
-		count_pair(y, score, p[i].label);
+		count_pair(y, i, score, p[i].label);
 	}
 }
 
@@ -145,7 +148,7 @@ batch_losses(lpo_lrm_trainer *r, const struct lpo_lrm_pair *p, int64_t n,
 		for (k = 0; k < 2; k++)
 			score[k] = lpo_lrm_score(r->v + (i * ROWS + k) * d,
 			    r->t + i * d, d, s);
-		count_pair(y, score, p[i].label);
+		count_pair(y, i, score, p[i].label);
 	}
 	return lpo_lrm_batch_loss(r->ctx, loss, r->dv, r->dt, ds, r->v, r->t,
 	    n, d, s, r->y0, r->y1, r->w, r->o.criterion, r->o.batch_coeff);
@@ -307,7 +310,7 @@ lpo_lrm_trainer_grads(lpo_lrm_trainer *r, struct lpo_lrm_step *out,
     const struct lpo_lrm_pair *p, int64_t n)
 {
 	double s = lpo_lrm_logit_scale(r->m), loss = 0, ds = 0;
-	struct tally y = { 0 };
+	struct tally y = { .bad = -1 };
 	int rc;
 
 	memset(out, 0, sizeof(*out));
@@ -325,6 +328,7 @@ lpo_lrm_trainer_grads(lpo_lrm_trainer *r, struct lpo_lrm_step *out,
 		return rc;
 	out->loss = loss;
 	out->scale = exp(s);
+	out->bad = y.bad;
 	out->accuracy = y.n > 0 ? (double)y.right / (double)y.n : NAN;
 	out->margin = y.n > 0 ? y.margin / (double)y.n : NAN;
 	return 0;

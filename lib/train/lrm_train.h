@@ -52,6 +52,7 @@ struct lpo_lrm_step {
 	double lr;
 	double scale;		/* exp(s) */
 	int skipped;		/* 1: loss or gradient not finite, no update */
+	int64_t bad;		/* first pair with a score not finite, or -1 */
 };
 
 struct lpo_lrm_train_plan {
@@ -84,7 +85,8 @@ int	 lpo_lrm_trainer_grads(lpo_lrm_trainer *, struct lpo_lrm_step *,
 	    const struct lpo_lrm_pair *, int64_t n);
 /*
  * One optimiser step of `batch` pairs.  A loss or gradient that is not finite
- * changes nothing but the counters; LPO_EINVAL after five in a row.
+ * changes nothing but the counters; LPO_EINVAL at the fifth in a row, which
+ * has counted like the others.
  * LPO_ESTOP: stopped between two ops; the step has not happened.
  */
 int	 lpo_lrm_trainer_step(lpo_lrm_trainer *, struct lpo_lrm_step *,
