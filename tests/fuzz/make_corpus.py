@@ -1,5 +1,5 @@
 #!/usr/bin/env python3
-"""Seeds of the fuzz targets, by numpy, safetensors, torch, Pillow, tarfile, sqlite3.
+"""Seeds of the fuzz targets, by numpy, safetensors, torch, Pillow, sqlite3.
 
 Run from the top of the tree; writes tests/fuzz/corpus/.  Found inputs, named
 found-*, are kept.
