@@ -44,6 +44,7 @@ SCHEMAS		= $(patsubst %.sql,$(BUILD)/%.sql.o,$(sort $(wildcard schemas/*.sql)))
 PAGES		= $(patsubst %.html,$(BUILD)/%.html.o,$(sort $(wildcard lib/*/*.html)))
 TESTS		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/unit/*.c \
 		  tests/ops/*.c tests/golden/*.c tests/fuzz/*.c)))
+BENCHES		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/bench/*.c)))
 SHTESTS		= $(sort $(wildcard tests/cli/*.t))
 
 all: $(TOOLS) $(DEMO)
@@ -159,9 +160,8 @@ lint:
 	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/cli/*.t .ci/run
 	@cat $(sort $(wildcard schemas/*.sql)) | sqlite3 -bail :memory:
 
-bench: all $(BUILD)/tests/bench/ops.t $(BUILD)/tests/bench/io.t
-	@$(BUILD)/tests/bench/ops.t
-	@BIN=$(BIN) $(BUILD)/tests/bench/io.t
+bench: all $(BENCHES)
+	@for b in $(BENCHES); do BIN=$(BIN) $$b || exit 1; done
 
 install: all
 	for s in 1 5 7; do \

@@ -144,8 +144,8 @@ save(lpo_cli *cli, const struct lpo_probe_opts *o)
 		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there already: "
 		    "--force overwrites it", o->save);
 	if ((rc = lpo_model_save(cli->ctx, cli->o.model, o->save,
-	    dtypes[o->dtype], cli->o.force, lpo_cli_threads(cli),
-	    &bytes)) == 0)
+	    dtypes[o->dtype], LPO_MODEL_ALL, cli->o.force,
+	    lpo_cli_threads(cli), &bytes)) == 0)
 		lpo_cli_note(cli, "'%s': %lld bytes of weights", o->save,
 		    (long long)bytes);
 	return rc;

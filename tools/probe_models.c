@@ -433,6 +433,7 @@ probe_unet(struct lpo_probe *p)
 	struct unet_run r = { .p = p };
 	float *sample, *context;
 	char *dir = NULL;
+	double start;
 	int rc;
 
 	if ((sample = lpo_probe_f32(p, "sample", 4, s)) == NULL)
@@ -442,10 +443,14 @@ probe_unet(struct lpo_probe *p)
 	    (context = lpo_probe_f32(p, "encoder_hidden_states", 3,
 	    cs)) == NULL)
 		return lpo_errcode(p->ctx);
-	if ((rc = lpo_cli_model_part(p->cli, &dir, "unet")) != 0 ||
-	    (rc = lpo_unet_load(p->ctx, &p->cli->be, &r.unet, dir, dt,
+	if ((rc = lpo_cli_model_part(p->cli, &dir, "unet")) != 0)
+		goto out;
+	start = lpo_cli_now();
+	if ((rc = lpo_unet_load(p->ctx, &p->cli->be, &r.unet, dir, dt,
 	    0)) != 0)
 		goto out;
+	lpo_cli_detail(p->cli, "weights of %lld bytes in %.2f s",
+	    (long long)lpo_unet_params(r.unet)->bytes, lpo_cli_now() - start);
 	if (p->o->lora != NULL && (rc = lpo_lora_load(p->ctx, &r.lora, r.unet,
 	    p->o->lora, 1, p->o->grad)) != 0)
 		goto out;

@@ -19,7 +19,7 @@ struct saving {
 	lpo_ctx *ctx;
 	const char *from, *tmp;
 	enum lpo_dtype storage;
-	int threads;
+	int parts, threads;
 	int64_t bytes;
 };
 
@@ -212,11 +212,12 @@ save_networks(struct saving *s)
 	for (i = 0; i < 4 && rc == 0; i++) {
 		if ((dir = lpo_path_join(s->ctx, s->from, parts[i])) == NULL)
 			return LPO_ENOMEM;
-		if (i == 0)
+		if (i == 0 && s->parts & LPO_MODEL_UNET)
 			rc = save_unet(s, dir);
-		else if (i == 1)
+		else if (i == 1 && s->parts & LPO_MODEL_VAE)
 			rc = save_vae(s, dir);
-		else if (i == 2 || lpo_source_has(dir))
+		else if (i >= 2 && s->parts & LPO_MODEL_TEXT &&
+		    (i == 2 || lpo_source_has(dir)))
 			rc = save_text(s, dir, parts[i]);
 		lpo_free(dir);
 	}
@@ -225,10 +226,11 @@ save_networks(struct saving *s)
 
 int
 lpo_model_save(lpo_ctx *c, const char *from, const char *to,
-    enum lpo_dtype storage, int replace, int threads, int64_t *bytes)
+    enum lpo_dtype storage, int parts, int replace, int threads,
+    int64_t *bytes)
 {
 	struct saving s = { .ctx = c, .from = from, .storage = storage,
-	    .threads = threads };
+	    .parts = parts, .threads = threads };
 	char *tmp = NULL;
 	int rc;
 

@@ -9,13 +9,20 @@
 #include "kernels/kernel.h"
 #include "lib/base/ctx.h"
 
+enum {				/* networks, or-ed */
+	LPO_MODEL_UNET = 1, LPO_MODEL_VAE = 2, LPO_MODEL_TEXT = 4,
+	LPO_MODEL_ALL = 7
+};
+
 /*
  * from: a folder, or random:KIND; to: a folder that appears whole or not at
  * all, and replaces one that is there only if `replace`.  storage: F32, F16
- * or BF16.  Weights pass through a few MB of memory.  *bytes: of the weights;
+ * or BF16; parts: the networks whose weights are written (the small files are
+ * always).  Weights pass through a few MB of memory.  *bytes: of the weights;
  * may be NULL.
  */
 int	 lpo_model_save(lpo_ctx *, const char *from, const char *to,
-	    enum lpo_dtype storage, int replace, int threads, int64_t *bytes);
+	    enum lpo_dtype storage, int parts, int replace, int threads,
+	    int64_t *bytes);
 
 #endif

@@ -206,7 +206,8 @@ test_save(lpo_ctx *c, const char *tmp)
 		snprintf(to, sizeof(to), "%s/%s", tmp, kinds[i]);
 		snprintf(a, sizeof(a), "%s/unet", from);
 		snprintf(b, sizeof(b), "%s/unet", to);
-		rc = lpo_model_save(c, from, to, LPO_F32, 0, 2, &bytes);
+		rc = lpo_model_save(c, from, to, LPO_F32,
+		    LPO_MODEL_ALL, 0, 2, &bytes);
 		ok(rc == 0 && crc_with(c, a, 1, LPO_F32) == crc_with(c, b, 2,
 		    LPO_F32), "%s saved: the same UNet %s", kinds[i],
 		    lpo_errmsg(c));
@@ -229,17 +230,20 @@ test_save(lpo_ctx *c, const char *tmp)
 	    from);
 	snprintf(b, sizeof(b), "%s/unet/diffusion_pytorch_model.safetensors",
 	    to);
-	ok(lpo_model_save(c, from, to, LPO_BF16, 0, 1, NULL) == 0 &&
+	ok(lpo_model_save(c, from, to, LPO_BF16, LPO_MODEL_UNET, 0, 1,
+	    NULL) == 0 &&
 	    lpo_file_size(b) < lpo_file_size(a) / 2 + 100000, "a folder "
 	    "rewritten as bf16 %s", lpo_errmsg(c));
 	snprintf(a, sizeof(a), "%s/unet", to);
 	ok(crc_with(c, a, 1, LPO_BF16) == crc_with(c, "random:tiny/unet", 1,
 	    LPO_BF16), "rounded as memory rounds");
-	ok(lpo_model_save(c, from, to, LPO_F32, 0, 1, NULL) == LPO_EINVAL &&
+	ok(lpo_model_save(c, from, to, LPO_F32, LPO_MODEL_ALL, 0, 1,
+	    NULL) == LPO_EINVAL &&
 	    strstr(lpo_errmsg(c), "there already"), "not over another: %s",
 	    lpo_errmsg(c));
 	lpo_clear(c);
-	ok(lpo_model_save(c, from, to, LPO_F32, 1, 1, NULL) == 0 &&
+	ok(lpo_model_save(c, from, to, LPO_F32, LPO_MODEL_ALL, 1, 1,
+	    NULL) == 0 &&
 	    crc_with(c, a, 1, LPO_F32) == crc_with(c, "random:tiny/unet", 1,
 	    LPO_F32), "unless asked %s", lpo_errmsg(c));
 }
