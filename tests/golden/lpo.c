@@ -1,4 +1,7 @@
-/* The LPO loss and its gradient against torch; thresholds by their tables. */
+/*
+ * The LPO loss and its gradient against torch, DDIM steps against diffusers,
+ * for networks that predict epsilon and v; thresholds by their tables.
+ */
 #include <math.h>
 #include <stdio.h>
 
@@ -83,6 +86,49 @@ one_case(lpo_ctx *c, const struct lpo_schedule *s, FILE *f)
 	return 1;
 }
 
+/* A step from wave 0 with output wave 1 and noise wave 2. */
+static int
+one_ddim(const struct lpo_schedule *s, FILE *f)
+{
+	float x[N], e[N], z[N], got[N];
+	double want[N], eta, err;
+	struct lpo_ddim dd;
+	int t, i;
+
+	if (fscanf(f, " ddim %d %lf", &t, &eta) != 2)
+		return 0;
+	if (read_row(f, want) < 0)
+		return ok(0, "the golden file is whole") - 1;
+	wave(x, 0, 1);
+	wave(e, 1, 1);
+	wave(z, 2, 1);
+	lpo_schedule_ddim(s, &dd, t, 20, eta, 0);
+	for (i = 0; i < N; i++)
+		got[i] = (float)(dd.c_x * (double)x[i] + dd.c_eps *
+		    (double)e[i] + dd.sigma * (double)z[i]);
+	err = worst(got, want);
+	ok(err < 2e-6, "t %d, eta %g: the step, largest error %.1e", t, eta,
+	    err);
+	return 1;
+}
+
+/* All of a file; the cases it must have. */
+static int
+all(lpo_ctx *c, const struct lpo_schedule *s, const char *path)
+{
+	FILE *f = fopen(path, "r");
+	int cases = 0, steps = 0;
+
+	if (f == NULL)
+		return 1;
+	while (one_case(c, s, f) == 1)
+		cases++;
+	while (one_ddim(s, f) == 1)
+		steps++;
+	fclose(f);
+	return !ok(cases == 8 && steps == 6, "%s: 8 losses, 6 steps", path);
+}
+
 /* method.md 3.4: margins needed at SD1.5's steps */
 static void
 thresholds(lpo_ctx *c, const struct lpo_schedule *s)
@@ -129,14 +175,13 @@ main(void)
 	    .beta_schedule = LPO_BETA_SCALED_LINEAR, .train_steps = 1000,
 	    .steps_offset = 1 };
 	lpo_ctx *c = lpo_ctx_new();
-	FILE *f = fopen("tests/golden/lpo.txt", "r");
 
-	if (f == NULL || lpo_schedule_init(c, &s) < 0)
+	if (lpo_schedule_init(c, &s) < 0 || all(c, &s, "tests/golden/lpo.txt"))
 		return 1;
-	while (one_case(c, &s, f) == 1)
-		;
-	fclose(f);
 	thresholds(c, &s);
+	s.prediction = LPO_PREDICT_V;
+	if (all(c, &s, "tests/golden/lpo_v.txt"))
+		return 1;
 	lpo_schedule_free(&s);
 	lpo_ctx_free(c);
 	return done_testing();

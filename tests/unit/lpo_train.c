@@ -470,6 +470,10 @@ main(void)
 	health();
 	beginning(0);
 	beginning(1);
+	/* a network that predicts v; the step itself: tests/golden/lpo.c */
+	schedule.prediction = LPO_PREDICT_V;
+	beginning(0);
+	schedule.prediction = LPO_PREDICT_EPSILON;
 	micro_batches();
 	timestep(0);
 	timestep(1);
