@@ -382,8 +382,8 @@ pictures_id(lpo_cli *cli, struct eval *e, json_t **options)
 }
 
 /*
- * Beside the report or table, else under a name of its own; none where
- * nothing is drawn or packed.
+ * Beside the report or table, else under a name of its own; only the
+ * report's lock where nothing is drawn or packed.
  */
 static int
 open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
@@ -397,7 +397,8 @@ open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
 	for (i = 0; i < e->systems && e->system[i].tar != NULL; i++)
 		;
 	if (i == e->systems)
-		return 0;
+		return o->html == NULL ? 0 : lpo_state_lock(cli->ctx, state,
+		    o->html);
 	if ((rc = pictures_id(cli, e, &options)) == 0 &&
 	    (name = o->html != NULL ? lpo_strdup(cli->ctx, o->html) :
 	    !lpo_cli_to_stdout(cli) ? lpo_strdup(cli->ctx, cli->o.output) :

@@ -313,13 +313,29 @@ write_shard(struct encode_job *j, const char *path, int64_t first, int64_t last,
 	if ((rc = lpo_shardw_open(j->cli->ctx, &j->out, path, j->run)) != 0)
 		return rc;
 	rc = encode_rows(j, first, last);
+	/* rows first: a shard that is there is never looked at again */
+	if (rc == 0)
+		rc = flush_rows(j);
 	if (rc == 0)
 		rc = lpo_shardw_finish(j->out, j->shard_skipped, k, n);
 	else
 		lpo_shardw_abort(j->out);
 	j->out = NULL;
-	if (rc == 0)
-		rc = flush_rows(j);
+	return rc;
+}
+
+/* The same, as the only process at this path. */
+static int
+write_alone(struct encode_job *j, const char *path, int64_t first,
+    int64_t last, int64_t k, int64_t n)
+{
+	lpo_state *lock;
+	int rc;
+
+	if ((rc = lpo_state_lock(j->cli->ctx, &lock, path)) != 0)
+		return rc;
+	rc = write_shard(j, path, first, last, k, n);
+	lpo_state_close(lock);
 	return rc;
 }
 
@@ -366,7 +382,7 @@ write_pattern(struct encode_job *j)
 		if (rc == 0 && there)
 			rc = count_done(j, path);
 		else if (rc == 0)
-			rc = write_shard(j, path, k * per, last, k, n);
+			rc = write_alone(j, path, k * per, last, k, n);
 		lpo_free(path);
 	}
 	return rc;
@@ -426,7 +442,7 @@ write_all(struct encode_job *j)
 		return write_pattern(j);
 	if (j->rows > j->o->rows_per_shard)
 		return write_resumable(j);
-	return write_shard(j, out, 0, j->rows, 0, 1);
+	return write_alone(j, out, 0, j->rows, 0, 1);
 }
 
 /* -------------------------------------------------------------- the whole */

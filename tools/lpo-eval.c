@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "lib/base/state.h"
 #include "tools/eval.h"
 
 #define OFF(m)	offsetof(struct eval_opts, m)
@@ -269,6 +270,18 @@ run(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	return print_results(cli, e);
 }
 
+static int
+write_table(lpo_cli *cli, const char *text, size_t bytes)
+{
+	lpo_state *lock;
+	int rc = lpo_state_lock(cli->ctx, &lock, cli->o.output);
+
+	if (rc == 0)
+		rc = lpo_file_write(cli->ctx, cli->o.output, text, bytes);
+	lpo_state_close(lock);
+	return rc;
+}
+
 /* The table goes to -o as a whole, or to standard output. */
 static int
 work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
@@ -286,7 +299,7 @@ work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	if (file && fclose(e->out) != 0 && rc == 0)
 		rc = lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
 	if (file && rc == 0)
-		rc = lpo_file_write(cli->ctx, cli->o.output, text, bytes);
+		rc = write_table(cli, text, bytes);
 	free(text);
 	return rc != 0 ? rc : conditions(cli, e, o);
 }

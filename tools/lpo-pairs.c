@@ -7,6 +7,7 @@
 #include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/base/philox.h"
+#include "lib/base/state.h"
 #include "lib/model/source.h"
 #include "tools/pairs.h"
 
@@ -243,6 +244,21 @@ write_shard(struct pairs_job *j, const char *path, int64_t first, int64_t n,
 	return rc;
 }
 
+/* The same, as the only process at this path. */
+static int
+write_alone(struct pairs_job *j, const char *path, int64_t first, int64_t n,
+    int64_t k, int64_t shards)
+{
+	lpo_state *lock;
+	int rc;
+
+	if ((rc = lpo_state_lock(j->cli->ctx, &lock, path)) != 0)
+		return rc;
+	rc = write_shard(j, path, first, n, k, shards);
+	lpo_state_close(lock);
+	return rc;
+}
+
 static int
 write_shards(struct pairs_job *j)
 {
@@ -258,7 +274,7 @@ write_shards(struct pairs_job *j)
 			return LPO_ENOMEM;
 		rc = lpo_cli_shard_there(j->cli, path, &there);
 		if (rc == 0 && !there)
-			rc = write_shard(j, path, j->o->skip + k * per, n, k,
+			rc = write_alone(j, path, j->o->skip + k * per, n, k,
 			    shards);
 		else if (rc == 0)
 			j->done += n;
@@ -396,6 +412,7 @@ static int
 work_stream(struct pairs_job *j)
 {
 	lpo_cli *cli = j->cli;
+	lpo_state *lock = NULL;
 	lpo_shards *in = NULL;
 	const json_t *run;
 	json_t *parents = NULL;
@@ -428,6 +445,9 @@ work_stream(struct pairs_job *j)
 		goto out;
 	}
 	finish_run_json(j, json_incref(parents));
+	if (!lpo_cli_to_stdout(cli) && (rc = lpo_state_lock(cli->ctx, &lock,
+	    cli->o.output)) != 0)
+		goto out;
 	rc = lpo_shardw_open(cli->ctx, &j->out, lpo_cli_to_stdout(cli) ? "-" :
 	    cli->o.output, j->run);
 	if (rc != 0)
@@ -437,6 +457,7 @@ work_stream(struct pairs_job *j)
 	else
 		lpo_shardw_abort(j->out);
 out:
+	lpo_state_close(lock);
 	json_decref(parents);
 	lpo_shards_close(in);
 	return rc;
@@ -493,8 +514,10 @@ work_set(struct pairs_job *j)
 		return rc;
 	if (cli->o.dry_run)
 		return lpo_pairstool_plan(j);
-	return pattern ? write_shards(j) : write_shard(j, out != NULL ? out :
-	    "-", o->skip, j->total, 0, 1);
+	if (pattern)
+		return write_shards(j);
+	return out == NULL ? write_shard(j, "-", o->skip, j->total, 0, 1) :
+	    write_alone(j, out, o->skip, j->total, 0, 1);
 }
 
 static int

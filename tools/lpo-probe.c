@@ -4,6 +4,7 @@
 #include <sys/resource.h>
 
 #include "lib/base/file.h"
+#include "lib/base/state.h"
 #include "lib/model/save.h"
 #include "tools/probe.h"
 
@@ -152,6 +153,21 @@ save(lpo_cli *cli, const struct lpo_probe_opts *o)
 }
 
 static int
+write_out(struct lpo_probe *p)
+{
+	const char *path = p->cli->o.output;
+	lpo_state *lock = NULL;
+	int rc = 0;
+
+	if (!lpo_cli_to_stdout(p->cli))
+		rc = lpo_state_lock(p->ctx, &lock, path);
+	if (rc == 0)
+		rc = lpo_stw_write(p->out, path);
+	lpo_state_close(lock);
+	return rc;
+}
+
+static int
 work(lpo_cli *cli, const struct lpo_probe_opts *o)
 {
 	struct lpo_probe p = { .cli = cli, .ctx = cli->ctx, .o = o };
@@ -179,7 +195,7 @@ work(lpo_cli *cli, const struct lpo_probe_opts *o)
 	rc = c->run(&p);
 	if (rc == 0 && cli->o.output != NULL &&
 	    strncmp(c->name, "tokenizer", 9) != 0)
-		rc = lpo_stw_write(p.out, cli->o.output);
+		rc = write_out(&p);
 	if (rc == 0 && lpo_cli_given(cli, "repeat"))
 		report_times(&p);
 out:

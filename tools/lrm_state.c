@@ -4,6 +4,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
+#include "lib/io/db.h"
 #include "tools/lrm.h"
 
 #define SMALL_STATE	((int64_t)256 << 20)	/* bytes */
@@ -23,7 +24,9 @@ lpo_lrmtool_save(struct lrm_run *r)
 	    (long long)n.skipped, (long long)n.skipped_in_a_row,
 	    (long long)r->safe_used, (unsigned long)r->safe_crc, r->best,
 	    (long long)r->best_step, (long long)r->eval_step);
-	if ((rc = lpo_snap_begin(r->snap)) < 0 ||
+	/* figures first: a step that is saved is not done again */
+	if ((rc = lpo_db_flush(lpo_cli_db(r->cli))) < 0 ||
+	    (rc = lpo_snap_begin(r->snap)) < 0 ||
 	    (rc = lpo_lrm_trainer_save(r->trainer, r->snap)) < 0)
 		return rc;
 	r->saved_step = n.step;

@@ -91,11 +91,14 @@ void	 lpo_folder_abort(char **tmp);
  * that output: another's live file would go too.
  */
 int	 lpo_tmp_sweep(lpo_ctx *, const char *path);
+/* Every NAME.tmp.PID in a folder that is ours alone. */
+int	 lpo_tmp_sweep_dir(lpo_ctx *, const char *dir);
 
 /*
  * One writer at a time.  Takes a flock on the file `path` (made if needed,
  * holding pid and boot id); while another process has it: LPO_EINVAL, its pid
- * in the message.  A dead process's lock is free.
+ * in the message.  A dead process's lock is free.  LPO_ENOTFOUND: no folder
+ * to hold it.
  */
 typedef struct lpo_lock lpo_lock;
 int	 lpo_lock_take(lpo_ctx *, lpo_lock **, const char *path);

@@ -88,10 +88,17 @@ lpo_mkdir_p(lpo_ctx *c, const char *path)
 		if (was != '/' && was != '\0')
 			continue;
 		*q = '\0';
-		if (mkdir(p, 0777) != 0 && !lpo_is_dir(p)) {
-			rc = lpo_fail(c, LPO_EIO, "cannot make folder '%s': "
-			    "%s", p, strerror(errno));
-			break;
+		if (mkdir(p, 0777) != 0) {
+			struct stat st;
+			int e = errno;
+
+			/* "exists", yet is not there: removed meanwhile */
+			if (stat(p, &st) == 0 ? !S_ISDIR(st.st_mode) :
+			    e != EEXIST || errno != ENOENT) {
+				rc = lpo_fail(c, LPO_EIO, "cannot make folder "
+				    "'%s': %s", p, strerror(e));
+				break;
+			}
 		}
 		if ((*q = was) == '\0')
 			break;
@@ -339,39 +346,62 @@ lpo_folder_abort(char **tmp)
 	*tmp = NULL;
 }
 
-int
-lpo_tmp_sweep(lpo_ctx *c, const char *path)
+/* Is `name` BASE.tmp.PID, or anything.tmp.PID where base is NULL? */
+static int
+is_tmp(const char *name, const char *base)
 {
-	char *dir = NULL, *base, *full = NULL, **names = NULL;
-	int64_t i, n = 0;
-	size_t len;
-	int rc = LPO_ENOMEM;
+	const char *dot = strrchr(name, '.');
+	size_t n;
 
-	dir = lpo_dirname(c, path);
-	base = lpo_asprintf(c, "%.*s", (int)bare(path), path);
-	if (dir == NULL || base == NULL)
-		goto out;
-	if (strrchr(base, '/') != NULL)
-		memmove(base, strrchr(base, '/') + 1,
-		    strlen(strrchr(base, '/') + 1) + 1);
-	len = strlen(base);
+	if (dot == NULL || dot[1] == '\0' ||
+	    dot[1 + strspn(dot + 1, "0123456789")] != '\0' ||
+	    (n = (size_t)(dot - name)) < 4 ||
+	    strncmp(dot - 4, ".tmp", 4) != 0)
+		return 0;
+	return base == NULL || (strlen(base) == n - 4 &&
+	    strncmp(name, base, n - 4) == 0);
+}
+
+static int
+sweep(lpo_ctx *c, const char *dir, const char *base)
+{
+	char **names = NULL, *full;
+	int64_t i, n = 0;
+	int rc;
+
 	if ((rc = lpo_dir_list(c, &names, &n, dir)) != 0)
-		goto out;
+		return rc;
 	for (i = 0; i < n && rc == 0; i++) {
-		if (strncmp(names[i], base, len) != 0 ||
-		    strncmp(names[i] + len, ".tmp.", 5) != 0 ||
-		    strspn(names[i] + len + 5, "0123456789") !=
-		    strlen(names[i] + len + 5))
+		if (!is_tmp(names[i], base))
 			continue;
 		full = lpo_path_join(c, dir, names[i]);
 		rc = full == NULL ? LPO_ENOMEM : lpo_rmtree(c, full);
 		lpo_free(full);
 	}
-out:
 	lpo_names_free(names, n);
+	return rc;
+}
+
+int
+lpo_tmp_sweep(lpo_ctx *c, const char *path)
+{
+	char *dir = lpo_dirname(c, path), *base, *slash;
+	int rc = LPO_ENOMEM;
+
+	base = lpo_asprintf(c, "%.*s", (int)bare(path), path);
+	if (dir != NULL && base != NULL) {
+		slash = strrchr(base, '/');
+		rc = sweep(c, dir, slash != NULL ? slash + 1 : base);
+	}
 	lpo_free(dir);
 	lpo_free(base);
 	return rc;
+}
+
+int
+lpo_tmp_sweep_dir(lpo_ctx *c, const char *dir)
+{
+	return sweep(c, dir, NULL);
 }
 
 struct lpo_lock {
@@ -415,7 +445,7 @@ lpo_lock_take(lpo_ctx *c, lpo_lock **lock, const char *path)
 	lpo_lock *l = lpo_alloc(c, 1, sizeof(*l));
 	struct stat a, b;
 	char pid[32];
-	int rc = LPO_ENOMEM;
+	int rc = LPO_ENOMEM, e;
 
 	*lock = NULL;
 	if (l == NULL)
@@ -426,16 +456,18 @@ lpo_lock_take(lpo_ctx *c, lpo_lock **lock, const char *path)
 	for (;;) {
 		l->fd = open(path, O_RDWR | O_CREAT | O_CLOEXEC, 0666);
 		if (l->fd < 0) {
-			rc = lpo_fail(c, LPO_EIO, "cannot open '%s': %s", path,
+			rc = lpo_fail(c, errno == ENOENT ? LPO_ENOTFOUND :
+			    LPO_EIO, "cannot open '%s': %s", path,
 			    strerror(errno));
 			goto out;
 		}
 		if (flock(l->fd, LOCK_EX | LOCK_NB) != 0) {
+			e = errno;
 			holder(l->fd, pid, sizeof(pid));
-			rc = errno == EWOULDBLOCK ? lpo_fail(c, LPO_EINVAL,
+			rc = e == EWOULDBLOCK ? lpo_fail(c, LPO_EINVAL,
 			    "process %s works on this ('%s' is locked)", pid,
 			    path) : lpo_fail(c, LPO_EIO,
-			    "cannot lock '%s': %s", path, strerror(errno));
+			    "cannot lock '%s': %s", path, strerror(e));
 			goto out;
 		}
 		/*

@@ -4,6 +4,7 @@
 #include "lib/base/state.h"
 
 #include <string.h>
+#include <unistd.h>
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
@@ -14,6 +15,7 @@ struct lpo_state {
 	char *dir;
 	lpo_lock *lock;
 	int found;
+	int own;		/* what is saved there is of this run */
 };
 
 char *
@@ -100,34 +102,66 @@ empty(lpo_state *s)
 	return rc;
 }
 
+/*
+ * A folder that its last user is just removing can be gone again before the
+ * lock is made in it.
+ */
+static int
+make_locked(lpo_state *s)
+{
+	char *lock = lpo_path_join(s->c, s->dir, "lock");
+	int rc = lock == NULL ? LPO_ENOMEM : LPO_ENOTFOUND, tries;
+
+	for (tries = 0; tries < 100 && rc == LPO_ENOTFOUND; tries++) {
+		lpo_clear(s->c);
+		if ((rc = lpo_mkdir_p(s->c, s->dir)) == 0)
+			rc = lpo_lock_take(s->c, &s->lock, lock);
+	}
+	lpo_free(lock);
+	return rc;
+}
+
+int
+lpo_state_lock(lpo_ctx *c, lpo_state **out, const char *output)
+{
+	lpo_state *s = lpo_alloc(c, 1, sizeof(*s));
+	int rc;
+
+	*out = NULL;
+	if (s == NULL)
+		return LPO_ENOMEM;
+	s->c = c;
+	rc = (s->dir = lpo_state_path(c, output)) == NULL ? LPO_ENOMEM :
+	    make_locked(s);
+	/* of a pattern each file is swept when it is written */
+	if (rc == 0 && strchr(output, '%') == NULL)
+		rc = lpo_tmp_sweep(c, output);
+	if (rc != 0) {
+		lpo_state_close(s);
+		return rc;
+	}
+	*out = s;
+	return 0;
+}
+
 int
 lpo_state_open(lpo_ctx *c, lpo_state **out, const char *output,
     const char *run, const json_t *options, int fresh)
 {
-	lpo_state *s = lpo_alloc(c, 1, sizeof(*s));
-	char *lock = NULL;
-	int rc = LPO_ENOMEM;
+	lpo_state *s = NULL;
+	int rc;
 
 	*out = NULL;
-	if (s == NULL)
+	if ((rc = lpo_state_lock(c, &s, output)) != 0 ||
+	    (rc = fresh ? empty(s) : compare(s, run, options)) != 0 ||
+	    (rc = lpo_tmp_sweep_dir(c, s->dir)) != 0 ||
+	    (!s->found && (rc = write_run(s, run, options)) != 0)) {
+		lpo_state_close(s);
 		return rc;
-	s->c = c;
-	if ((s->dir = lpo_state_path(c, output)) == NULL ||
-	    (lock = lpo_path_join(c, s->dir, "lock")) == NULL)
-		goto out;
-	if ((rc = lpo_mkdir_p(c, s->dir)) != 0 ||
-	    (rc = lpo_lock_take(c, &s->lock, lock)) != 0)
-		goto out;
-	if ((rc = fresh ? empty(s) : compare(s, run, options)) != 0)
-		goto out;
-	if (!s->found && (rc = write_run(s, run, options)) != 0)
-		goto out;
+	}
+	s->own = 1;
 	*out = s;
-	s = NULL;
-out:
-	lpo_free(lock);
-	lpo_state_close(s);
-	return rc;
+	return 0;
 }
 
 const char *
@@ -148,27 +182,29 @@ lpo_state_file(lpo_ctx *c, const lpo_state *s, const char *name)
 	return lpo_path_join(c, s->dir, name);
 }
 
+/* The lock goes, and the folder where nothing else is in it. */
 void
 lpo_state_close(lpo_state *s)
 {
 	if (s == NULL)
 		return;
-	lpo_lock_release(s->lock);
+	if (s->lock != NULL) {
+		lpo_lock_release(s->lock);
+		rmdir(s->dir);
+	}
 	lpo_free(s->dir);
 	lpo_free(s);
 }
 
+/*
+ * The folder goes by rmdir only: between our lock's end and its, another
+ * process may have locked it already.
+ */
 int
 lpo_state_remove(lpo_state *s)
 {
-	lpo_ctx *c = s->c;
-	char *dir = s->dir;
-	int rc = empty(s);
+	int rc = s->own ? empty(s) : 0;
 
-	s->dir = NULL;
 	lpo_state_close(s);
-	if (rc == 0)
-		rc = lpo_rmtree(c, dir);
-	lpo_free(dir);
 	return rc;
 }

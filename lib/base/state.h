@@ -21,10 +21,16 @@ char	*lpo_state_path(lpo_ctx *, const char *output);
 /*
  * Make or find the state of `output`, locked.  State of another run is
  * LPO_EINVAL naming the options that differ; with `fresh` any old state is
- * discarded.  LPO_EINVAL also when another process has it.
+ * discarded.  LPO_EINVAL also when another process has it.  What killed
+ * writers left beside the output and in the state is removed.
  */
 int	 lpo_state_open(lpo_ctx *, lpo_state **, const char *output,
 	    const char *run, const json_t *options, int fresh);
+/*
+ * The lock alone, for an output of which nothing is saved; what an earlier
+ * run saved there stays, whether it ends by lpo_state_close() or _remove().
+ */
+int	 lpo_state_lock(lpo_ctx *, lpo_state **, const char *output);
 const char *lpo_state_dir(const lpo_state *);
 int	 lpo_state_found(const lpo_state *);	/* 1: an earlier attempt's */
 /* state/NAME; lpo_free() it. */

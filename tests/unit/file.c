@@ -331,6 +331,55 @@ states(void)
 	json_decref(p);
 }
 
+/*
+ * A lock alone, and what it sweeps; then many processes that take it, add one
+ * to a number and give it back: none is lost, whoever removes the folder.
+ */
+static void
+lock_alone(void)
+{
+	enum { PROCESSES = 6, TIMES = 50 };
+	lpo_state *s = NULL;
+	char *text, want[32];
+	size_t n;
+	int i, k, status, bad = 0;
+
+	lpo_file_write(c, at("alone.tmp.99999"), "x", 1);
+	ok(lpo_state_lock(c, &s, at("alone")) == 0 &&
+	    !lpo_file_exists(at("alone.tmp.99999")) &&
+	    lpo_file_exists(at("alone.state/lock")), "locked and swept");
+	lpo_state_close(s);
+	ok(!lpo_file_exists(at("alone.state")), "no folder stays");
+	lpo_file_write(c, at("number"), "0", 1);
+	for (i = 0; i < PROCESSES; i++) {
+		if (fork() != 0)
+			continue;
+		c = lpo_ctx_new();
+		for (k = 0; k < TIMES; k++) {
+			while (lpo_state_lock(c, &s, at("race")) ==
+			    LPO_EINVAL) {
+				lpo_clear(c);
+				usleep(500);
+			}
+			if (s == NULL || lpo_file_read(c, &text, &n,
+			    at("number"), 16) != 0)
+				_exit(1);
+			snprintf(want, sizeof(want), "%d", atoi(text) + 1);
+			if (lpo_file_write(c, at("number"), want,
+			    strlen(want)) != 0)
+				_exit(1);
+			lpo_state_remove(s);
+		}
+		_exit(0);
+	}
+	for (i = 0; i < PROCESSES; i++)
+		bad += wait(&status) < 0 || status != 0;
+	snprintf(want, sizeof(want), "%d", PROCESSES * TIMES);
+	ok(bad == 0 && holds(at("number"), want), "%s races, none lost",
+	    want);
+	ok(!lpo_file_exists(at("race.state")), "the last took the folder");
+}
+
 static void
 run_ids(void)
 {
@@ -385,6 +434,7 @@ main(void)
 	folders();
 	locks();
 	states();
+	lock_alone();
 	run_ids();
 	ok(lpo_rmtree(c, dir) == 0, "clean up");
 	lpo_ctx_free(c);
