@@ -57,6 +57,8 @@ help:
 #: make demo         the whole method on the embedded tiny world
 #: make demo-seeds   the same for five seeds, pooled
 #: make check        build and run all tests
+#: make check-kill   kill -9 at random moments, N=100 a stage, and signals
+#: make check-faults each STEP-th system call and allocation failing
 #: make asan         the tests under AddressSanitizer and UBSan
 #: make fuzz T=60    every parser against libFuzzer, T seconds each
 #: make deps-fuzz    install what that needs besides: clang
@@ -150,6 +152,17 @@ asan:
 	    BIN=$(BUILD)/asan/bin CFLAGS='-O1 -g -fno-omit-frame-pointer \
 	    -fsanitize=address,undefined -fno-sanitize-recover=undefined'
 
+# Shown with their seeds, to be repeated: N=7 SEED=123 STAGES=train.
+N		?= 100
+SEED		?= 1
+STEP		?= 1
+STAGES		?=
+check-kill: all
+	@BIN=$(BIN) tests/faults/kill.sh -n $(N) -s $(SEED) $(STAGES)
+	@BIN=$(BIN) tests/faults/kill.sh -g -n $(N) -s $(SEED) $(STAGES)
+check-faults: all
+	@BIN=$(BIN) CC='$(CC)' tests/faults/faults.sh -k $(STEP) $(STAGES)
+
 demo: all
 	@BIN=$(BIN) demo/run.sh
 demo-seeds: all
@@ -157,7 +170,8 @@ demo-seeds: all
 
 lint:
 	@mandoc -T lint -W warning man/*.[157]
-	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/cli/*.t .ci/run
+	@shellcheck -x demo/*.sh tests/*.sh tests/fuzz/*.sh tests/faults/*.sh \
+	    tests/cli/*.t .ci/run
 	@cat $(sort $(wildcard schemas/*.sql)) | sqlite3 -bail :memory:
 
 bench: all $(BENCHES)
@@ -174,5 +188,5 @@ install: all
 clean:
 	rm -rf $(BUILD) $(BIN)
 
-.PHONY: all help check clean FORCE deps deps-check asan lint bench demo demo-seeds install
+.PHONY: all help check check-kill check-faults clean FORCE deps deps-check asan lint bench demo demo-seeds install
 .SECONDARY:

@@ -1,0 +1,24 @@
+#!/bin/sh
+# A few of the kills and faults that `make check-kill` and `make check-faults`
+# try by the hundred.
+set -u
+. tests/cli/lib.sh
+
+# some SCRIPT OPTION...: its last words where it fails.
+some() {
+	s=$1
+	shift
+	sh "tests/faults/$s.sh" "$@" > "$dir/tap" 2>&1
+	rc=$?
+	grep -v '^ok' "$dir/tap" | head -40 > "$dir/err"
+	ok $rc "$s $*"
+}
+some kill -n 2 encode_one
+some kill -n 2 train
+if nm "$bin/lpo-pairs" | grep -q __asan_init; then
+	skip "a preloaded library does not go with the address sanitizer"
+else
+	some faults -k 27 -c "write sync rename unlink" pairs
+	some faults -m 4000 -c malloc pairs
+fi
+done_testing
