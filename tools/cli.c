@@ -11,6 +11,7 @@
 #include <sqlite3.h>
 
 #include "lib/base/file.h"
+#include "lib/base/json.h"
 #include "lib/model/random.h"
 #include "tools/cli_priv.h"
 
@@ -138,6 +139,7 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 {
 	int rc;
 
+	lpo_json_memory();
 	memset(cli, 0, sizeof *cli);
 	cli->tool = tool;
 	cli->values = values;
@@ -198,7 +200,8 @@ status_of(lpo_cli *cli, int rc)
 		return 4;
 	default:
 		fprintf(stderr, "%s: %s\n", cli->tool->name,
-		    *text != '\0' ? text : "failed");
+		    *text != '\0' ? text : rc == LPO_ENOMEM ?
+		    "out of memory" : "failed");
 		return 1;
 	}
 }
@@ -235,7 +238,7 @@ lpo_cli_end(lpo_cli *cli, int rc)
 
 	status = close_stdout(cli, status_of(cli, rc));
 	if (p != NULL) {
-		lpo_cli_run_end(cli, status);
+		status = lpo_cli_run_end(cli, status);
 		if (p->be_open)
 			lpo_cpu_close(&cli->be);
 		for (i = 0; i < p->rows; i++)

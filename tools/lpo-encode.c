@@ -206,8 +206,12 @@ read_row(struct encode_job *j, struct work_row *w, int64_t i)
 		    j->records, i, k);
 		if (rc == 0)
 			continue;
-		if (rc == LPO_ENOMEM || rc == LPO_ESTOP)
+		/* the system's trouble is not the row's: again, not without */
+		if (rc == LPO_ENOMEM || rc == LPO_ESTOP || rc == LPO_EIO) {
+			lpo_fail_prefix(c, "row %lld", (long long)i);
+			row_clear(w);
 			return rc;
+		}
 		skip_row(j, i, w->r.image[k], lpo_errmsg(c));
 		lpo_clear(c);
 		row_clear(w);
@@ -324,20 +328,6 @@ write_shard(struct encode_job *j, const char *path, int64_t first, int64_t last,
 	return rc;
 }
 
-/* The same, as the only process at this path. */
-static int
-write_alone(struct encode_job *j, const char *path, int64_t first,
-    int64_t last, int64_t k, int64_t n)
-{
-	lpo_state *lock;
-	int rc;
-
-	if ((rc = lpo_state_lock(j->cli->ctx, &lock, path)) != 0)
-		return rc;
-	rc = write_shard(j, path, first, last, k, n);
-	lpo_state_close(lock);
-	return rc;
-}
 
 /* What a finished shard left out counts again: exit 3 also after a resume. */
 static int
@@ -381,8 +371,9 @@ write_pattern(struct encode_job *j)
 		rc = lpo_cli_shard_there(j->cli, path, &there);
 		if (rc == 0 && there)
 			rc = count_done(j, path);
-		else if (rc == 0)
-			rc = write_alone(j, path, k * per, last, k, n);
+		else if (rc == 0 && (rc = lpo_tmp_sweep(j->cli->ctx,
+		    path)) == 0)
+			rc = write_shard(j, path, k * per, last, k, n);
 		lpo_free(path);
 	}
 	return rc;
@@ -431,18 +422,40 @@ write_resumable(struct encode_job *j)
 	return rc;
 }
 
+/* Parts write different files of one pattern at the same time. */
+static int
+lock_output(struct encode_job *j, lpo_state **lock)
+{
+	const char *out = j->cli->o.output;
+	char *part = NULL;
+	int rc;
+
+	if (j->parts > 1 && (part = lpo_asprintf(j->cli->ctx,
+	    "%.*spart%lldof%lld%%", (int)strcspn(out, "%"), out,
+	    (long long)j->part, (long long)j->parts)) == NULL)
+		return LPO_ENOMEM;
+	rc = lpo_state_lock(j->cli->ctx, lock, part != NULL ? part : out);
+	lpo_free(part);
+	return rc;
+}
+
 static int
 write_all(struct encode_job *j)
 {
 	const char *out = j->cli->o.output;
+	lpo_state *lock;
+	int rc;
 
 	if (lpo_cli_to_stdout(j->cli))
 		return write_shard(j, "-", 0, j->rows, 0, 1);
-	if (lpo_cli_pattern(j->cli))
-		return write_pattern(j);
-	if (j->rows > j->o->rows_per_shard)
+	if (!lpo_cli_pattern(j->cli) && j->rows > j->o->rows_per_shard)
 		return write_resumable(j);
-	return write_alone(j, out, 0, j->rows, 0, 1);
+	if ((rc = lock_output(j, &lock)) != 0)
+		return rc;
+	rc = lpo_cli_pattern(j->cli) ? write_pattern(j) :
+	    write_shard(j, out, 0, j->rows, 0, 1);
+	lpo_state_close(lock);
+	return rc;
 }
 
 /* -------------------------------------------------------------- the whole */

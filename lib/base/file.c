@@ -13,6 +13,8 @@
 #include <sys/stat.h>
 #include <unistd.h>
 
+#include "lib/base/json.h"
+
 enum { BUFFER = 256 << 10 };
 
 struct lpo_out {
@@ -192,6 +194,9 @@ lpo_out_commit(lpo_out *o)
 	char *dir = NULL;
 	int rc = lpo_out_flush(o), fd = o->fd;
 
+	if (rc == 0 && lpo_json_memory_failed())
+		rc = lpo_fail(c, LPO_ENOMEM, "cannot write '%s': out of "
+		    "memory", o->path);
 	if (rc != 0 || o->tmp == NULL)
 		goto out;
 	/*
@@ -254,6 +259,28 @@ lpo_file_write(lpo_ctx *c, const char *path, const void *data, size_t n)
 	return lpo_out_commit(o);
 }
 
+/*
+ * Whose trouble it is: the name's (not there, not ours to read), or the
+ * system's (no descriptor, a bad disk), which another file would meet too.
+ */
+static int
+open_code(int e)
+{
+	switch (e) {
+	case ENOENT:
+		return LPO_ENOTFOUND;
+	case EACCES:
+	case EISDIR:
+	case ELOOP:
+	case ENAMETOOLONG:
+	case ENOTDIR:
+	case EPERM:
+		return LPO_EINVAL;
+	default:
+		return LPO_EIO;
+	}
+}
+
 int
 lpo_file_link(lpo_ctx *c, const char *to, const char *from)
 {
@@ -283,8 +310,8 @@ lpo_file_read(lpo_ctx *c, char **data, size_t *bytes, const char *path,
 	*data = NULL;
 	*bytes = 0;
 	if (!std && (fd = open(path, O_RDONLY | O_CLOEXEC)) < 0)
-		return lpo_fail(c, errno == ENOENT ? LPO_ENOTFOUND : LPO_EIO,
-		    "cannot open '%s': %s", path, strerror(errno));
+		return lpo_fail(c, open_code(errno), "cannot open '%s': %s",
+		    path, strerror(errno));
 	want = fstat(fd, &st) == 0 && S_ISREG(st.st_mode) ?
 	    (size_t)st.st_size : 64 << 10;
 	for (;;) {
@@ -303,7 +330,8 @@ lpo_file_read(lpo_ctx *c, char **data, size_t *bytes, const char *path,
 		if (n < 0 && errno == EINTR && !lpo_ctx_stopped(c))
 			continue;
 		if (n < 0) {
-			rc = lpo_fail(c, errno == EINTR ? LPO_ESTOP : LPO_EIO,
+			rc = lpo_fail(c, errno == EINTR ? LPO_ESTOP :
+			    open_code(errno),
 			    "cannot read '%s': %s", path, strerror(errno));
 			goto out;
 		}

@@ -44,7 +44,8 @@ int	 lpo_file_link(lpo_ctx *, const char *to, const char *from);
 /*
  * The whole file, with a NUL after it that is not counted; lpo_free() it.
  * "-" is standard input.  More than `limit` bytes is LPO_EFORMAT, an absent
- * file LPO_ENOTFOUND.
+ * file LPO_ENOTFOUND, one that is a folder or not ours to read LPO_EINVAL;
+ * LPO_EIO is the system's trouble.
  */
 int	 lpo_file_read(lpo_ctx *, char **data, size_t *bytes, const char *path,
 	    size_t limit);

@@ -38,10 +38,30 @@ too_deep(const char *p, size_t n)
 	return 0;
 }
 
+/* What is still to be parsed; nothing more once memory has failed. */
+struct rest {
+	const char *p;
+	size_t n;
+};
+
+static size_t
+feed(void *to, size_t room, void *arg)
+{
+	struct rest *r = arg;
+	size_t n = lpo_json_memory_failed() ? 0 : r->n < room ? r->n : room;
+
+	if (n > 0)
+		memcpy(to, r->p, n);
+	r->p += n;
+	r->n -= n;
+	return n;
+}
+
 static int
 load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
     size_t flags)
 {
+	struct rest r = { text, n };
 	json_error_t e;
 
 	*out = NULL;
@@ -51,11 +71,15 @@ load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
 	if (too_deep(text, n))
 		return lpo_fail(c, LPO_EFORMAT, "%s: nested deeper than %d",
 		    name, LPO_JSON_DEPTH);
-	*out = json_loadb(text, n, flags | JSON_DECODE_ANY, &e);
+	*out = json_load_callback(feed, &r, flags | JSON_DECODE_ANY, &e);
+	if (lpo_json_memory_failed()) {
+		json_decref(*out);
+		*out = NULL;
+	}
 	if (*out != NULL)
 		return 0;
 	/* Without memory jansson leaves the text empty, or says so. */
-	if (e.text[0] == '\0' ||
+	if (lpo_json_memory_failed() || e.text[0] == '\0' ||
 	    json_error_code(&e) == json_error_out_of_memory)
 		return lpo_fail(c, LPO_ENOMEM, "%s: out of memory", name);
 	return lpo_fail(c, LPO_EFORMAT, "%s:%d: %s", name,
@@ -431,7 +455,9 @@ dump(lpo_ctx *c, const json_t *v, int pretty)
 	put_value(&t, v, 0);
 	if (pretty)
 		put(&t, "\n", 1);
-	if (!t.failed)
+	if (lpo_json_memory_failed())	/* something may be missing in it */
+		lpo_fail(c, LPO_ENOMEM, "out of memory");
+	else if (!t.failed)
 		return t.p;
 	lpo_free(t.p);
 	return NULL;

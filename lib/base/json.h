@@ -15,6 +15,15 @@
 #define LPO_JSON_LIMIT	((size_t)1 << 30)	/* bytes */
 
 /*
+ * For programs, before the first use of jansson: its allocations fail
+ * cleanly.  After a failure, which lpo_json_memory_failed() remembers, loads,
+ * texts and commits of files are LPO_ENOMEM for good: what was built since
+ * may lack something.
+ */
+void	 lpo_json_memory(void);
+int	 lpo_json_memory_failed(void);
+
+/*
  * Errors name file:line.  limit 0 means LPO_JSON_LIMIT; deeper than
  * LPO_JSON_DEPTH is LPO_EFORMAT, an absent file LPO_ENOTFOUND.  Of equal keys
  * the last counts, as in Python.

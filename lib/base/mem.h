@@ -1,7 +1,7 @@
 /*
  * The raw allocator under lpo_alloc(), for libraries that take malloc-like
- * hooks: the same counter, so that tests can fail them too.  Not for jansson:
- * 2.14 frees what it never got when the parser's n-th allocation fails.
+ * hooks: the same counter, so that tests can fail them too.  jansson needs
+ * more care: json_mem.c.
  */
 #ifndef LPO_BASE_MEM_H
 #define LPO_BASE_MEM_H

@@ -106,8 +106,17 @@ lpo_scan_open(lpo_ctx *c, struct lpo_scan *s, const struct lpo_map *map,
 	    != ARCHIVE_OK || archive_read_open(s->a, s, NULL,
 	    map ? read_map : read_fd, NULL) != ARCHIVE_OK)
 		return lpo_fail(c, s->stopped ? LPO_ESTOP : LPO_EFORMAT,
-		    "%s: not a tar: %s", name, archive_error_string(s->a));
+		    "%s: not a tar: %s", name, lpo_tar_error(s->a));
 	return 0;
+}
+
+/* Where libarchive has no words, it had no memory for them. */
+const char *
+lpo_tar_error(struct archive *a)
+{
+	const char *text = archive_error_string(a);
+
+	return text != NULL ? text : "out of memory";
 }
 
 void
@@ -127,10 +136,11 @@ bad_tar(struct lpo_scan *s)
 {
 	if (s->stopped)
 		return lpo_fail(s->c, LPO_ESTOP, "stopped");
+	if (archive_errno(s->a) == ENOMEM)
+		return lpo_fail(s->c, LPO_ENOMEM, "%s: out of memory",
+		    s->name);
 	return lpo_fail(s->c, LPO_EFORMAT, "%s: damaged tar after byte %lld: "
-	    "%s", s->name, (long long)s->at,
-	    archive_error_string(s->a) ? archive_error_string(s->a) :
-	    "unknown");
+	    "%s", s->name, (long long)s->at, lpo_tar_error(s->a));
 }
 
 /* Data of the present member: a piece of the map, or memory of our own. */

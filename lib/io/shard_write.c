@@ -71,7 +71,7 @@ failed(lpo_shardw *w)
 {
 	if (w->failed == 0)
 		w->failed = lpo_fail(w->c, LPO_EIO, "cannot write tar: %s",
-		    archive_error_string(w->a));
+		    lpo_tar_error(w->a));
 	return w->failed;
 }
 

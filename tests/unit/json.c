@@ -1,5 +1,7 @@
 /* JSON helpers: canonical text, typed getters, limits; progress lines. */
 #include <string.h>
+#include <sys/wait.h>
+#include <unistd.h>
 
 #include "lib/base/json.h"
 #include "lib/base/progress.h"
@@ -222,6 +224,41 @@ progress(void)
 	ok(strcmp(b, "2 d 07 h") == 0, "%s", b);
 }
 
+/*
+ * Each allocation of a parse and a dump failing, in a process of its own: out
+ * of memory, never bad input, never another text.
+ */
+static void
+no_memory(void)
+{
+	static const char text[] = "{\"a\":[1,2.5,\"a longer string, to grow "
+	    "the parser's buffer\",{\"k\":null}],\"b\":{},\"c\":true}";
+	int n, status = 1, none = 0, wrong = 0;
+
+	for (n = 0; n < 2000 && status != 0; n++) {
+		if (fork() == 0) {
+			char *out = NULL;
+			json_t *v;
+
+			lpo_json_memory();
+			lpo_clear(c);
+			lpo_alloc_fail_at(n);
+			if (lpo_json_load(c, &v, text, strlen(text), "m") == 0)
+				out = lpo_json_dumps(c, v);
+			lpo_alloc_fail_at(-1);
+			_exit(out != NULL ? strcmp(out, text) != 0 :
+			    lpo_errcode(c) == LPO_ENOMEM ? 3 : 4);
+		}
+		if (wait(&status) < 0 || (status != 0 &&
+		    (!WIFEXITED(status) || WEXITSTATUS(status) != 3)))
+			wrong++;
+		else
+			none += status != 0;
+	}
+	ok(status == 0 && none > 20 && wrong == 0, "%d times out of memory, "
+	    "%d times something else", none, wrong);
+}
+
 int
 main(void)
 {
@@ -230,6 +267,7 @@ main(void)
 	getters();
 	limits();
 	cells();
+	no_memory();
 	progress();
 	lpo_ctx_free(c);
 	return done_testing();
