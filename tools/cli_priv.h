@@ -38,7 +38,7 @@ int	 lpo_cli_help(const lpo_cli *);
 /* cli.c: SIGUSR2 sets it, the next progress line clears it */
 extern volatile sig_atomic_t lpo_cli_status_flag;
 
-/* cli_run.c */
-void	 lpo_cli_run_end(lpo_cli *, int status);
+/* cli_run.c: the status, 1 where a finished run's last rows are not stored */
+int	 lpo_cli_run_end(lpo_cli *, int status);
 
 #endif

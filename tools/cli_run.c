@@ -8,6 +8,7 @@
 #include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/base/runid.h"
+#include "lib/base/state.h"
 #include "lib/io/db.h"
 #include "lib/io/shard.h"
 #include "lib/model/random.h"
@@ -434,6 +435,47 @@ out:
 	return rc;
 }
 
+/*
+ * A kill between the output's appearance and the state's removal leaves state
+ * of this run: then its last rows are missing too, and the run goes on from
+ * there to the same bytes.  A dead lock alone is removed; what is another's,
+ * or locked, stays.
+ */
+static int
+unfinished(lpo_cli *cli, const char *path)
+{
+	char *dir = lpo_state_path(cli->ctx, path);
+	lpo_state *s;
+	int found = 0;
+
+	if (dir != NULL && lpo_is_dir(dir) && lpo_state_open(cli->ctx, &s,
+	    path, cli->priv->run->id, cli->priv->run->options, 0) == 0) {
+		if ((found = lpo_state_found(s)) != 0)
+			lpo_state_close(s);
+		else
+			lpo_state_remove(s);
+	}
+	lpo_clear(cli->ctx);
+	lpo_free(dir);
+	return found;
+}
+
+/* The output is there and whole, whatever became of the last attempt. */
+static int
+already_done(lpo_cli *cli, const char *path)
+{
+	struct lpo_cli_run *r = cli->priv->run;
+	int rc;
+
+	lpo_cli_note(cli, "'%s' is already done", path);
+	if (cli->o.dry_run)
+		return LPO_CLI_DONE;
+	if ((rc = open_db(cli, r)) != 0 ||
+	    (rc = lpo_db_run_done(r->db, r->id)) != 0)
+		return rc;
+	return LPO_CLI_DONE;
+}
+
 int
 lpo_cli_begin(lpo_cli *cli, const char *path,
     int (*existing)(lpo_ctx *, const char *path, char run[17]))
@@ -449,10 +491,9 @@ lpo_cli_begin(lpo_cli *cli, const char *path,
 	lpo_cli_detail(cli, "run %s", r->id);
 	if (path != NULL && existing != NULL) {
 		rc = existing(cli->ctx, path, was);
-		if (rc == 0 && strcmp(was, r->id) == 0 && !cli->o.fresh) {
-			lpo_cli_note(cli, "'%s' is already done", path);
-			return LPO_CLI_DONE;
-		}
+		if (rc == 0 && strcmp(was, r->id) == 0 && !cli->o.fresh &&
+		    (cli->o.dry_run || !unfinished(cli, path)))
+			return already_done(cli, path);
 		if (rc == 0 && strcmp(was, r->id) != 0 && !cli->o.force)
 			return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there "
 			    "already, of %s%s: --force overwrites it", path,
@@ -508,14 +549,14 @@ lpo_cli_shard_there(lpo_cli *cli, const char *path, int *there)
 	return 0;
 }
 
-void
+int
 lpo_cli_run_end(lpo_cli *cli, int status)
 {
 	struct lpo_cli_run *r = cli->priv->run;
 	enum lpo_db_status s;
 
 	if (r == NULL)
-		return;
+		return status;
 	s = status == 0 || status == 3 || status == 5 ? LPO_DB_DONE :
 	    status == 4 ? LPO_DB_STOPPED : LPO_DB_FAILED;
 	if (r->db != NULL && r->run_row != 0) {
@@ -524,8 +565,12 @@ lpo_cli_run_end(lpo_cli *cli, int status)
 		/* the failure's text is out already; this is for the row */
 		lpo_clear(cli->ctx);
 		if (lpo_db_run_end(r->db, r->run_row, r->attempt_row, s,
-		    status, text != NULL && *text != '\0' ? text : NULL) != 0)
-			lpo_cli_note(cli, "%s", lpo_errmsg(cli->ctx));
+		    status, text != NULL && *text != '\0' ? text : NULL) != 0) {
+			fprintf(stderr, "%s: %s\n", cli->tool->name,
+			    lpo_errmsg(cli->ctx));
+			if (s == LPO_DB_DONE)
+				status = 1;
+		}
 		lpo_free(text);
 	}
 	lpo_db_close(r->db);
@@ -533,4 +578,5 @@ lpo_cli_run_end(lpo_cli *cli, int status)
 	json_decref(r->inputs);
 	lpo_free(r);
 	cli->priv->run = NULL;
+	return status;
 }

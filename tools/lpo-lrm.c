@@ -5,6 +5,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
+#include "lib/io/db.h"
 #include "tools/lrm.h"
 
 #define STEP_LINE_S	5.0	/* between two step lines */
@@ -371,6 +372,8 @@ train_loop(struct lrm_run *r)
 		rc = drain(r);
 	if (rc == 0 && r->eval != NULL && r->eval_step != n.step)
 		rc = lpo_lrmtool_evaluate(r, n.step);
+	if (rc == 0)
+		rc = lpo_db_flush(lpo_cli_db(r->cli));
 	return rc < 0 ? rc : publish(r);
 }
 

@@ -244,21 +244,6 @@ write_shard(struct pairs_job *j, const char *path, int64_t first, int64_t n,
 	return rc;
 }
 
-/* The same, as the only process at this path. */
-static int
-write_alone(struct pairs_job *j, const char *path, int64_t first, int64_t n,
-    int64_t k, int64_t shards)
-{
-	lpo_state *lock;
-	int rc;
-
-	if ((rc = lpo_state_lock(j->cli->ctx, &lock, path)) != 0)
-		return rc;
-	rc = write_shard(j, path, first, n, k, shards);
-	lpo_state_close(lock);
-	return rc;
-}
-
 static int
 write_shards(struct pairs_job *j)
 {
@@ -274,7 +259,9 @@ write_shards(struct pairs_job *j)
 			return LPO_ENOMEM;
 		rc = lpo_cli_shard_there(j->cli, path, &there);
 		if (rc == 0 && !there)
-			rc = write_alone(j, path, j->o->skip + k * per, n, k,
+			rc = lpo_tmp_sweep(j->cli->ctx, path);
+		if (rc == 0 && !there)
+			rc = write_shard(j, path, j->o->skip + k * per, n, k,
 			    shards);
 		else if (rc == 0)
 			j->done += n;
@@ -474,6 +461,7 @@ work_set(struct pairs_job *j)
 	const char *out = lpo_cli_to_stdout(cli) ? NULL : cli->o.output;
 	int pattern = lpo_cli_pattern(cli);
 	json_t *parents, *p;
+	lpo_state *lock;
 	size_t i;
 	int rc;
 
@@ -514,10 +502,14 @@ work_set(struct pairs_job *j)
 		return rc;
 	if (cli->o.dry_run)
 		return lpo_pairstool_plan(j);
-	if (pattern)
-		return write_shards(j);
-	return out == NULL ? write_shard(j, "-", o->skip, j->total, 0, 1) :
-	    write_alone(j, out, o->skip, j->total, 0, 1);
+	if (out == NULL)
+		return write_shard(j, "-", o->skip, j->total, 0, 1);
+	if ((rc = lpo_state_lock(cli->ctx, &lock, out)) != 0)
+		return rc;
+	rc = pattern ? write_shards(j) : write_shard(j, out, o->skip,
+	    j->total, 0, 1);
+	lpo_state_close(lock);
+	return rc;
 }
 
 static int

@@ -376,8 +376,8 @@ publish_folder(struct job *j, char *const *part, int64_t n)
 		lpo_folder_abort(&tmp);
 		return rc;
 	}
-	return lpo_folder_publish(c, &tmp, j->cli->o.output,
-	    j->cli->o.force || j->cli->o.fresh);
+	/* what may not be replaced was refused at the start */
+	return lpo_folder_publish(c, &tmp, j->cli->o.output, 1);
 }
 
 /* The part that begins with picture `first`, and where it ends. */

@@ -161,7 +161,7 @@ train(struct train_run *r)
 	/* five bad steps: what is good so far can be looked at */
 	if (rc == LPO_EFORMAT)
 		lpo_lpo_save(r->trainer, r->snap);
-	return rc;
+	return rc < 0 ? rc : lpo_db_flush(lpo_cli_db(cli));
 }
 
 static int

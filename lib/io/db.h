@@ -70,6 +70,8 @@ int	 lpo_db_run_begin(lpo_db *, int64_t *run_id, int64_t *attempt_id,
 /* Flushes metrics; message may be NULL. */
 int	 lpo_db_run_end(lpo_db *, int64_t run_id, int64_t attempt_id,
 	    enum lpo_db_status, int exit_status, const char *message);
+/* A finished output of `run` was found: its row says so; none is fine. */
+int	 lpo_db_run_done(lpo_db *, const char *run);
 int	 lpo_db_input(lpo_db *, int64_t run_id, const char *role,
 	    const char *path, const char *sha256, int64_t size_bytes);
 int	 lpo_db_parent(lpo_db *, int64_t run_id, const char *parent_run);

@@ -86,6 +86,14 @@ lpo_db_run_end(lpo_db *db, int64_t run_id, int64_t attempt_id,
 }
 
 int
+lpo_db_run_done(lpo_db *db, const char *run)
+{
+	return lpo_db_run(db, NULL, "UPDATE run SET status = 'done', "
+	    "ended_at = ? WHERE run = ? AND status <> 'done'", "is", now(),
+	    run);
+}
+
+int
 lpo_db_input(lpo_db *db, int64_t run_id, const char *role, const char *path,
     const char *sha256, int64_t size_bytes)
 {
