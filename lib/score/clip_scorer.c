@@ -13,7 +13,7 @@
 #include "lib/model/text.h"
 #include "lib/score/embedder.h"
 
-#define TEXTS 8			/* prompts per walk */
+#define TEXTS 4			/* prompts per walk */
 #define CACHE 4096		/* prompts remembered */
 
 struct text {
@@ -189,70 +189,72 @@ encode(struct clip *m, const char *const *prompt, int64_t n)
 }
 
 /*
- * The cosines of n <= TEXTS pictures: first the prompts that are not
- * remembered, each once, then the products; two prompts of one place in the
- * cache make the loop go round again.
+ * Encode those of n prompts that are neither done nor remembered, each once.
+ * Of two that share a place in the cache only the first.
  */
 static int
-cosines(struct clip *m, double *out, const float *embeds,
-    const char *const *prompt, int64_t n)
+learn(struct clip *m, const char *const *prompt, const char *done, int64_t n)
 {
-	const char *want[TEXTS];
-	char done[TEXTS] = { 0 };
-	int64_t i, k, left = n, w;
+	const char *want[LPO_SCORER_SLOTS];
+	int64_t i, k, w = 0, size;
 	int rc;
 
-	while (left > 0) {
-		for (i = 0, w = 0; i < n; i++) {
-			if (done[i] || known(m, prompt[i]))
-				continue;
-			for (k = 0; k < w; k++)
-				if (place(m, want[k]) == place(m, prompt[i]))
-					break;
-			if (k == w)
-				want[w++] = prompt[i];
-		}
-		if (w > 0 && (rc = encode(m, want, w)) < 0)
-			return rc;
+	for (i = 0; i < n; i++) {
+		if (done[i] || known(m, prompt[i]))
+			continue;
 		for (k = 0; k < w; k++)
-			if ((rc = remember(m, want[k], k)) < 0)
+			if (place(m, want[k]) == place(m, prompt[i]))
+				break;
+		if (k == w)
+			want[w++] = prompt[i];
+	}
+	for (i = 0; i < w; i += size) {
+		size = w - i < TEXTS ? w - i : TEXTS;
+		if ((rc = encode(m, want + i, size)) < 0)
+			return rc;
+		for (k = 0; k < size; k++)
+			if ((rc = remember(m, want[i + k], k)) < 0)
 				return rc;
-		for (i = 0; i < n; i++) {
-			const double *t = place(m, prompt[i])->unit;
-
-			if (done[i] || !known(m, prompt[i]))
-				continue;
-			lpo_embed_normalise(m->image, embeds + i * m->width,
-			    m->width);
-			for (out[i] = 0, k = 0; k < m->width; k++)
-				out[i] += m->image[k] * t[k];
-			done[i] = 1;
-			left--;
-		}
 	}
 	return 0;
+}
+
+static double
+cosine(struct clip *m, const float *image, const double *text)
+{
+	double sum = 0;
+	int64_t k;
+
+	lpo_embed_normalise(m->image, image, m->width);
+	for (k = 0; k < m->width; k++)
+		sum += m->image[k] * text[k];
+	return sum;
 }
 
 static int
 clip_run(void *self, double *value, int64_t stride, const char *const *prompt,
     int64_t n)
 {
-	double cosine[TEXTS];
+	char done[LPO_SCORER_SLOTS] = { 0 };
 	struct clip *m = self;
 	const float *embeds;
-	int64_t at, size, i;
+	int64_t i, left = n;
 	int rc;
 
 	if ((rc = lpo_embedder_get(m->eye, &embeds, n)) < 0)
 		return rc;
-	for (at = 0; at < n; at += size) {
-		size = n - at < TEXTS ? n - at : TEXTS;
-		if ((rc = cosines(m, cosine, embeds + at * m->width,
-		    prompt + at, size)) < 0)
+	/* again where two prompts want one place in the cache */
+	while (left > 0) {
+		if ((rc = learn(m, prompt, done, n)) < 0)
 			return rc;
-		for (i = 0; i < size; i++) {
-			value[(at + i) * stride] = cosine[i];
-			value[(at + i) * stride + 1] = m->factor * cosine[i];
+		for (i = 0; i < n; i++) {
+			if (done[i] || !known(m, prompt[i]))
+				continue;
+			value[i * stride] = cosine(m, embeds + i * m->width,
+			    place(m, prompt[i])->unit);
+			value[i * stride + 1] = m->factor * value[i * stride];
+			done[i] = 1;
+			left--;
 		}
 	}
 	return 0;

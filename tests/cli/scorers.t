@@ -53,6 +53,15 @@ run 0 "one thread, no memory" "$eval" --images "$clip/prefs.csv" -j 1 \
     --memory 1 --scorer "aesthetic=aesthetic:$clip/head.safetensors,$clip" \
     --scorer "clipscore=clip:$clip"
 same out scores.csv "the same bytes"
+run 0 "bf16" "$eval" --images "$clip/prefs.csv" --precision bf16 \
+    --scorer "clipscore=clip:$clip"
+cut -d , -f 1,4- scores.csv | paste -d , out - | awk -F , 'NR > 1 {
+	for (i = 2; i <= 5; i++) {
+		d = ($i - $(i + 5)) ^ 2
+		far += d > 0.02 ^ 2
+		same += d == 0
+	} } END { exit far > 0 || same == 24 }'
+ok $? "near the same, and not the same"
 mkdir bin
 cp "$clip"/*.json "$clip/merges.txt" bin
 cp "$clip/head.pth" bin/pytorch_model.bin

@@ -27,7 +27,7 @@ static const int64_t widths[] = { 32, 24, 16, 8, 1 };
 struct harm {
 	const char *key;	/* of a tensor; NULL: of no one */
 	const char *file, *from, *to;	/* a text file: from becomes to */
-	enum { NONE, DROP, SHAPE, NOT_FINITE, WIDE } how;
+	enum { NONE, DROP, SHAPE, NOT_FINITE, WIDE, ZERO } how;
 	const char *says;
 };
 
@@ -50,9 +50,9 @@ spoil(char key[256], int *rank, int64_t shape[4])
 	return harm->how != DROP;
 }
 
-/* One element of a written safetensors file becomes NaN. */
+/* One element of a written safetensors file becomes NaN, or all zero. */
 static int
-poison(struct golden *g, const char *path, const char *key)
+poison(struct golden *g, const char *path, const char *key, int zero)
 {
 	const float nan_value = NAN;
 	const struct lpo_st_tensor *t;
@@ -66,7 +66,10 @@ poison(struct golden *g, const char *path, const char *key)
 		goto out;
 	t = lpo_st_find(st, key);
 	at = t == NULL ? 0 : (size_t)((const char *)t->data - bytes);
-	memcpy(bytes + at + 4, &nan_value, 4);
+	if (zero)
+		memset(bytes + at, 0, (size_t)t->bytes);
+	else
+		memcpy(bytes + at + 4, &nan_value, 4);
 	rc = lpo_file_write(g->c, path, bytes, n);
 out:
 	lpo_st_close(st);
@@ -155,10 +158,11 @@ write_folder(struct golden *g, int64_t projection)
 		lpo_free(text);
 		text = NULL;
 	}
-	if (rc == 0 && harm != NULL && harm->how == NOT_FINITE) {
+	if (rc == 0 && harm != NULL && (harm->how == NOT_FINITE ||
+	    harm->how == ZERO)) {
 		snprintf(path, sizeof(path), "%s/%s.safetensors", g->tmp,
 		    strncmp(harm->key, "layers.", 7) == 0 ? "head" : "model");
-		rc = poison(g, path, harm->key);
+		rc = poison(g, path, harm->key, harm->how == ZERO);
 	}
 	return rc;
 }
@@ -500,6 +504,28 @@ test_absent(void)
 	}
 }
 
+/* A picture without direction has no cosine. */
+static void
+test_zero(void)
+{
+	static const struct harm zero = { "visual_projection.weight", NULL,
+	    NULL, NULL, ZERO, "'c.cosine' of 'picture.0' is not a finite "
+	    "number" };
+	struct lpo_scores out = { .n = 0 };
+	struct source s = { NULL, -1, 0, "" };
+	struct golden g;
+
+	harm = &zero;
+	if (!g_open(&g, "score_vit80", LPO_ISA_AUTO))
+		return;
+	s.g = &g;
+	ok(write_folder(&g, 40) == 0 && score(&g, &out, 2, 0, &s) ==
+	    LPO_EFORMAT && strcmp(lpo_errmsg(g.c), zero.says) == 0,
+	    "no embedding: %s", lpo_errmsg(g.c));
+	lpo_scores_free(&out);
+	g_close(&g);
+}
+
 int
 main(void)
 {
@@ -512,5 +538,6 @@ main(void)
 	for (i = 0; i < sizeof(harms) / sizeof(*harms); i++)
 		test_harm(&harms[i]);
 	test_absent();
+	test_zero();
 	return done_testing();
 }
