@@ -1,7 +1,6 @@
 /* The CLIP vision tower. */
 #include "lib/model/vit.h"
 
-#include <math.h>
 
 #include "lib/base/json.h"
 #include "lib/model/clip_joint.h"
@@ -167,16 +166,15 @@ lpo_vit_params(lpo_vit *m)
 	return &m->params;
 }
 
-double
-lpo_vit_logit_scale(const lpo_vit *m)
+int
+lpo_vit_logit_scale(const lpo_vit *m, double *out)
 {
 	float s = 0;
+	int rc = lpo_param_export((lpo_params *)(uintptr_t)&m->params,
+	    m->scale, &s);
 
-	/* one float of host memory, no failure on the CPU; NaN would show */
-	if (lpo_param_export((lpo_params *)(uintptr_t)&m->params, m->scale,
-	    &s) < 0)
-		return NAN;
-	return (double)s;
+	*out = (double)s;
+	return rc;
 }
 
 lpo_var *

@@ -109,9 +109,10 @@ clip_open(lpo_scorers *set, void **self, const char *dir)
 	if (m == NULL)
 		return LPO_ENOMEM;
 	m->ctx = lpo_scorers_ctx(set);
-	if ((rc = lpo_scorers_embedder(set, &m->eye, dir)) < 0)
+	if ((rc = lpo_scorers_embedder(set, &m->eye, dir)) < 0 ||
+	    (rc = lpo_embedder_logit_scale(m->eye, &m->factor)) < 0)
 		return rc;
-	m->factor = exp(lpo_embedder_logit_scale(m->eye));
+	m->factor = exp(m->factor);
 	return open_text(m, lpo_scorers_opts(set), dir);
 }
 

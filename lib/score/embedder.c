@@ -111,10 +111,10 @@ lpo_embedder_width(const lpo_embedder *e)
 	return lpo_vit_cfg(e->vit)->projection;
 }
 
-double
-lpo_embedder_logit_scale(const lpo_embedder *e)
+int
+lpo_embedder_logit_scale(const lpo_embedder *e, double *out)
 {
-	return lpo_vit_logit_scale(e->vit);
+	return lpo_vit_logit_scale(e->vit, out);
 }
 
 void

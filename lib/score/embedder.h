@@ -15,7 +15,7 @@ int	 lpo_embedder_open(lpo_ctx *, lpo_embedder **,
 void	 lpo_embedder_close(lpo_embedder *);	/* NULL is fine */
 const char *lpo_embedder_dir(const lpo_embedder *);
 int64_t	 lpo_embedder_width(const lpo_embedder *);
-double	 lpo_embedder_logit_scale(const lpo_embedder *);	/* s, not exp(s) */
+int	 lpo_embedder_logit_scale(const lpo_embedder *, double *s);	/* no exp() */
 
 /* New pictures are coming: what is in the slots is old. */
 void	 lpo_embedder_begin(lpo_embedder *);
