@@ -175,6 +175,7 @@ encode_words(lpo_tokenizer *t, const char *s, size_t len)
 
 /* ---- added tokens ---- */
 
+/* \w of Unicode's rules for regular expressions, as Rust's regex has it. */
 static int
 is_word(int32_t cp)
 {
@@ -192,7 +193,12 @@ is_word(int32_t cp)
 	case UTF8PROC_CATEGORY_PC:
 		return 1;
 	default:
-		return cp == 0x200c || cp == 0x200d;
+		/* joiners; letters in circles and squares are alphabetic */
+		return cp == 0x200c || cp == 0x200d ||
+		    (cp >= 0x24b6 && cp <= 0x24e9) ||
+		    (cp >= 0x1f130 && cp <= 0x1f149) ||
+		    (cp >= 0x1f150 && cp <= 0x1f169) ||
+		    (cp >= 0x1f170 && cp <= 0x1f189);
 	}
 }
 

@@ -14,6 +14,7 @@ import json
 import pathlib
 import random
 import shutil
+import sys
 import unicodedata
 
 from tokenizers import (Regex, Tokenizer, models, normalizers,
@@ -112,6 +113,10 @@ SD15_MAP = {"bos_token": token(START), "eos_token": token(END),
             "unk_token": token(END), "pad_token": END}
 
 
+NAMES = ["sd15", "sd21", "sdxl2", "strings", "decoder", "added", "shuffled",
+         "few", "json"]
+
+
 def folders():
     """One per way in which the files of the world name their tokens."""
     shutil.rmtree(HERE / "tokenizer", ignore_errors=True)
@@ -146,8 +151,7 @@ def folders():
     CLIPTokenizer.from_pretrained(HERE / "tokenizer" / "decoder"
                                   ).save_pretrained(
         HERE / "tokenizer" / "json")
-    return ["sd15", "sd21", "sdxl2", "strings", "decoder", "added",
-            "shuffled", "few", "json"]
+    return NAMES
 
 
 SPACES = ("\t\n\x0b\x0c\r\x1c\x1d\x1e\x1f \x85\xa0\u1680\u180e" +
@@ -203,7 +207,8 @@ SPECIAL = [
     "\u00c9T\u00c9 \u00e9t\u00e9 E\u0301t\u00e9 ete", "<S> <s>",
     "a <cat-toy> b", "a<CAT-TOY>b", "a  <cat-toy>  <cat-toy>  b",
     "\u3000<cat-toy>\u00a0x", "dog dogs Dog. a_dog \u00e9dog dog\u0301 dog's",
-    "hot dog", "(DOG)", "dog-dog", "x two words y", "x two   words  y",
+    "\u24b6dog dog\u24e9 \U0001f170dog \u2460dog", "hot dog", "(DOG)",
+    "dog-dog", "x two words y", "x two   words  y",
     "two words ", "TWO WORDS two words", "x <Raw> <raw> <Raw>x <Raw>y",
     "category concat cat", "<pad> <eos> <bos> <unk>", "a<pad>b",
     "abc d e f ab!", "xyz \u00e9 !", "abcab cab", "bbbb", "a,b",
@@ -251,8 +256,11 @@ def escape(text):
 
 
 def main():
+    # Training breaks ties anew in each run: "keep" leaves the folders as
+    # they are.
+    keep = sys.argv[1:] == ["keep"]
     out = []
-    for name in folders():
+    for name in NAMES if keep else folders():
         tok = CLIPTokenizer.from_pretrained(HERE / "tokenizer" / name)
         n = tok.model_max_length
         out.append(f"= {name} {n} {tok.bos_token_id} {tok.eos_token_id} "
