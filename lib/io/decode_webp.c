@@ -100,6 +100,9 @@ lpo_decode_webp(lpo_ctx *c, struct lpo_image *out, const uint8_t *data,
 	status = WebPGetFeatures(data, bytes, &f);
 	if (status != VP8_STATUS_OK)
 		return failed(c, status);
+	/* libwebp is content where the picture is whole; Pillow wants all. */
+	if (lpo_le32(data + 4) > bytes - 8)
+		return failed(c, VP8_STATUS_NOT_ENOUGH_DATA);
 	err = lpo_decode_begin(c, out, f.width, f.height, opts);
 	if (err != 0)
 		return err;

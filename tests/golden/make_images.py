@@ -256,6 +256,7 @@ def bad():
     yield "bad-webp-half", w[:len(w) // 2]
     yield "bad-webp-header", w[:16]
     yield "bad-webp-vp8", w[:20] + bytes(10) + w[30:]
+    yield "bad-webp-exif", saved(rgb, "WEBP", exif=exif(6))[:-4]
 
 
 def images():
