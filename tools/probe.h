@@ -7,10 +7,10 @@
 #include "tools/cli.h"
 
 struct lpo_probe_opts {
-	const char *component, *input, *lora, *lrm, *file, *save;
+	const char *component, *input, *lora, *lrm, *file, *save, *threshold;
 	int64_t repeat, steps, size_px;
 	double eta, beta, clip, guidance;
-	int grad, full, dtype;
+	int grad, full, dtype, exif;
 };
 
 struct lpo_probe {

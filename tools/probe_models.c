@@ -99,6 +99,7 @@ static int
 probe_image(struct lpo_probe *p)
 {
 	int64_t s = p->o->size_px, shape[4] = { 1, 3, s, s };
+	struct lpo_image_opts opts = { .exif = p->o->exif };
 	struct lpo_image img = { 0 };
 	uint8_t *rgb = NULL;
 	float *hwc, *chw;
@@ -107,7 +108,7 @@ probe_image(struct lpo_probe *p)
 	if (p->o->file == NULL || s == 0)
 		return lpo_cli_usage(p->cli, "image: give --file IMG and "
 		    "-s SIZE");
-	if ((rc = lpo_image_read(p->ctx, &img, p->o->file, NULL)) != 0)
+	if ((rc = lpo_image_read(p->ctx, &img, p->o->file, &opts)) != 0)
 		return rc;
 	hwc = lpo_probe_new(p, s * s * 3);
 	chw = lpo_probe_new(p, s * s * 3);

@@ -11,6 +11,43 @@
 
 /* ----------------------------------------------------------------- ddim */
 
+/* The table, the sampling steps in their order, and thresholds on them. */
+static int
+put_schedule(struct lpo_probe *p, const struct lpo_schedule *s)
+{
+	int64_t n = p->o->steps, i;
+	int64_t *t = lpo_alloc(p->ctx, (size_t)n, sizeof *t);
+	struct lpo_ddim *step = lpo_alloc(p->ctx, (size_t)n, sizeof *step);
+	double *th = lpo_alloc(p->ctx, (size_t)n, sizeof *th);
+	float *abar = lpo_probe_new(p, s->train_steps);
+	float *out_t = lpo_probe_new(p, n), *out_th = lpo_probe_new(p, n);
+	struct lpo_threshold spec;
+	int rc = lpo_errcode(p->ctx);
+
+	if (rc != 0 || (rc = lpo_schedule_timesteps(p->ctx, s, t, n)) != 0)
+		goto out;
+	memcpy(abar, s->abar, (size_t)s->train_steps * sizeof *abar);
+	for (i = 0; i < n; i++) {
+		out_t[i] = (float)t[i];
+		lpo_schedule_ddim(s, &step[i], t[i], n, 1, 1);
+	}
+	if ((rc = lpo_probe_put(p, "timesteps", 1, &n, out_t)) != 0 ||
+	    (rc = lpo_probe_put(p, "alphas_cumprod", 1, &s->train_steps,
+	    abar)) != 0 || p->o->threshold == NULL ||
+	    (rc = lpo_threshold_parse(p->ctx, &spec,
+	    p->o->threshold)) != 0)
+		goto out;
+	lpo_threshold_table(&spec, th, step, n);
+	for (i = 0; i < n; i++)
+		out_th[i] = (float)th[i];
+	rc = lpo_probe_put(p, "threshold", 1, &n, out_th);
+out:
+	lpo_free(th);
+	lpo_free(step);
+	lpo_free(t);
+	return rc;
+}
+
 static int
 probe_ddim(struct lpo_probe *p)
 {
@@ -56,6 +93,8 @@ probe_ddim(struct lpo_probe *p)
 				    d.sigma * (double)z[k]);
 		}
 	}
+	if (rc == 0)
+		rc = put_schedule(p, &sched);
 	lpo_schedule_free(&sched);
 	if (rc != 0 || (rc = lpo_probe_put(p, "x0", 4, s, x0)) != 0 ||
 	    (rc = lpo_probe_put(p, "mu", 4, s, mu)) != 0 ||

@@ -45,6 +45,9 @@ is "$(cat "$dir/out")" 3 "a line each"
 probe -c image --file "$dir/world/img/000000_0.png" -s 32 -o "$dir/i.st"
 ok $? "image"
 is "$(shape "$dir/i.st" image)" "[1,3,32,32]" "its shape"
+probe -c image --exif --file "$dir/world/img/000000_0.png" -s 32 \
+    -o "$dir/i2.st"
+same "$dir/i.st" "$dir/i2.st" "--exif without a tag changes nothing"
 probe -c vae-encode -i "$dir/i.st" -o "$dir/m.st"
 ok $? "vae-encode"
 is "$(shape "$dir/m.st" moments)" "[1,8,8,8]" "its shape"
@@ -91,6 +94,12 @@ same "$dir/o1.st" "$dir/o.st" "repeated: the same bytes"
 st "$dir/z.st" '{"x_t":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"eps":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[1024,2048]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[2048,2056]}}' 2056
 probe -c ddim -i "$dir/z.st" -o "$dir/o.st"
 is "$(shape "$dir/o.st" sigma)" "[1]" "ddim"
+probe -c ddim -i "$dir/z.st" -o "$dir/o.st" --steps 50 \
+    --threshold linear:0.2:0.4
+is "$(shape "$dir/o.st" timesteps) $(shape "$dir/o.st" threshold)" \
+    "[50] [50]" "its timesteps and thresholds"
+probe -c ddim -i "$dir/z.st" -o "$dir/o.st" --threshold linear
+is $? 1 "a threshold that is none"
 
 # ---- Philox 4x32-10 of zeros: 6627e8d5 e169c58d bc57ac4c 9b00dbd8
 st "$dir/z.st" '{"counter":{"dtype":"I64","shape":[1,4],"data_offsets":[0,32]},"key":{"dtype":"I64","shape":[1,2],"data_offsets":[32,48]}}' 48
