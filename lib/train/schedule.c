@@ -225,8 +225,10 @@ lpo_schedule_timesteps(lpo_ctx *c, const struct lpo_schedule *s, int64_t *t,
 			t[k] = (n - 1 - k) * ratio + s->steps_offset;
 			break;
 		case LPO_SPACING_TRAILING:
-			step = (double)total / (double)n;
-			t[k] = (int64_t)nearbyint((double)total -
+			/* numpy.arange's step: its second value less 1st */
+			step = (double)total - (double)total / (double)n -
+			    (double)total;
+			t[k] = (int64_t)nearbyint((double)total +
 			    (double)k * step) - 1;
 			break;
 		case LPO_SPACING_LINSPACE:

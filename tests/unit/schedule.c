@@ -61,6 +61,10 @@ timesteps(lpo_ctx *c, struct lpo_schedule *s)
 	lpo_schedule_timesteps(c, s, t, 7);
 	ok(same(t, (int64_t[]){ 999, 856, 713, 570, 428, 285, 142 }, 7),
 	    "trailing, 7 steps");
+	/* np.round(arange(1000, 0, -1000/48)) - 1: ties by arange's step */
+	lpo_schedule_timesteps(c, s, t, 48);
+	ok(t[3] == 936 && t[15] == 686 && t[27] == 436 && t[39] == 186,
+	    "trailing, 48 steps");
 	s->spacing = LPO_SPACING_LINSPACE;
 	/* np.round(linspace(0, 999, 4))[::-1] */
 	lpo_schedule_timesteps(c, s, t, 4);
