@@ -1,6 +1,6 @@
 """lpo-probe's tokenizers against transformers' fast CLIP tokenizer.
 
-usage: tokenizer.py [SEED]      BIN=bin: where the programs are
+usage: tokenizer.py [SEED]
 
 OpenAI's own vocabulary (from the open_clip_torch package) in the files of
 SD1.5, SD2.1 and both of SDXL, and the small vocabularies of tests/golden,
@@ -11,12 +11,10 @@ those of its own year.
 """
 import gzip
 import json
-import os
 import pathlib
 import random
 import subprocess
 import sys
-import tempfile
 import unicodedata
 
 import open_clip
@@ -24,7 +22,9 @@ import tokenizers
 import transformers
 from transformers import CLIPTokenizerFast
 
-BIN = os.environ.get("BIN", "bin")
+import parity
+from parity import BIN
+
 GOLDEN = pathlib.Path(__file__).parent.parent / "golden" / "tokenizer"
 START, END = "<|startoftext|>", "<|endoftext|>"
 
@@ -151,10 +151,17 @@ def compare(name, model, texts, as_json, tok):
     a, b = ours(model, texts, as_json), theirs(tok, texts)
     assert len(a) == len(b) == len(texts)
     bad = [i for i in range(len(b)) if a[i] != b[i]]
-    print(f"{name:28s} {len(b):7d} strings  {len(bad):5d} differ")
     for i in bad[:3]:
-        print("   ", ascii(texts[i])[:300], a[i][:12], b[i][:12])
-    return len(bad)
+        print("   ", ascii(texts[i])[:300], a[i][:12], b[i][:12],
+              file=sys.stderr)
+    return name, len(b), len(bad)
+
+
+def judge(what, result):
+    """No string may differ."""
+    name, n, bad = result
+    print(f"{name}: {n} strings, {bad} differ", file=sys.stderr)
+    parity.add(what, name, bad, 0, 0, f"of {n}")
 
 
 def invalid(model):
@@ -170,36 +177,36 @@ def invalid(model):
                         str(model), "--json"], input=b'"\\ud800"\n',
                        capture_output=True, check=False)
     bad += r.returncode != 1 or b"line 1" not in r.stderr
-    print(f"{'not UTF-8':28s} {7:7d} strings  {bad:5d} not refused")
-    return bad
+    parity.add("text that is not UTF-8 is refused", model.name, bad, 0, 0)
 
 
 def main():
     seed = int(sys.argv[1]) if len(sys.argv) > 1 else 1
     print(f"transformers {transformers.__version__}, tokenizers "
-          f"{tokenizers.__version__}")
-    bad = 0
-    with tempfile.TemporaryDirectory() as top:
-        for model in variants(pathlib.Path(top)):
-            tok = CLIPTokenizerFast.from_pretrained(model / "tokenizer")
-            texts = list(strings(random.Random(seed)))
-            bad += compare(model.name, model, texts, True, tok)
-            plain = [t for t in texts if "\n" not in t and "\x00" not in t]
-            bad += compare(model.name + ", plain", model, plain, False, tok)
-            if model.name != "sdxl_2":
-                continue
-            bad += invalid(model)
-            for known in True, False:
-                points = [f"a{chr(c)}B{chr(c)}" for c in range(1, 0x110000)
-                          if not 0xd800 <= c < 0xe000 and c != 10 and
-                          (unicodedata.category(chr(c)) != "Cn") == known]
-                n = compare("every code point" if known else
-                            "not yet in Unicode " +
-                            unicodedata.unidata_version, model, points,
-                            False, tok)
-                bad += n if known else 0
-    sys.exit(bad > 0)
+          f"{tokenizers.__version__}", file=sys.stderr)
+    for model in variants(pathlib.Path(parity.path("models"))):
+        tok = CLIPTokenizerFast.from_pretrained(model / "tokenizer")
+        texts = list(strings(random.Random(seed)))
+        judge("token ids, JSON strings",
+              compare(model.name, model, texts, True, tok))
+        plain = [t for t in texts if "\n" not in t and "\x00" not in t]
+        judge("token ids, lines",
+              compare(model.name, model, plain, False, tok))
+        if model.name == "sdxl_2":
+            invalid(model)
+            code_points(model, tok)
 
 
-if __name__ == "__main__":
-    main()
+def code_points(model, tok):
+    known, new = [], []
+    for c in range(1, 0x110000):
+        if not 0xd800 <= c < 0xe000 and c != 10:
+            there = unicodedata.category(chr(c)) != "Cn"
+            (known if there else new).append(f"a{chr(c)}B{chr(c)}")
+    judge("token ids, every code point",
+          compare(model.name, model, known, False, tok))
+    print("not yet in Unicode", unicodedata.unidata_version,
+          compare(model.name, model, new, False, tok), file=sys.stderr)
+
+
+parity.run(main)
