@@ -80,7 +80,8 @@ enum lpo_cli_precision { LPO_PREC_AUTO, LPO_PREC_F32, LPO_PREC_BF16 };
 /* Values of the common options; read only for tools except as said. */
 struct lpo_cli_common {
 	const char *model, *variant, *output, *db, *device;
-	int precision;		/* enum lpo_cli_precision */
+	int precision;		/* enum lpo_cli_precision; a tool may settle
+				   LPO_PREC_AUTO before lpo_cli_begin() */
 	const char *isa;	/* NULL: the best */
 	int64_t threads;	/* 0: all this process may use */
 	int64_t memory_bytes;	/* 0: what is available (lpo_cli_memory) */

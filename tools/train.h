@@ -37,6 +37,7 @@ struct train_run {
 	lpo_lrm_texts *lrm_texts;
 	lpo_policy_texts *texts;
 	struct lpo_lpo_parts parts;
+	enum lpo_dtype lrm_dtype;
 	struct lpo_lpo_options lo;
 	int64_t iterations, rank, check_every;
 	const char *threshold;

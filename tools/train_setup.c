@@ -252,6 +252,24 @@ read_prompts(struct train_run *r)
 	return 0;
 }
 
+/*
+ * The policy is f32 unless bf16 is asked for: what bf16 rounds away between
+ * policy and reference is no smaller than what the loss takes for a
+ * difference (tests/parity/bf16_noise.py).  Scores bear it.
+ */
+static void
+precision(struct run *r)
+{
+	lpo_cli *cli = r->cli;
+
+	r->lrm_dtype = lpo_cli_precision(cli);
+	if (cli->o.precision == LPO_PREC_AUTO)
+		cli->o.precision = LPO_PREC_F32;
+	r->parts.dtype = lpo_cli_precision(cli);
+	lpo_cli_resolved(cli, "lrm_precision", json_string(
+	    r->lrm_dtype == LPO_BF16 ? "bf16" : "f32"));
+}
+
 int
 lpo_traintool_settle(struct train_run *r)
 {
@@ -260,7 +278,7 @@ lpo_traintool_settle(struct train_run *r)
 	char *dir = NULL;
 	int rc;
 
-	r->parts.dtype = lpo_cli_precision(cli);
+	precision(r);
 	if ((rc = read_prompts(r)) < 0 ||
 	    (rc = lpo_cli_model_part(cli, &dir, "unet")) != 0)
 		return rc;
@@ -311,7 +329,7 @@ load_texts(struct train_run *r)
 	if (lpo_cli_given(r->cli, "lrm-guidance"))
 		cfg.guidance = r->o->lrm_guidance;
 	if ((rc = lpo_lrm_open(c, &r->cli->be, &r->lrm, r->o->reward,
-	    r->cli->o.model, r->parts.dtype, &cfg)) < 0)
+	    r->cli->o.model, r->lrm_dtype, &cfg)) < 0)
 		goto out;
 	rc = lpo_lrm_texts_new(c, &r->lrm_texts, r->lrm, p, n);
 out:

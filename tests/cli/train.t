@@ -36,6 +36,13 @@ test -s "$dir/d.safetensors" &&
     ! cmp -s "$dir/a.safetensors" "$dir/d.safetensors"
 ok $? "another seed, another LoRA"
 
+train -q --db "$dir/p.db" --precision auto --iterations 1 \
+    -o "$dir/auto.safetensors" 2>"$dir/err"
+if command -v sqlite3 >/dev/null; then
+	is "$(sqlite3 "$dir/p.db" 'select precision from attempt')" f32 \
+	    "--precision auto: the policy is f32 on every machine"
+fi
+
 is "$(status train --db none -o "$dir/a.safetensors")" 0 \
     "the same command again is done already"
 grep -q "already done" "$dir/err"
