@@ -174,7 +174,7 @@ def table(name, n, truth, f32, bf16):
         bias = [v.mean() for v in d]
         print(f"{t:5d} | {h[0]:13.2e} | {bias[0]:+15.1e} {h[1]:8.1e} | "
               f"{np.sqrt(np.mean(d[1] ** 2)):14.2e} {bias[1]:+11.2e} "
-              f"{h[2]:8.3f}{'x' * (h[2] > MAX_H)} | "
+              f"{h[2]:8.3f}{'x' * int(h[2] > MAX_H)} | "
               f"{bf16[i, :, 2].mean():.2e}", file=sys.stderr)
         parity.add("LPO in f32: rms h <= 0.3 (torch's: bf16)", name, h[1],
                    h[2], MAX_H, f"t = {t}")
