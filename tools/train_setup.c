@@ -258,7 +258,7 @@ read_prompts(struct train_run *r)
  * difference (tests/parity/bf16_noise.py).  Scores bear it.
  */
 static void
-precision(struct run *r)
+precision(struct train_run *r)
 {
 	lpo_cli *cli = r->cli;
 

@@ -4,6 +4,7 @@
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "lib/base/json.h"
 #include "lib/model/source.h"
 
 #define BATCH 8		/* prompts per walk; the values don't depend on it */
@@ -21,6 +22,7 @@ struct lpo_text {
 	lpo_backend *be;
 	enum lpo_dtype dtype;
 	int n;			/* encoders */
+	int zero_uncond;
 	int64_t length;
 	struct part part[2];
 	int32_t *ids;		/* [BATCH, length] */
@@ -83,6 +85,24 @@ check_two(lpo_text *m, const char *dir)
 	return 0;
 }
 
+static int
+read_index(lpo_text *m, const char *dir)
+{
+	char *path = lpo_path_join(m->ctx, dir, "model_index.json");
+	json_t *j = NULL;
+	int rc = path == NULL ? LPO_ENOMEM : 0;
+
+	m->zero_uncond = m->n == 2;
+	if (rc == 0 && m->n == 2 && lpo_source_has(path) &&
+	    (rc = lpo_source_json(m->ctx, &j, path, 1 << 20)) == 0 &&
+	    (rc = lpo_json_bool(m->ctx, &m->zero_uncond, j,
+	    "force_zeros_for_empty_prompt", 1)) < 0)
+		lpo_fail_prefix(m->ctx, "%s", path);
+	json_decref(j);
+	lpo_free(path);
+	return rc < 0 ? rc : 0;
+}
+
 int
 lpo_text_open(lpo_ctx *c, lpo_backend *be, lpo_text **out, const char *dir,
     enum lpo_dtype dt)
@@ -100,7 +120,8 @@ lpo_text_open(lpo_ctx *c, lpo_backend *be, lpo_text **out, const char *dir,
 	if ((second = lpo_path_join(c, dir, "text_encoder_2")) == NULL)
 		goto out;
 	m->n = lpo_source_has(second) ? 2 : 1;
-	if ((rc = open_part(m, &m->part[0], dir, "")) < 0)
+	if ((rc = read_index(m, dir)) < 0 ||
+	    (rc = open_part(m, &m->part[0], dir, "")) < 0)
 		goto out;
 	if (m->n == 2 && ((rc = open_part(m, &m->part[1], dir, "_2")) < 0 ||
 	    (rc = check_two(m, dir)) < 0))
@@ -129,6 +150,12 @@ lpo_text_free(lpo_text *m)
 	lpo_free(m->ids);
 	lpo_free(m->out);
 	lpo_free(m);
+}
+
+int
+lpo_text_zero_uncond(const lpo_text *m)
+{
+	return m->zero_uncond;
 }
 
 int

@@ -19,6 +19,11 @@ int	 lpo_text_encoders(const lpo_text *);		/* 1 or 2 */
 int64_t	 lpo_text_length(const lpo_text *);		/* tokens, 77 */
 int64_t	 lpo_text_dim(const lpo_text *);		/* context width */
 int64_t	 lpo_text_pooled_dim(const lpo_text *);	/* 0 without pooled */
+/*
+ * 1: with no negative prompt guidance starts from zeros, not from the encoded
+ * "": SDXL, unless model_index.json's force_zeros_for_empty_prompt is false.
+ */
+int	 lpo_text_zero_uncond(const lpo_text *);
 lpo_clip *lpo_text_encoder(lpo_text *, int which);	/* 0, 1 */
 lpo_tokenizer *lpo_text_tokenizer(lpo_text *, int which);
 

@@ -95,8 +95,8 @@ lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
 		else
 			rc = encode_some(c, x, text, prompts + i, i, some);
 	}
-	/* SDXL's unconditional row stays zero */
-	if (rc == 0 && x->pooled == 0)
+	/* SDXL's unconditional row stays zero, as the file is */
+	if (rc == 0 && !lpo_text_zero_uncond(text))
 		rc = encode_some(c, x, text, empty, n, 1);
 	if (rc < 0) {
 		lpo_policy_texts_free(x);
