@@ -40,7 +40,7 @@ run(struct golden *g, struct rec *r, lpo_vae *m)
 
 	if ((r->t = lpo_tape_new(g->c, &g->be, LPO_F32, 2)) == NULL)
 		return LPO_ENOMEM;
-	r->image = lpo_input(r->t, 2, 20, 16, 3, LPO_F32, 1);
+	r->image = lpo_input(r->t, 2, 23, 18, 3, LPO_F32, 1);
 	r->latent = lpo_input(r->t, 2, 3, 5, 4, LPO_F32, 1);
 	r->moments = lpo_vae_encode(r->t, m, r->image);
 	r->decoded = lpo_vae_decode(r->t, m, r->latent);
