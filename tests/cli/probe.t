@@ -71,6 +71,16 @@ is "$(vae --variant fp8)" 1 "a variant that no part has"
 grep -q "no part of .* 'fp8'" "$dir/err"
 ok $? "says so"
 is "$(vae --variant a/b)" 2 "a variant is no path"
+cp "$model"/vae/*.safetensors "$dir/m/vae/"
+echo 'a red circle' > "$dir/p.txt"
+run_id() {
+	"$bin/lpo-sample" -v -m "$dir/m" -p "$dir/p.txt" -o "$dir/s.tar" \
+	    --db none --dry-run "$@" 2>&1 | sed -n 's/^lpo-sample: run //p'
+}
+plain=$(run_id)
+test -n "$plain" -a "$plain" = "$(run_id)" -a \
+    "$plain" != "$(run_id --variant fp16)"
+ok $? "a variant is part of the run's id"
 
 # ---- zeros through the rest
 st "$dir/z.st" '{"latent":{"dtype":"F32","shape":[2,4,8,8],"data_offsets":[0,2048]}}' 2048
