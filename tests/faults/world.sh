@@ -8,7 +8,7 @@
 in=$dir/in
 scorer=$bin/judge
 
-# quiet_ COMMAND...: what every stage has in common.
+# tool COMMAND...: what every stage has in common.
 tool() {
 	t=$1
 	shift
@@ -73,8 +73,8 @@ stage_eval() {
 	    --batch 2 --scorer "judge=$scorer" --html report.html -o scores.tsv
 }
 stage_probe() {
-	tool lpo-probe --db lpo.db -m "$model" -c unet \
-	    -i "$in/unet.safetensors" -o out.safetensors
+	tool lpo-probe -c image --file "$in/world/img/000000_0.png" -s 16 \
+	    -o image.safetensors
 }
 
 # published FOLDER: the files a user sees, without databases and what lpo(7)
