@@ -80,6 +80,9 @@ eat_shape(struct cursor *s, struct lpo_npy *a)
 		if (a->ndim == LPO_NPY_DIMS || s->p == s->end ||
 		    *s->p < '0' || *s->p > '9')
 			return 0;
+		if (*s->p == '0' && s->end - s->p > 1 && s->p[1] >= '0' &&
+		    s->p[1] <= '9')	/* no number of Python's */
+			return 0;
 		for (v = 0; s->p < s->end && *s->p >= '0' && *s->p <= '9';
 		    s->p++)
 			if (__builtin_mul_overflow(v, (int64_t)10, &v) ||
