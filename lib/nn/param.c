@@ -22,8 +22,8 @@ device_room(lpo_params *ps, int64_t count, enum lpo_dtype dt)
 	void *p = ps->be->k->alloc(ps->be, bytes);
 
 	if (p == NULL) {
-		lpo_fail(ps->ctx, LPO_ENOMEM, "no %zu bytes on device '%s'",
-		    bytes, ps->be->k->name);
+		lpo_fail(ps->ctx, LPO_ENOMEM, "no memory: %zu bytes on "
+		    "device '%s'", bytes, ps->be->k->name);
 		return NULL;
 	}
 	ps->bytes += (int64_t)bytes;
