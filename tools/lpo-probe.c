@@ -41,7 +41,15 @@ static const struct lpo_cli_option options[] = {
 	O("clip", 0, "X", LPO_CLI_F64, clip, 0, 1,
 	    "lpo-loss, lpo-step: ratios stay in 1-X..1+X (0.1)"),
 	O("guidance", 0, "X", LPO_CLI_F64, guidance, 0, 1000,
-	    "lpo-step (5), lrm (its own)"),
+	    "lpo-step (5), lrm, lrm-loss (their own)"),
+	O("criterion", 0, "pair|batch|both", LPO_CLI_CHOICE, criterion, 0, 0,
+	    "lrm-loss (pair)"),
+	O("batch-coeff", 0, "X", LPO_CLI_F64, batch_coeff, 0, 1e9,
+	    "lrm-loss: weight of batch in both (1)"),
+	O("aux-coeff", 0, "X", LPO_CLI_F64, aux_coeff, 0, 1e9,
+	    "lrm-loss: weight of pairs with two timesteps (1)"),
+	O("freeze-text", 0, NULL, LPO_CLI_FLAG, freeze_text, 0, 0,
+	    "lrm-loss --grad: none of the text encoders"),
 	O("save", 0, "DIR", LPO_CLI_STRING, save, 0, 0,
 	    "write the model as a diffusers folder, and nothing else"),
 	O("dtype", 0, "f32|f16|bf16", LPO_CLI_CHOICE, dtype, 0, 0,
@@ -61,7 +69,7 @@ static const struct lpo_probe_component *
 find(const char *name)
 {
 	static const struct lpo_probe_component *const table[] = {
-		lpo_probe_models, lpo_probe_train };
+		lpo_probe_models, lpo_probe_train, lpo_probe_lrm };
 	const struct lpo_probe_component *c;
 	size_t i;
 
@@ -216,7 +224,8 @@ int
 main(int argc, char **argv)
 {
 	struct lpo_probe_opts o = { .repeat = 1, .steps = 20, .eta = 1,
-	    .beta = 500, .clip = 0.1, .guidance = 5 };
+	    .beta = 500, .clip = 0.1, .guidance = 5,
+	    .batch_coeff = 1, .aux_coeff = 1 };
 	lpo_cli cli;
 	int rc;
 

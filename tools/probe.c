@@ -78,6 +78,17 @@ lpo_probe_put(struct lpo_probe *p, const char *key, int ndim,
 }
 
 int
+lpo_probe_put_scalar(struct lpo_probe *p, const char *key, double v)
+{
+	float *x = lpo_probe_new(p, 1);
+
+	if (x == NULL)
+		return LPO_ENOMEM;
+	*x = (float)v;
+	return lpo_probe_put(p, key, 0, NULL, x);
+}
+
+int
 lpo_probe_put_i64(struct lpo_probe *p, const char *key, int ndim,
     const int64_t *shape, const int64_t *data)
 {

@@ -9,8 +9,8 @@
 struct lpo_probe_opts {
 	const char *component, *input, *lora, *lrm, *file, *save, *threshold;
 	int64_t repeat, steps, size_px;
-	double eta, beta, clip, guidance;
-	int grad, full, dtype, exif;
+	double eta, beta, clip, guidance, batch_coeff, aux_coeff;
+	int grad, full, criterion, freeze_text, dtype, exif;
 };
 
 struct lpo_probe {
@@ -43,6 +43,8 @@ float	*lpo_probe_new(struct lpo_probe *, int64_t count);
 /* An output; data is borrowed until the probe's end. */
 int	 lpo_probe_put(struct lpo_probe *, const char *key, int ndim,
 	    const int64_t *shape, const float *data);
+/* The same of one number, a tensor of no dimensions. */
+int	 lpo_probe_put_scalar(struct lpo_probe *, const char *key, double);
 int	 lpo_probe_put_i64(struct lpo_probe *, const char *key, int ndim,
 	    const int64_t *shape, const int64_t *data);
 /*
@@ -80,5 +82,6 @@ struct lpo_probe_component {
 /* Tables ended by a NULL name. */
 extern const struct lpo_probe_component lpo_probe_models[];
 extern const struct lpo_probe_component lpo_probe_train[];
+extern const struct lpo_probe_component lpo_probe_lrm[];
 
 #endif

@@ -111,6 +111,35 @@ is "$(shape "$dir/o.st" timesteps) $(shape "$dir/o.st" threshold)" \
 probe -c ddim -i "$dir/z.st" -o "$dir/o.st" --threshold linear
 is $? 1 "a threshold that is none"
 
+# ---- the reward model: equal images have losses in closed form
+one='\0\0\200\077'
+pairs() {			# pairs HEADER_TAIL BYTES: two of zeros
+	st "$dir/z.st" '{"sample_0":{"dtype":"F32","shape":[2,4,6,4],"data_offsets":[0,768]},"sample_1":{"dtype":"F32","shape":[2,4,6,4],"data_offsets":[768,1536]},"timestep":{"dtype":"I64","shape":[2],"data_offsets":[1536,1552]},"input_ids":{"dtype":"I64","shape":[2,6],"data_offsets":[1552,1648]},"label_1":{"dtype":"F32","shape":[2],"data_offsets":[1648,1656]},"label_0":{"dtype":"F32","shape":[2],"data_offsets":[1656,1664]},"num_example_per_prompt":{"dtype":"F32","shape":[2],"data_offsets":[1664,1672]}'"$1}" 1656
+	# shellcheck disable=SC2059
+	printf "$one$one$one$one$2" >> "$dir/z.st"
+}
+loss() {			# loss OPTIONS: of equal images, as a number
+	probe -c lrm-loss -r tests/golden/lrm/sd -i "$dir/z.st" \
+	    -o "$dir/o.st" "$@" && tail -c 4 "$dir/o.st" | od -An -tf4 |
+	    awk '{ printf "%.4f\n", $1 }'
+}
+pairs '' ''
+is "$(loss)" 0.6931 "lrm-loss: log 2"
+is "$(loss --criterion batch)" 1.0397 "batch: (log 4 + log 2) / 2"
+is "$(loss --criterion both --batch-coeff 2)" 2.7726 "both, with a weight"
+probe -c lrm-loss -r tests/golden/lrm/sd -i "$dir/z.st" -o "$dir/o.st" --grad
+is "$(header "$dir/o.st" | grep -c 'grad.text_encoder.')" 1 "gradients"
+probe -c lrm-loss -r tests/golden/lrm/sd -i "$dir/z.st" -o "$dir/o.st" \
+    --grad --freeze-text
+is "$(header "$dir/o.st" | grep -c 'grad.text_encoder.') $(header \
+    "$dir/o.st" | grep -c 'grad.unet.')" "0 1" "--freeze-text: none of text"
+pairs ',"timestep_1":{"dtype":"I64","shape":[2],"data_offsets":[1672,1688]}' \
+    '\1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0'
+is "$(loss --aux-coeff 0)" 0.0000 "two timesteps: their weight"
+"$bin/lpo-probe" -c lrm-loss --criterion some -i "$dir/z.st" \
+    -o "$dir/o.st" 2>/dev/null
+is $? 2 "no such criterion"
+
 # ---- Philox 4x32-10 of zeros: 6627e8d5 e169c58d bc57ac4c 9b00dbd8
 st "$dir/z.st" '{"counter":{"dtype":"I64","shape":[1,4],"data_offsets":[0,32]},"key":{"dtype":"I64","shape":[1,2],"data_offsets":[32,48]}}' 48
 probe -c philox -i "$dir/z.st" -o "$dir/o.st"
