@@ -4,8 +4,8 @@
 
 Shapes differ on purpose: levels, layers and heads as numbers and as lists,
 transformer depths, linear and convolutional projections, groups, odd and
-oblong latents, SD1.5's, SD2.1's and SDXL's ways.  Every weight is random, norms
-and biases too, so that nothing is hidden by a zero or a one.
+oblong latents, SD1.5's, SD2.1's and SDXL's ways.  Every weight is random,
+norms and biases too, so that nothing is hidden by a zero or a one.
 """
 import json
 import math
@@ -142,6 +142,7 @@ class Model:
         self.pooled = self.texts[1]["projection_dim"] if self.xl else 0
         self.factor = 2 ** (len(self.vae_config["block_out_channels"]) - 1)
         self.seed = sorted(ZOO).index(name)
+        self.parts = {}
         if not os.path.exists(self.folder):
             self.save()
 
@@ -186,24 +187,34 @@ class Model:
         with open(f"{self.folder}/{name}", "w", encoding="utf8") as f:
             json.dump(value, f, indent=1)
 
+    def kept(self, part, dtype, make):
+        """A module that is read once and handed out without gradients; who
+        changes its weights works on a copy."""
+        if (part, dtype) not in self.parts:
+            self.parts[part, dtype] = make().to(dtype).eval()
+        module = self.parts[part, dtype]
+        module.zero_grad(set_to_none=True)
+        return module.requires_grad_(True)
+
     def unet(self, dtype):
         from diffusers import UNet2DConditionModel
-        model = UNet2DConditionModel.from_pretrained(
-            f"{self.folder}/unet").to(dtype).eval()
-        return exact_time(model)
+        return self.kept("unet", dtype, lambda: exact_time(
+            UNet2DConditionModel.from_pretrained(f"{self.folder}/unet")
+            .to(dtype)))
 
     def vae(self, dtype):
         from diffusers import AutoencoderKL
-        return AutoencoderKL.from_pretrained(
-            f"{self.folder}/vae").to(dtype).eval()
+        return self.kept("vae", dtype, lambda: AutoencoderKL.from_pretrained(
+            f"{self.folder}/vae"))
 
     def text(self, dtype, which=0):
         """Encoder `which`, made from the numbers that were saved."""
         from transformers import (CLIPTextConfig, CLIPTextModel,
                                   CLIPTextModelWithProjection)
         cls = CLIPTextModelWithProjection if which else CLIPTextModel
-        return randomise(cls(CLIPTextConfig(**self.texts[which])),
-                         10 * self.seed + 2 + which).to(dtype)
+        return self.kept(f"text{which}", dtype, lambda: randomise(
+            cls(CLIPTextConfig(**self.texts[which])),
+            10 * self.seed + 2 + which))
 
     def ids(self, rows, seed=0, which=0):
         """Token ids as a tokenizer makes them: BOS, words, EOS, padding."""
@@ -214,6 +225,12 @@ class Model:
             n = int(torch.randint(0, TOKENS - 1, (1,), generator=gen))
             words = torch.randint(1, BOS, (n,), generator=gen)
             ids[i, 0], ids[i, 1:n + 1], ids[i, n + 1] = BOS, words, EOS
+        return ids
+
+    def empty(self, which=0):
+        """The ids of ""."""
+        ids = torch.full((1, TOKENS), 0 if which else EOS)
+        ids[0, 0], ids[0, 1] = BOS, EOS
         return ids
 
     def conditioning(self, rows, gen):

@@ -1,4 +1,6 @@
 """UNet, text encoders and VAE of random models: values and gradients."""
+import copy
+
 import models
 import parity
 import torch
@@ -20,7 +22,7 @@ def unet(m):
 
     def run(dtype):
         net = m.unet(dtype)
-        sample = x.to(dtype).requires_grad_()
+        sample = x.to(dtype).clone().requires_grad_()
         out = net(sample, t, context.to(dtype),
                   added_cond_kwargs=added(more, dtype)).sample
         out.backward(d.to(dtype))
@@ -34,6 +36,43 @@ def unet(m):
     for i, what in enumerate(("UNet forward", "UNet input gradient",
                               "UNet weight gradients")):
         parity.check(what, m.name, got, truth[i], own[i])
+
+
+def bf16(m):
+    """The same in bf16, against torch's own bf16."""
+    gen = torch.Generator().manual_seed(400 + m.seed)
+    x, d = torch.randn(2, ROWS, 4, m.h, m.w, generator=gen)
+    t = torch.tensor([951, 3])
+    context, more = m.conditioning(ROWS, gen)
+    ids = m.ids(ROWS, m.seed)
+
+    def run(dtype):
+        net = m.unet(dtype)
+        sample = x.to(dtype).clone().requires_grad_()
+        out = net(sample, t, context.to(dtype),
+                  added_cond_kwargs=added(more, dtype)).sample
+        out.backward(d.to(dtype))
+        with torch.no_grad():
+            hidden = m.text(dtype)(ids).last_hidden_state
+            image = m.vae(dtype).decode(x.to(dtype)).sample
+        return ({"out": out.detach()}, {"d_sample": sample.grad},
+                {f"grad.{k}": p.grad for k, p in net.named_parameters()},
+                {"last_hidden_state": hidden}, {"image": image})
+
+    truth, own = run(torch.float64), run(torch.bfloat16)
+
+    def probe(*args):
+        return parity.probe(*args, model=m.folder, precision="bf16")
+
+    got = probe("unet", dict(sample=x, timestep=t, d_out=d,
+                             encoder_hidden_states=context, **more),
+                "--grad", "--full")
+    got |= probe("text", dict(input_ids=ids))
+    got |= probe("vae-decode", dict(latent=x))
+    for i, what in enumerate(("UNet forward", "UNet input gradient",
+                              "UNet weight gradients", "text encoder",
+                              "VAE decode")):
+        parity.check(f"bf16: {what}", m.name, got, truth[i], own[i])
 
 
 ENDS = (".to_q", ".to_k", ".to_v", ".to_out.0")
@@ -53,7 +92,7 @@ def lora(m, everything):
     context, more = m.conditioning(ROWS, gen)
 
     def run(dtype):
-        net = m.unet(torch.float32)
+        net = copy.deepcopy(m.unet(torch.float32))
         names = [n for n, _ in net.named_modules()
                  if n.endswith(ENDS + (MORE if everything else ()))]
         net.requires_grad_(False)
@@ -61,9 +100,10 @@ def lora(m, everything):
                                    target_modules=names))
         own = torch.Generator().manual_seed(200 + m.seed)
         for k, p in sorted(net.named_parameters()):
-            if "lora_" in k:
+            if "lora_" in k:        # small, as an update is: large random
+                # ones make a network whose rounding errors all but explode
                 p.data = torch.randn(p.shape, generator=own) / \
-                    p[0].numel() ** 0.5
+                    p[0].numel() ** 0.5 * (0.1 if "lora_B" in k else 1)
         net = models.exact_time(net.to(dtype).eval())
         state = {k.replace(".default", ""): v.detach().float() for k, v in
                  get_peft_model_state_dict(net).items()}
@@ -152,6 +192,7 @@ def main():
         lora(m, True)
         texts(m)
         vae(m)
+        bf16(m)
 
 
 parity.run(main)
