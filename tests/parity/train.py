@@ -274,15 +274,23 @@ def train_lpo(m, label, prompts, steps, candidates, per_iteration, batch,
     where = parity.path("lrm")
     Lrm(m, torch.float32).save(where)
     side = m.h * m.factor
+    params = dict(m.unet(torch.float32).named_parameters())
+    first = {}                      # A drawn, B = 0, as a LoRA begins
+    for i, k in enumerate(layers(m.unet(torch.float32))):
+        o, n = params[k + ".weight"].shape
+        a = Draw(SEED, philox.INIT, i).normal(rank, n) / np.float32(rank)
+        first[k] = torch.from_numpy(a), torch.zeros(o, rank)
+    save_file(lora_file(first), parity.path("first.safetensors"))
     parity.tool(
         "lpo-train", "-m", m.folder, "-r", where, "-p", parity.path("p.txt"),
         "-o", parity.path("a.safetensors"), "--force", "--lora-f32",
         "--lora-format", "diffusers", "--precision", "f32", "--steps", steps,
         "--candidates", candidates, "--prompts-per-iteration", per_iteration,
         "--batch", batch, "--iterations", iterations, "--threshold",
-        ":".join(map(str, threshold)), "--lr", lr, "--rank", rank,
-        "--weight-decay", decay, "--clip", clip, "--beta", beta, "--eta",
-        eta, "--guidance", g, "-s", side, *fresh_db())
+        ":".join(map(str, threshold)), "--lr", lr, "--init-lora",
+        parity.path("first.safetensors"), "--weight-decay", decay, "--clip",
+        clip, "--beta", beta, "--eta", eta, "--guidance", g, "-s", side,
+        *fresh_db())
     ids = [tokens(m, texts + [""], i) for i in range(len(m.texts))]
     shape = (4, m.h, m.h)
     times = torch.tensor([1000 // steps * (steps - 1 - i) + 1
@@ -292,12 +300,8 @@ def train_lpo(m, label, prompts, steps, candidates, per_iteration, batch,
         unet = m.unet(dtype).requires_grad_(False)
         reward = Lrm(m, dtype).requires_grad_(False)
         dd = [Ddim(m, dtype, t[None], steps, eta) for t in times]
-        lora = {}
-        for i, k in enumerate(layers(unet)):
-            o, n = unet.get_parameter(k + ".weight").shape
-            a = Draw(SEED, philox.INIT, i).normal(rank, n) / np.float32(rank)
-            lora[k] = (torch.from_numpy(a).to(dtype).requires_grad_(),
-                       torch.zeros(o, rank, dtype=dtype, requires_grad=True))
+        lora = {k: tuple(p.to(dtype).clone().requires_grad_() for p in ab)
+                for k, ab in first.items()}
         start = {k: p.detach().clone() for k, p in lora_file(lora).items()}
         opt = torch.optim.AdamW([p for ab in lora.values() for p in ab], lr,
                                 weight_decay=decay)
