@@ -85,10 +85,12 @@ micro_backward(lpo_lrm_trainer *r, struct lpo_lrm_micro *u, int64_t first)
 {
 	int rc;
 
+	/* SDXL's T has no projection: with frozen encoders it has no gradient */
 	if ((rc = lpo_var_set_grad(u->tape, u->visual,
 	    r->dv + first * ROWS * r->dim)) < 0 ||
+	    (u->text.feature->needs_grad &&
 	    (rc = lpo_var_set_grad(u->tape, u->text.feature,
-	    r->dt + first * r->dim)) < 0 ||
+	    r->dt + first * r->dim)) < 0) ||
 	    (rc = lpo_tape_backward(u->tape)) < 0 ||
 	    (rc = add_empty(r, u, u->empty, 0, r->width)) < 0)
 		return rc;

@@ -133,6 +133,14 @@ probe -c lrm-loss -r tests/golden/lrm/sd -i "$dir/z.st" -o "$dir/o.st" \
     --grad --freeze-text
 is "$(header "$dir/o.st" | grep -c 'grad.text_encoder.') $(header \
     "$dir/o.st" | grep -c 'grad.unet.')" "0 1" "--freeze-text: none of text"
+pairs ',"input_ids_2":{"dtype":"I64","shape":[2,6],"data_offsets":[1672,1768]}' \
+    ''
+head -c 96 /dev/zero >> "$dir/z.st"
+probe -c lrm-loss -r tests/golden/lrm/xl -i "$dir/z.st" -o "$dir/o.st" \
+    --grad --freeze-text
+is "$? $(header "$dir/o.st" | grep -c 'grad.text_encoder') $(header \
+    "$dir/o.st" | grep -c 'grad.unet.')" "0 0 1" \
+    "--freeze-text with SDXL's encoders, which have the text's projection"
 pairs ',"timestep_1":{"dtype":"I64","shape":[2],"data_offsets":[1672,1688]}' \
     '\1\0\0\0\0\0\0\0\2\0\0\0\0\0\0\0'
 is "$(loss --aux-coeff 0)" 0.0000 "two timesteps: their weight"
