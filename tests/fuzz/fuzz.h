@@ -32,7 +32,11 @@
 #define FUZZ_ASAN 1
 #endif
 #ifdef FUZZ_ASAN
-#include <sanitizer/allocator_interface.h>
+/* of sanitizer/allocator_interface.h, which gcc's library comes without */
+size_t	__sanitizer_get_allocated_size(const volatile void *);
+int	__sanitizer_install_malloc_and_free_hooks(
+	    void (*)(const volatile void *, size_t),
+	    void (*)(const volatile void *));
 #endif
 
 int	LLVMFuzzerTestOneInput(const uint8_t *, size_t);
