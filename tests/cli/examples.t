@@ -166,6 +166,8 @@ try() {				# try NAME: blocks on standard input
 		fi
 		clear_outputs "$block"
 		clip_l "$block"
+		# gigabytes are another test's
+		block=$(echo "$block" | sed 's/random:sd15/random:tiny/')
 		timeout 60 bash -o pipefail -c "$block" > "$dir/out" 2> "$dir/err" \
 		    < /dev/null
 		ok $? "$name, $k: $(echo "$block" | head -n 1 | cut -c 1-50)"

@@ -35,7 +35,7 @@ make(lpo_ctx *c)
 	struct lpo_sample s;
 	json_t *run = json_pack("{s:i,s:s,s:s,s:[],s:n}", "format", 1, "kind",
 	    "moments", "run", "0123456789abcdef", "parents", "samples");
-	char name[16];
+	char name[24];
 	uint8_t *p;
 	int i, k;
 
