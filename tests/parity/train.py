@@ -251,9 +251,9 @@ def train_lrm(m, label, schedule, criterion="pair", batch=4, clip=1.0,
             ours |= {f"{part}.{text_key(k) if 'text' in part else k}": v
                      for k, v in load_file(
                          f"{folder}/{part}/{name}.safetensors").items()}
-    head = load_file(f"{folder}/state_dict.safetensors")
-    ours |= {k.removesuffix(".weight"): v for k, v in head.items()}
-    ours["logit_scale"] = ours["logit_scale"].reshape(())
+    head = torch.load(f"{folder}/state_dict.pt", weights_only=True)
+    ours |= {k: v["weight"] for k, v in head.items() if k != "logit_scale"}
+    ours["logit_scale"] = torch.as_tensor(head["logit_scale"])
     for part in ("unet.", "text_encoder.", "text_encoder_2.",
                  "visual_projection", "text_projection", "logit_scale"):
         keys = [k for k in truth[2] if k.startswith(part)]
