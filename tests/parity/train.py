@@ -227,6 +227,11 @@ def train_lrm(m, label, schedule, criterion="pair", batch=4, clip=1.0,
                                num, criterion)
             opt.zero_grad()
             loss.backward()
+            # what no score depends on (SDXL's last layer of the first
+            # encoder) decays too, as in the official run: method.md 2.7
+            for p in named.values():
+                if p.grad is None and p.requires_grad:
+                    p.grad = torch.zeros_like(p)
             if clip:
                 torch.nn.utils.clip_grad_norm_(named.values(), clip)
             for group in opt.param_groups:
