@@ -5,7 +5,10 @@
  * Activations are channels-last: an image is [n, h, w, c], tokens [n, l, c].
  * dt is the storage of activations and matrix weights, f32 or bf16; sums,
  * statistics, softmax, biases, norm weights and all weight gradients are f32.
- * Every _bwd ADDS into its gradients; a NULL gradient is skipped.
+ * The gradients of activations are added to where the `add` of a _bwd says
+ * so (several gradients: a bit each) and set where not, so that the first
+ * to reach a buffer need not find zeros there; weights' are always added
+ * to.  A NULL gradient is skipped.
  *
  * Bits.  For one ISA level and dt the value of an output row depends on the
  * row's inputs only, never on the number of rows or threads: the order of a
@@ -15,6 +18,10 @@
  *
  * All functions return 0 or a negative LPO_E*; scratch is the caller's and at
  * least as large as the matching *_scratch_bytes says.
+ *
+ * A backend may return before the work is done: it is done in the order of
+ * the calls, and download and sync wait for it.  An error that shows late is
+ * returned by a later call.
  */
 #ifndef LPO_KERNEL_H
 #define LPO_KERNEL_H
@@ -24,7 +31,7 @@
 
 #include "kernels/error.h"
 
-#define LPO_KERNEL_ABI 1
+#define LPO_KERNEL_ABI 2
 
 enum lpo_dtype {
 	LPO_F32, LPO_BF16, LPO_F16, LPO_F64, LPO_I64, LPO_I32, LPO_U8
@@ -37,6 +44,9 @@ enum lpo_isa {
 	LPO_ISA_AUTO, LPO_ISA_PORTABLE, LPO_ISA_AVX2, LPO_ISA_AVX512,
 	LPO_ISA_AMX
 };
+
+/* Which of several gradients a _bwd adds to; one alone: any value but 0. */
+enum { LPO_ADD_A = 1, LPO_ADD_B = 2, LPO_ADD_C = 4 };
 
 enum lpo_pass { LPO_FWD, LPO_BWD_DATA, LPO_BWD_WEIGHT };
 
@@ -69,6 +79,15 @@ struct lpo_adamw {
 	int64_t step;		/* 1-based, for the bias correction */
 };
 
+/* One trainable tensor: f32 master, moments and gradient, and what is used. */
+struct lpo_adamw_tensor {
+	float *p, *m, *v;
+	const float *g;
+	void *w;
+	enum lpo_dtype w_dt;
+	int64_t count;
+};
+
 typedef struct lpo_backend lpo_backend;
 
 struct lpo_kernels {
@@ -85,18 +104,35 @@ struct lpo_kernels {
 	int (*zero)(lpo_backend *, void *dst, size_t bytes);
 	int (*copy)(lpo_backend *, void *dst, const void *src, size_t bytes);
 	int (*sync)(lpo_backend *);
+	/* What went wrong last, in words, or ""; until the next call. */
+	const char *(*error)(lpo_backend *);
+	/* Bytes of the device: free now, and in all. */
+	int (*memory)(lpo_backend *, size_t *free_bytes, size_t *all_bytes);
 
 	/*
-	 * y[m,n] = alpha * x[m,k] w[n,k]^T + bias[n]   (add: y += ...)
-	 * bias may be NULL.
+	 * A list of calls, recorded between begin and end and then run as
+	 * one: same pointers, shapes and results.  Nothing runs while it is
+	 * recorded; upload, download, alloc and sync are not for then.
+	 * graph_begin is NULL where there is nothing to gain; one that
+	 * returns LPO_ENODEV leaves the calls to be made one by one.
+	 */
+	int (*graph_begin)(lpo_backend *);
+	int (*graph_end)(lpo_backend *, void **graph);
+	int (*graph_run)(lpo_backend *, void *graph);
+	void (*graph_free)(lpo_backend *, void *graph);
+
+	/*
+	 * y[m,n] = alpha * x[m,k] w[n,k]^T + bias[n] + residual[m,n]
+	 * bias and residual may be NULL; residual may be y.
 	 */
 	int (*linear_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
-	    const void *x, const void *w, const float *bias, int64_t m,
-	    int64_t n, int64_t k, float alpha, int add, void *scratch);
-	/* dx[m,k] += alpha * dy[m,n] w[n,k] */
+	    const void *x, const void *w, const float *bias,
+	    const void *residual, int64_t m, int64_t n, int64_t k,
+	    float alpha, void *scratch);
+	/* dx[m,k] (+)= alpha * dy[m,n] w[n,k] */
 	int (*linear_bwd_data)(lpo_backend *, enum lpo_dtype dt, void *dx,
 	    const void *dy, const void *w, int64_t m, int64_t n, int64_t k,
-	    float alpha, void *scratch);
+	    float alpha, int add, void *scratch);
 	/* dw[n,k] += alpha * dy^T x ;  db[n] += alpha * column sums of dy */
 	int (*linear_bwd_weight)(lpo_backend *, enum lpo_dtype dt, float *dw,
 	    float *db, const void *dy, const void *x, int64_t m, int64_t n,
@@ -104,14 +140,15 @@ struct lpo_kernels {
 	size_t (*linear_scratch_bytes)(lpo_backend *, enum lpo_pass,
 	    enum lpo_dtype, int64_t m, int64_t n, int64_t k, int64_t groups);
 
-	/* y = conv(x, w) + bias  (add: y += ...) */
+	/* y = conv(x, w) + bias + residual; as linear_fwd has them */
 	int (*conv_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
 	    const void *x, const void *w, const float *bias,
-	    const struct lpo_conv_shape *, int add, void *scratch);
-	/* dx += transposed convolution of dy */
+	    const void *residual, const struct lpo_conv_shape *,
+	    void *scratch);
+	/* dx (+)= transposed convolution of dy */
 	int (*conv_bwd_data)(lpo_backend *, enum lpo_dtype dt, void *dx,
 	    const void *dy, const void *w, const struct lpo_conv_shape *,
-	    void *scratch);
+	    int add, void *scratch);
 	/* dw[co,kh,kw,ci] += ..., db[co] += ... */
 	int (*conv_bwd_weight)(lpo_backend *, enum lpo_dtype dt, float *dw,
 	    float *db, const void *dy, const void *x,
@@ -127,11 +164,14 @@ struct lpo_kernels {
 	int (*attention_fwd)(lpo_backend *, enum lpo_dtype dt, void *o,
 	    float *lse, const void *q, const void *k, const void *v,
 	    const struct lpo_attn_shape *, void *scratch);
-	/* dq has ldq between tokens, dk and dv have ldk, do is dense as o */
+	/*
+	 * dq has ldq between tokens, dk and dv have ldk, dout is dense as o.
+	 * add: LPO_ADD_A dq, LPO_ADD_B dk, LPO_ADD_C dv.
+	 */
 	int (*attention_bwd)(lpo_backend *, enum lpo_dtype dt, void *dq,
 	    void *dk, void *dv, const void *dout, const void *o,
 	    const float *lse, const void *q, const void *k, const void *v,
-	    const struct lpo_attn_shape *, void *scratch);
+	    const struct lpo_attn_shape *, int add, void *scratch);
 	size_t (*attention_scratch_bytes)(lpo_backend *, enum lpo_pass,
 	    enum lpo_dtype, const struct lpo_attn_shape *);
 
@@ -148,7 +188,7 @@ struct lpo_kernels {
 	    float *dgamma, float *dbeta, const void *dy, const void *x,
 	    const float *stats, const float *gamma, const float *beta,
 	    int64_t n, int64_t hw, int64_t c, int64_t norm_groups, int silu,
-	    int64_t groups, void *scratch);
+	    int64_t groups, int add, void *scratch);
 	/* bytes of scratch of group_norm_bwd and layer_norm_bwd */
 	size_t (*norm_scratch_bytes)(lpo_backend *, int64_t n, int64_t c,
 	    int64_t groups);
@@ -160,19 +200,19 @@ struct lpo_kernels {
 	int (*layer_norm_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx,
 	    float *dgamma, float *dbeta, const void *dy, const void *x,
 	    const float *stats, const float *gamma, int64_t m, int64_t c,
-	    int64_t groups, void *scratch);
+	    int64_t groups, int add, void *scratch);
 
-	/* y = f(x), dx += dy f'(x), count elements */
+	/* y = f(x), dx (+)= dy f'(x), count elements */
 	int (*act_fwd)(lpo_backend *, enum lpo_dtype dt, enum lpo_act,
 	    void *y, const void *x, int64_t count);
 	int (*act_bwd)(lpo_backend *, enum lpo_dtype dt, enum lpo_act,
-	    void *dx, const void *dy, const void *x, int64_t count);
+	    void *dx, const void *dy, const void *x, int64_t count, int add);
 
 	/* y[m,c] = x[:, :c] * gelu(x[:, c:]) (erf); x [m, 2c] */
 	int (*geglu_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
 	    const void *x, int64_t m, int64_t c);
 	int (*geglu_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx,
-	    const void *dy, const void *x, int64_t m, int64_t c);
+	    const void *dy, const void *x, int64_t m, int64_t c, int add);
 
 	/* y = a + b ; acc: y += a */
 	int (*add)(lpo_backend *, enum lpo_dtype dt, void *y, const void *a,
@@ -180,11 +220,11 @@ struct lpo_kernels {
 	int (*acc)(lpo_backend *, enum lpo_dtype dt, void *y, const void *a,
 	    int64_t count);
 
-	/* y[n,hw,c] = x[n,hw,c] + r[n,c] ;  dr[n,c] += sum over hw of dy */
+	/* y[n,hw,c] = x[n,hw,c] + r[n,c] ; dr[n,c] (+)= sum over hw of dy */
 	int (*add_rows_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
 	    const void *x, const void *r, int64_t n, int64_t hw, int64_t c);
 	int (*add_rows_bwd)(lpo_backend *, enum lpo_dtype dt, void *dr,
-	    const void *dy, int64_t n, int64_t hw, int64_t c);
+	    const void *dy, int64_t n, int64_t hw, int64_t c, int add);
 
 	/*
 	 * Nearest neighbour [n,h,w,c] -> [n,ho,wo,c]: src = dst >> 1 where the
@@ -195,30 +235,35 @@ struct lpo_kernels {
 	    int64_t ho, int64_t wo);
 	int (*upsample_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx,
 	    const void *dy, int64_t n, int64_t h, int64_t w, int64_t c,
-	    int64_t ho, int64_t wo);
+	    int64_t ho, int64_t wo, int add);
 
-	/* y[m, ca+cb] = [a[m,ca], b[m,cb]] ; da += , db += */
+	/*
+	 * y[m, ca+cb] = [a[m,ca], b[m,cb]]
+	 * add: LPO_ADD_A da, LPO_ADD_B db.
+	 */
 	int (*concat_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
 	    const void *a, const void *b, int64_t m, int64_t ca, int64_t cb);
 	int (*concat_bwd)(lpo_backend *, enum lpo_dtype dt, void *da,
-	    void *db, const void *dy, int64_t m, int64_t ca, int64_t cb);
+	    void *db, const void *dy, int64_t m, int64_t ca, int64_t cb,
+	    int add);
 
 	/* y[n,c] (f32 whatever dt) = mean over hw of x[n,hw,c] */
 	int (*mean_pool_fwd)(lpo_backend *, enum lpo_dtype dt, float *y,
 	    const void *x, int64_t n, int64_t hw, int64_t c);
 	int (*mean_pool_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx,
-	    const float *dy, int64_t n, int64_t hw, int64_t c);
+	    const float *dy, int64_t n, int64_t hw, int64_t c, int add);
 
 	/*
 	 * y[i,:] = x[index[i],:], rows of c elements, 0 <= index < rows.
-	 * dx[index[i],:] += dy[i,:], in the order of i.
+	 * dx[index[i],:] (+)= dy[i,:], in the order of i; rows that no index
+	 * names are zeros where `add` is not set.
 	 */
 	int (*gather_rows_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,
 	    const void *x, const int32_t *index, int64_t n, int64_t c,
 	    int64_t rows);
 	int (*gather_rows_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx,
 	    const void *dy, const int32_t *index, int64_t n, int64_t c,
-	    int64_t rows);
+	    int64_t rows, int add);
 
 	/*
 	 * y[n*l, c] = table[id] + position[i mod l]   (f32 tables, y in dt;
@@ -235,12 +280,12 @@ struct lpo_kernels {
 	/*
 	 * Guidance in f32 within each of `groups` runs of 2r rows, first r
 	 * conditional, last r unconditional:  y = u + g (c - u);  y has
-	 * groups * r rows of c elements.  dx += : g dy and (1 - g) dy.
+	 * groups * r rows of c elements.  dx (+)= g dy and (1 - g) dy.
 	 */
 	int (*guide_fwd)(lpo_backend *, float *y, const float *x, float g,
 	    int64_t groups, int64_t r, int64_t c);
 	int (*guide_bwd)(lpo_backend *, float *dx, const float *dy, float g,
-	    int64_t groups, int64_t r, int64_t c);
+	    int64_t groups, int64_t r, int64_t c, int add);
 
 	/* dst = src converted, round to nearest even; f32, bf16, f16 */
 	int (*convert)(lpo_backend *, void *dst, enum lpo_dtype dst_dt,
@@ -250,14 +295,20 @@ struct lpo_kernels {
 	    const void *src, enum lpo_dtype src_dt, int64_t count);
 
 	/*
-	 * AdamW with decoupled decay, torch's order of operations:
-	 * p *= 1 - lr wd; m,v updated; p -= lr/bc1 * m / (sqrt(v/bc2) + eps).
+	 * AdamW with decoupled decay, torch's order of operations, of n
+	 * tensors (the list is the host's):
+	 * p *= 1 - lr wd; m,v updated; p -= lr/bc1 * m / (sqrt(v/bc2) + eps);
+	 * then w = p in w_dt, where w is not p.
 	 */
-	int (*adamw)(lpo_backend *, float *p, float *m, float *v,
-	    const float *g, int64_t count, const struct lpo_adamw *);
-	/* sum of squares in f64, fixed order; Inf or NaN shows in it */
-	int (*sum_squares)(lpo_backend *, double *out, const float *x,
-	    int64_t count);
+	int (*adamw)(lpo_backend *, const struct lpo_adamw_tensor *,
+	    int64_t n, const struct lpo_adamw *);
+	/*
+	 * Sum of squares of n tensors, each summed by itself, then in their
+	 * order, in f64; Inf or NaN shows in it.  x, count and out are the
+	 * host's.
+	 */
+	int (*sum_squares)(lpo_backend *, double *out, const float *const *x,
+	    const int64_t *count, int64_t n);
 };
 
 struct lpo_backend {
