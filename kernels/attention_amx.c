@@ -456,10 +456,10 @@ int
 lpo_attention_bwd_amx(lpo_backend *b, enum lpo_dtype dt, void *dq, void *dk,
     void *dv, const void *dout, const void *o, const float *lse,
     const void *q, const void *k, const void *v,
-    const struct lpo_attn_shape *s, void *scratch)
+    const struct lpo_attn_shape *s, int add, void *scratch)
 {
 	return OTHER(attention_bwd)(b, dt, dq, dk, dv, dout, o, lse, q, k, v,
-	    s, scratch);
+	    s, add, scratch);
 }
 
 size_t

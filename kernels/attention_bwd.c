@@ -373,17 +373,33 @@ two_passes(const struct job *j, const lpo_backend *b)
 	}
 }
 
+/* Zero the c first elements of each of m rows, ld apart. */
+static void
+clear_rows(enum lpo_dtype dt, void *p, int64_t m, int64_t c, int64_t ld)
+{
+	int64_t i;
+
+	for (i = 0; i < m && p != NULL; i++)
+		memset(elem(dt, p, i * ld), 0, (size_t)(c * elem_bytes(dt)));
+}
+
 int
 LPO_FN(lpo_attention_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dq,
     void *dk, void *dv, const void *dout, const void *o, const float *lse,
     const void *q, const void *k, const void *v,
-    const struct lpo_attn_shape *s, void *scratch)
+    const struct lpo_attn_shape *s, int add, void *scratch)
 {
 	struct job j = { dt, dq, dk, dv, dout, o, q, k, v, lse, s, NULL,
 	    NULL, NULL, 0, scratch, 0.0f };
 
 	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
+	if ((add & LPO_ADD_A) == 0)
+		clear_rows(dt, dq, s->n * s->lq, s->heads * s->d, s->ldq);
+	if ((add & LPO_ADD_B) == 0)
+		clear_rows(dt, dk, s->nk * s->lk, s->heads * s->d, s->ldk);
+	if ((add & LPO_ADD_C) == 0)
+		clear_rows(dt, dv, s->nk * s->lk, s->heads * s->d, s->ldk);
 	j.scale = LOG2E / sqrtf((float)s->d);
 	j.dqt = (float *)(j.room + b->threads);
 	j.dqt_size = dqt_elements(s);

@@ -120,17 +120,18 @@ patches(const struct lpo_conv_shape *s, enum lpo_dtype dt, const void *x)
 
 int
 LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
-    const void *x, const void *w, const float *bias,
-    const struct lpo_conv_shape *s, int add, void *scratch)
+    const void *x, const void *w, const float *bias, const void *residual,
+    const struct lpo_conv_shape *s, void *scratch)
 {
 	int64_t m = s->n * s->ho * s->wo, k = s->kh * s->kw * s->ci;
 	struct lpo_src a = patches(s, dt, x);
 	struct lpo_src b = { .base = w, .dt = dt, .ld = k };
-	int rc;
+	int add, rc;
 
 	if (is_linear(s))
-		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, m, s->co,
-		    s->ci, 1, add, scratch);
+		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, residual,
+		    m, s->co, s->ci, 1, scratch);
+	add = lpo_residual(dt, y, residual, m * s->co);
 	rc = LPO_FN(lpo_conv_strips)(be, LPO_FWD, dt, y, x, w, bias, s, add,
 	    scratch);
 	if (rc != 0)
@@ -171,7 +172,7 @@ make_phase(int64_t phase, int64_t size, int64_t stride, int64_t pad,
 static void
 bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
     const void *w, const struct lpo_conv_shape *s, int64_t ph, int64_t pw,
-    void *scratch)
+    int add, void *scratch)
 {
 	struct phase v = make_phase(ph, s->h, s->stride, s->pad_top, s->kh);
 	struct phase u = make_phase(pw, s->w, s->stride, s->pad_left, s->kw);
@@ -192,12 +193,12 @@ bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
 	    .k = v.taps * u.taps * s->co, .a = &a, .b = &b,
 	    .y = { base, dt, v.size, u.size, s->h * s->w * s->ci,
 	    s->stride * s->w * s->ci, s->stride * s->ci }, .alpha = 1,
-	    .add = 1, .threads = be->threads, .scratch = scratch });
+	    .add = add, .threads = be->threads, .scratch = scratch });
 }
 
 int
 LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
-    const void *dy, const void *w, const struct lpo_conv_shape *s,
+    const void *dy, const void *w, const struct lpo_conv_shape *s, int add,
     void *scratch)
 {
 	int64_t ph, pw;
@@ -205,14 +206,21 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 
 	if (is_linear(s))
 		return LPO_FN(lpo_linear_bwd_data)(be, dt, dx, dy, w, s->n *
-		    s->h * s->w, s->co, s->ci, 1, scratch);
+		    s->h * s->w, s->co, s->ci, 1, add, scratch);
 	rc = LPO_FN(lpo_conv_strips)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s,
-	    1, scratch);
+	    add != 0, scratch);
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
+	/* a phase that no tap reaches is left out below */
+	if (!add && s->stride > 1) {
+		memset(dx, 0, (size_t)(s->n * s->h * s->w * s->ci) *
+		    lpo_dtype_bytes(dt));
+		add = 1;
+	}
 	for (ph = 0; ph < s->stride; ph++)
 		for (pw = 0; pw < s->stride; pw++)
-			bwd_data_phase(be, dt, dx, dy, w, s, ph, pw, scratch);
+			bwd_data_phase(be, dt, dx, dy, w, s, ph, pw, add != 0,
+			    scratch);
 	return 0;
 }
 

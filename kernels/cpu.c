@@ -229,11 +229,30 @@ cpu_sync(lpo_backend *be)
 	return 0;
 }
 
+static const char *
+cpu_error(lpo_backend *be)
+{
+	(void)be;
+	return "";
+}
+
+static int
+cpu_memory(lpo_backend *be, size_t *free_bytes, size_t *all_bytes)
+{
+	size_t page = (size_t)sysconf(_SC_PAGESIZE);
+
+	(void)be;
+	*free_bytes = page * (size_t)sysconf(_SC_AVPHYS_PAGES);
+	*all_bytes = page * (size_t)sysconf(_SC_PHYS_PAGES);
+	return 0;
+}
+
 #define MEMORY_OPS							\
 	.abi = LPO_KERNEL_ABI, .size_bytes = sizeof(struct lpo_kernels),\
 	.name = "cpu", .alloc = cpu_alloc, .free = cpu_free,		\
 	.upload = cpu_copy, .download = cpu_copy, .zero = cpu_zero,	\
-	.copy = cpu_copy, .sync = cpu_sync,
+	.copy = cpu_copy, .sync = cpu_sync, .error = cpu_error,		\
+	.memory = cpu_memory,
 #define ENTRY(op, s) .op = lpo_##op##s,
 
 static const struct lpo_kernels tables[] = {

@@ -77,13 +77,14 @@ LPO_FN(lpo_act_fwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
 
 int
 LPO_FN(lpo_act_bwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
-    void *dx, const void *dy, const void *x, int64_t count)
+    void *dx, const void *dy, const void *x, int64_t count, int add)
 {
 	int64_t at;
 
 	(void)b;
 	if (dx == NULL)
 		return 0;
+	begin_grad(dt, dx, count, add);
 #pragma omp parallel for schedule(static) if (count > SERIAL)
 	for (at = 0; at < count; at += CHUNK) {
 		int64_t i, end = min64(at + CHUNK, count);
@@ -118,13 +119,14 @@ LPO_FN(lpo_geglu_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 int
 LPO_FN(lpo_geglu_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
-    const void *dy, const void *x, int64_t m, int64_t c)
+    const void *dy, const void *x, int64_t m, int64_t c, int add)
 {
 	int64_t r;
 
 	(void)b;
 	if (dx == NULL)
 		return 0;
+	begin_grad(dt, dx, 2 * m * c, add);
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
 	for (r = 0; r < m; r++) {
 		const void *xa = elem(dt, x, 2 * r * c);
@@ -196,13 +198,14 @@ LPO_FN(lpo_guide_fwd)(lpo_backend *b, float *y, const float *x, float g,
 
 int
 LPO_FN(lpo_guide_bwd)(lpo_backend *b, float *dx, const float *dy, float g,
-    int64_t groups, int64_t r, int64_t c)
+    int64_t groups, int64_t r, int64_t c, int add)
 {
 	int64_t len = r * c, k;
 
 	(void)b;
 	if (dx == NULL)
 		return 0;
+	begin_grad(LPO_F32, dx, 2 * groups * len, add);
 #pragma omp parallel for schedule(static) if (groups * len > SERIAL)
 	for (k = 0; k < groups; k++) {
 		float *dc = dx + 2 * k * len, *du = dc + len;
@@ -272,25 +275,24 @@ LPO_FN(lpo_convert_acc)(lpo_backend *b, void *dst, enum lpo_dtype dst_dt,
 }
 
 /*
- * torch.optim.AdamW, one tensor:
+ * torch.optim.AdamW:
  *	p *= 1 - lr wd
  *	m += (g - m) (1 - beta1);  v = beta2 v + (1 - beta2) g^2
  *	p -= (lr / bc1) * (m / (sqrt(v) / sqrt(bc2) + eps))
  * The corrections are taken in f64: 1 - beta^step cancels for early steps.
  */
-int
-LPO_FN(lpo_adamw)(lpo_backend *b, float *p, float *m, float *v,
-    const float *g, int64_t count, const struct lpo_adamw *o)
+static void
+adamw_one(const struct lpo_adamw_tensor *t, const struct lpo_adamw *o)
 {
 	float w1 = (float)(1.0 - (double)o->beta1), b2 = o->beta2;
 	float w2 = (float)(1.0 - (double)b2), scale = o->grad_scale;
 	float decay = (float)(1.0 - (double)o->lr * (double)o->weight_decay);
 	float step = (float)(o->lr / (1.0 - pow(o->beta1, (double)o->step)));
 	float root = (float)sqrt(1.0 - pow(b2, (double)o->step));
-	float eps = o->eps;
-	int64_t at;
+	float eps = o->eps, *p = t->p, *m = t->m, *v = t->v;
+	const float *g = t->g;
+	int64_t count = t->count, at;
 
-	(void)b;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
 	for (at = 0; at < count; at += CHUNK) {
 		int64_t i, end = min64(at + CHUNK, count);
@@ -310,7 +312,22 @@ LPO_FN(lpo_adamw)(lpo_backend *b, float *p, float *m, float *v,
 			vst(LPO_F32, p, i, end, pv);
 		}
 	}
-	return 0;
+}
+
+int
+LPO_FN(lpo_adamw)(lpo_backend *b, const struct lpo_adamw_tensor *t,
+    int64_t n, const struct lpo_adamw *o)
+{
+	int64_t i;
+	int rc = 0;
+
+	for (i = 0; i < n && rc == 0; i++) {
+		adamw_one(&t[i], o);
+		if (t[i].w != t[i].p)
+			rc = LPO_FN(lpo_convert)(b, t[i].w, t[i].w_dt, t[i].p,
+			    LPO_F32, t[i].count);
+	}
+	return rc;
 }
 
 /* Sum of x^2 over [from, to) in 8 f64 lanes, added lane by lane. */
@@ -334,20 +351,30 @@ slice_squares(const float *x, int64_t from, int64_t to)
 }
 
 /* The cuts depend on count alone, so the bits do not depend on threads. */
-int
-LPO_FN(lpo_sum_squares)(lpo_backend *b, double *out, const float *x,
-    int64_t count)
+static double
+sum_squares_one(const float *x, int64_t count)
 {
 	int64_t size = (count + SUM_SLICES - 1) / SUM_SLICES, k;
-	double part[SUM_SLICES];
+	double part[SUM_SLICES], sum = 0.0;
 
-	(void)b;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
 	for (k = 0; k < SUM_SLICES; k++)
 		part[k] = slice_squares(x, min64(k * size, count),
 		    min64((k + 1) * size, count));
-	*out = 0.0;
 	for (k = 0; k < SUM_SLICES; k++)
-		*out += part[k];
+		sum += part[k];
+	return sum;
+}
+
+int
+LPO_FN(lpo_sum_squares)(lpo_backend *b, double *out, const float *const *x,
+    const int64_t *count, int64_t n)
+{
+	int64_t i;
+
+	(void)b;
+	*out = 0.0;
+	for (i = 0; i < n; i++)
+		*out += sum_squares_one(x[i], count[i]);
 	return 0;
 }

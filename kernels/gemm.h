@@ -99,6 +99,15 @@ LPO_GEMM_INTERNALS(_portable)
 LPO_GEMM_INTERNALS(_avx2)
 LPO_GEMM_INTERNALS(_avx512)
 
+/* What is added to y goes there first; 1 if there is such a thing. */
+static inline int
+lpo_residual(enum lpo_dtype dt, void *y, const void *residual, int64_t count)
+{
+	if (residual != NULL && residual != y)
+		memcpy(y, residual, (size_t)count * lpo_dtype_bytes(dt));
+	return residual != NULL;
+}
+
 /* n elements from element `off` of base, widened. */
 static inline void
 lpo_widen(float *dst, const void *base, enum lpo_dtype dt, int64_t off,

@@ -189,7 +189,7 @@ int
 LPO_FN(lpo_layer_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
     float *dgamma, float *dbeta, const void *dy, const void *x,
     const float *stats, const float *gamma, int64_t m, int64_t c,
-    int64_t groups, void *scratch)
+    int64_t groups, int add, void *scratch)
 {
 	int64_t blocks = (c + COLS - 1) / COLS, rows, r, u, k, j;
 	float *sums = scratch;
@@ -198,6 +198,7 @@ LPO_FN(lpo_layer_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	if (groups < 1 || m % groups != 0)
 		return LPO_EINVAL;
 	rows = m / groups;
+	begin_grad(dt, dx, m * c, add);
 	if (dx != NULL) {
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
 		for (r = 0; r < m; r++)

@@ -103,10 +103,11 @@ plain(enum lpo_dtype dt, const void *base, int64_t ld)
 
 int
 LPO_FN(lpo_linear_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
-    const void *x, const void *w, const float *bias, int64_t m, int64_t n,
-    int64_t k, float alpha, int add, void *scratch)
+    const void *x, const void *w, const float *bias, const void *residual,
+    int64_t m, int64_t n, int64_t k, float alpha, void *scratch)
 {
 	struct lpo_src a = plain(dt, x, k), b = plain(dt, w, k);
+	int add = lpo_residual(dt, y, residual, m * n);
 	int rc = alpha != 1 ? 0 : run_blocks(be, LPO_FWD, dt, y, x, w, bias,
 	    m, n, k, add, scratch);
 
@@ -122,17 +123,17 @@ LPO_FN(lpo_linear_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 int
 LPO_FN(lpo_linear_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
     const void *dy, const void *w, int64_t m, int64_t n, int64_t k,
-    float alpha, void *scratch)
+    float alpha, int add, void *scratch)
 {
 	struct lpo_src a = plain(dt, dy, n), b = plain(dt, w, k);
 	int rc = alpha != 1 ? 0 : run_blocks(be, LPO_BWD_DATA, dt, dx, dy, w,
-	    NULL, m, n, k, 1, scratch);
+	    NULL, m, n, k, add != 0, scratch);
 
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = k, .k = n,
 	    .a = &a, .b = &b, .y = { dx, dt, 1, m, 0, 0, k },
-	    .alpha = alpha, .add = 1, .threads = be->threads,
+	    .alpha = alpha, .add = add != 0, .threads = be->threads,
 	    .scratch = scratch });
 	return 0;
 }

@@ -247,4 +247,12 @@ elem(enum lpo_dtype dt, const void *p, int64_t i)
 	return (char *)p + i * elem_bytes(dt);
 }
 
+/* A gradient that is set, not added to, starts at zero. */
+static inline void
+begin_grad(enum lpo_dtype dt, void *dx, int64_t count, int add)
+{
+	if (dx != NULL && !add)
+		memset(dx, 0, (size_t)(count * elem_bytes(dt)));
+}
+
 #endif

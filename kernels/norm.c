@@ -360,7 +360,7 @@ LPO_FN(lpo_group_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
     float *dgamma, float *dbeta, const void *dy, const void *x,
     const float *stats, const float *gamma, const float *beta, int64_t n,
     int64_t hw, int64_t c, int64_t norm_groups, int silu, int64_t groups,
-    void *scratch)
+    int add, void *scratch)
 {
 	int64_t cg = norm_groups > 0 ? c / norm_groups : 0, gu, pieces, k;
 	int weights = dgamma != NULL || dbeta != NULL;
@@ -369,6 +369,7 @@ LPO_FN(lpo_group_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		return LPO_EINVAL;
 	if (groups < 1 || n % groups != 0)
 		return LPO_EINVAL;
+	begin_grad(dt, dx, n * hw * c, add);
 	if (!weights)
 		groups = n;		/* nothing to sum over images */
 	gu = groups_per_unit(b, groups, norm_groups, cg);

@@ -67,13 +67,14 @@ LPO_FN(lpo_add_rows_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 int
 LPO_FN(lpo_add_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dr,
-    const void *dy, int64_t n, int64_t hw, int64_t c)
+    const void *dy, int64_t n, int64_t hw, int64_t c, int add)
 {
 	int64_t blocks = col_blocks(c), u;
 
 	(void)b;
 	if (dr == NULL)
 		return 0;
+	begin_grad(dt, dr, n * c, add);
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
 	for (u = 0; u < n * blocks; u++) {
 		int64_t k = u / blocks, i = u % blocks * COLS;
@@ -109,13 +110,14 @@ LPO_FN(lpo_mean_pool_fwd)(lpo_backend *b, enum lpo_dtype dt, float *y,
 
 int
 LPO_FN(lpo_mean_pool_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
-    const float *dy, int64_t n, int64_t hw, int64_t c)
+    const float *dy, int64_t n, int64_t hw, int64_t c, int add)
 {
 	int64_t p;
 
 	(void)b;
 	if (dx == NULL)
 		return 0;
+	begin_grad(dt, dx, n * hw * c, add);
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
 	for (p = 0; p < n * hw; p++) {
 		const float *dyk = dy + p / hw * c;
@@ -193,13 +195,14 @@ upsample_pixel(enum lpo_dtype dt, void *dx, const void *dy, int64_t c,
 int
 LPO_FN(lpo_upsample_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
     const void *dy, int64_t n, int64_t h, int64_t w, int64_t c, int64_t ho,
-    int64_t wo)
+    int64_t wo, int add)
 {
 	int64_t u;
 
 	(void)b;
 	if (dx == NULL)
 		return 0;
+	begin_grad(dt, dx, n * h * w * c, add);
 #pragma omp parallel for schedule(static) if (n * ho * wo * c > SERIAL)
 	for (u = 0; u < n * h; u++) {
 		const void *img = elem(dt, dy, u / h * ho * wo * c);
@@ -244,11 +247,13 @@ acc_row(enum lpo_dtype dt, void *y, const void *a, int64_t from, int64_t to)
 
 int
 LPO_FN(lpo_concat_bwd)(lpo_backend *be, enum lpo_dtype dt, void *da, void *db,
-    const void *dy, int64_t m, int64_t ca, int64_t cb)
+    const void *dy, int64_t m, int64_t ca, int64_t cb, int add)
 {
 	int64_t r;
 
 	(void)be;
+	begin_grad(dt, da, m * ca, add & LPO_ADD_A);
+	begin_grad(dt, db, m * cb, add & LPO_ADD_B);
 #pragma omp parallel for schedule(static) if (m * (ca + cb) > SERIAL)
 	for (r = 0; r < m; r++) {
 		const void *dyr = elem(dt, dy, r * (ca + cb));
@@ -281,7 +286,8 @@ LPO_FN(lpo_gather_rows_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 int
 LPO_FN(lpo_gather_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
-    const void *dy, const int32_t *index, int64_t n, int64_t c, int64_t rows)
+    const void *dy, const int32_t *index, int64_t n, int64_t c, int64_t rows,
+    int add)
 {
 	int64_t i, u;
 
@@ -291,6 +297,7 @@ LPO_FN(lpo_gather_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 			return LPO_EINVAL;
 	if (dx == NULL)
 		return 0;
+	begin_grad(dt, dx, rows * c, add);
 	/* two rows may share a target: threads split the columns */
 #pragma omp parallel for schedule(static) if (n * c > SERIAL)
 	for (u = 0; u < col_blocks(c); u++) {

@@ -18,7 +18,7 @@ lpo_cli_speed(lpo_cli *cli, enum lpo_dtype dt)
 	start = lpo_cli_now();
 	do {
 		be->k->linear_fwd(be, dt, (char *)x + 2 * bytes, x,
-		    (char *)x + bytes, NULL, n, n, n, 1, 0,
+		    (char *)x + bytes, NULL, NULL, n, n, n, 1,
 		    (char *)x + 3 * bytes);
 		flops += 2.0 * (double)(n * n * n);
 		be->k->sync(be);

@@ -91,8 +91,8 @@ lpo_clip_layer_fwd(lpo_tape *t, const struct lpo_clip_layer *l,
 	k = lpo_linear(t, &l->k, h);
 	v = lpo_linear(t, &l->v, h);
 	h = lpo_attention(t, q, k, v, g->heads, causal);
-	x = lpo_add(t, x, lpo_linear(t, &l->out, h));
+	x = lpo_linear_add(t, &l->out, h, x);
 	h = lpo_linear(t, &l->fc1, lpo_layer_norm(t, &l->norm2, x));
 	h = lpo_activation(t, g->act, h);
-	return lpo_add(t, x, lpo_linear(t, &l->fc2, h));
+	return lpo_linear_add(t, &l->fc2, h, x);
 }

@@ -111,10 +111,10 @@ resnet(struct run *r, const struct lpo_unet_resnet *m, lpo_var *x)
 
 	h = lpo_conv(t, &m->conv1, lpo_norm_silu(t, &m->norm1, x));
 	h = lpo_add_rows(t, h, lpo_linear(t, &m->time, r->emb[r->split]));
-	h = lpo_conv(t, &m->conv2, lpo_norm_silu(t, &m->norm2, h));
+	h = lpo_norm_silu(t, &m->norm2, h);
 	if (m->shortcut.w != NULL)
 		x = lpo_conv(t, &m->shortcut, x);
-	return lpo_add(t, h, x);
+	return lpo_conv_add(t, &m->conv2, h, x);
 }
 
 /* The text enters at the cross-attention's keys: *res is the skip around. */
@@ -130,7 +130,7 @@ tblock(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
 	k = lpo_linear(t, &m->self.k, x);
 	v = lpo_linear(t, &m->self.v, x);
 	x = lpo_attention(t, q, k, v, heads, 0);
-	h = lpo_add(t, h, lpo_linear(t, &m->self.out, x));
+	h = lpo_linear_add(t, &m->self.out, x, h);
 
 	q = lpo_linear(t, &m->cross.q, lpo_layer_norm(t, &m->norm2, h));
 	if (!r->split) {
@@ -142,11 +142,10 @@ tblock(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
 	k = lpo_linear(t, &m->cross.k, r->context);
 	v = lpo_linear(t, &m->cross.v, r->context);
 	x = lpo_attention(t, q, k, v, heads, 0);
-	h = lpo_add(t, h, lpo_linear(t, &m->cross.out, x));
+	h = lpo_linear_add(t, &m->cross.out, x, h);
 
 	x = lpo_linear(t, &m->ff_in, lpo_layer_norm(t, &m->norm3, h));
-	x = lpo_linear(t, &m->ff_out, lpo_geglu(t, x));
-	return lpo_add(t, h, x);
+	return lpo_linear_add(t, &m->ff_out, lpo_geglu(t, x), h);
 }
 
 static lpo_var *
@@ -158,7 +157,7 @@ transformer(struct run *r, const struct lpo_unet_transformer *m, lpo_var *x)
 
 	for (i = 0; i < m->depth; i++)
 		h = tblock(r, &m->block[i], m->heads, h, &x);
-	return lpo_add(t, lpo_linear(t, &m->out, h), x);
+	return lpo_linear_add(t, &m->out, h, x);
 }
 
 /* Layer i of a block, one checkpointed segment; skip: NULL on the way down. */

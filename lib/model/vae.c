@@ -333,10 +333,10 @@ resnet(lpo_tape *t, const struct resnet *m, lpo_var *x)
 {
 	lpo_var *h = lpo_conv(t, &m->conv1, lpo_norm_silu(t, &m->norm1, x));
 
-	h = lpo_conv(t, &m->conv2, lpo_norm_silu(t, &m->norm2, h));
+	h = lpo_norm_silu(t, &m->norm2, h);
 	if (m->shortcut.w != NULL)
 		x = lpo_conv(t, &m->shortcut, x);
-	return lpo_add(t, h, x);
+	return lpo_conv_add(t, &m->conv2, h, x);
 }
 
 /* One head as wide as the block, with biases. */
@@ -352,7 +352,7 @@ mid(lpo_tape *t, const struct half *m, lpo_var *x)
 		k = lpo_linear(t, &m->k, h);
 		v = lpo_linear(t, &m->v, h);
 		h = lpo_attention(t, q, k, v, 1, 0);
-		x = lpo_add(t, lpo_linear(t, &m->out, h), x);
+		x = lpo_linear_add(t, &m->out, h, x);
 	}
 	return resnet(t, &m->mid[1], x);
 }

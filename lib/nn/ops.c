@@ -47,7 +47,8 @@ act_bwd(lpo_tape *t, const lpo_op *op)
 {
 	return t->k->act_bwd(t->be, op->out->dtype, op->act,
 	    lpo_grad(t, op->in[0]), lpo_grad(t, op->out),
-	    lpo_data(t, op->in[0]), lpo_var_count(op->out));
+	    lpo_data(t, op->in[0]), lpo_var_count(op->out),
+	    lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class act_class = {
@@ -78,7 +79,7 @@ geglu_bwd(lpo_tape *t, const lpo_op *op)
 {
 	return t->k->geglu_bwd(t->be, op->out->dtype, lpo_grad(t, op->in[0]),
 	    lpo_grad(t, op->out), lpo_data(t, op->in[0]), tokens(op->out),
-	    op->out->c);
+	    op->out->c, lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class geglu_class = {
@@ -116,10 +117,7 @@ add_bwd(lpo_tape *t, const lpo_op *op)
 	int i, rc = 0;
 
 	for (i = 0; i < 2 && rc == 0; i++)
-		if (op->in[i]->needs_grad)
-			rc = t->k->acc(t->be, op->out->dtype,
-			    lpo_grad(t, op->in[i]), lpo_grad(t, op->out),
-			    lpo_var_count(op->out));
+		rc = lpo_pass_grad(t, op, i);
 	return rc;
 }
 
@@ -154,15 +152,12 @@ static int
 add_rows_bwd(lpo_tape *t, const lpo_op *op)
 {
 	const lpo_var *x = op->in[0], *r = op->in[1];
-	void *dy = lpo_grad(t, op->out);
-	int rc = 0;
+	int rc = lpo_pass_grad(t, op, 0);
 
-	if (x->needs_grad)
-		rc = t->k->acc(t->be, x->dtype, lpo_grad(t, x), dy,
-		    lpo_var_count(x));
 	if (rc == 0 && r->needs_grad)
-		rc = t->k->add_rows_bwd(t->be, x->dtype, lpo_grad(t, r), dy,
-		    x->n, x->h * x->w, x->c);
+		rc = t->k->add_rows_bwd(t->be, x->dtype, lpo_grad(t, r),
+		    lpo_grad(t, op->out), x->n, x->h * x->w, x->c,
+		    lpo_op_adds(op) & 2);
 	return rc;
 }
 
@@ -205,7 +200,8 @@ attention_bwd(lpo_tape *t, const lpo_op *op)
 	    wanted_grad(t, op->in[2]), lpo_grad(t, op->out),
 	    lpo_data(t, op->out), lpo_data(t, op->aux),
 	    lpo_data(t, op->in[0]), lpo_data(t, op->in[1]),
-	    lpo_data(t, op->in[2]), &op->as, lpo_scratch(t));
+	    lpo_data(t, op->in[2]), &op->as, lpo_op_adds(op),
+	    lpo_scratch(t));
 }
 
 static const struct lpo_op_class attention_class = {
@@ -269,7 +265,8 @@ upsample_bwd(lpo_tape *t, const lpo_op *op)
 	const lpo_var *x = op->in[0], *y = op->out;
 
 	return t->k->upsample_bwd(t->be, x->dtype, lpo_grad(t, x),
-	    lpo_grad(t, y), x->n, x->h, x->w, x->c, y->h, y->w);
+	    lpo_grad(t, y), x->n, x->h, x->w, x->c, y->h, y->w,
+	    lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class upsample_class = {
@@ -300,7 +297,8 @@ concat_bwd(lpo_tape *t, const lpo_op *op)
 	const lpo_var *a = op->in[0], *b = op->in[1];
 
 	return t->k->concat_bwd(t->be, a->dtype, wanted_grad(t, a),
-	    wanted_grad(t, b), lpo_grad(t, op->out), tokens(a), a->c, b->c);
+	    wanted_grad(t, b), lpo_grad(t, op->out), tokens(a), a->c, b->c,
+	    lpo_op_adds(op));
 }
 
 static const struct lpo_op_class concat_class = {
@@ -339,7 +337,7 @@ mean_pool_bwd(lpo_tape *t, const lpo_op *op)
 	const lpo_var *x = op->in[0];
 
 	return t->k->mean_pool_bwd(t->be, x->dtype, lpo_grad(t, x),
-	    lpo_grad(t, op->out), x->n, x->h * x->w, x->c);
+	    lpo_grad(t, op->out), x->n, x->h * x->w, x->c, lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class mean_pool_class = {
@@ -374,7 +372,7 @@ gather_bwd(lpo_tape *t, const lpo_op *op)
 
 	return t->k->gather_rows_bwd(t->be, x->dtype, lpo_grad(t, x),
 	    lpo_grad(t, y), lpo_data(t, op->in[1]), y->n, y->h * y->w * y->c,
-	    x->n);
+	    x->n, lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class gather_class = {
@@ -485,7 +483,8 @@ guide_bwd(lpo_tape *t, const lpo_op *op)
 	const lpo_var *y = op->out;
 
 	return t->k->guide_bwd(t->be, lpo_grad(t, op->in[0]), lpo_grad(t, y),
-	    op->g, t->groups, y->n / t->groups, y->h * y->w * y->c);
+	    op->g, t->groups, y->n / t->groups, y->h * y->w * y->c,
+	    lpo_op_adds(op) & 1);
 }
 
 static const struct lpo_op_class guide_class = {
@@ -522,7 +521,7 @@ cast_fwd(lpo_tape *t, const lpo_op *op)
 static int
 cast_bwd(lpo_tape *t, const lpo_op *op)
 {
-	return t->k->convert_acc(t->be, lpo_grad(t, op->in[0]),
+	return (lpo_op_adds(op) & 1 ? t->k->convert_acc : t->k->convert)(t->be, lpo_grad(t, op->in[0]),
 	    op->in[0]->dtype, lpo_grad(t, op->out), op->out->dtype,
 	    lpo_var_count(op->out));
 }

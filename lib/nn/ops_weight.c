@@ -43,9 +43,16 @@ tokens(const lpo_var *v)
 	return v->n * v->h * v->w;
 }
 
+/* What is added to the layer's output in the same pass, or NULL. */
+static const void *
+residual(const lpo_tape *t, const lpo_op *op)
+{
+	return op->in[1] != NULL ? lpo_data(t, op->in[1]) : NULL;
+}
+
 /* ---------------------------------------------------------------- linear */
 
-/* y = x W^T + b + s (x A^T) B^T;  aux = x A^T */
+/* y = x W^T + b + residual + s (x A^T) B^T;  aux = x A^T */
 static int
 linear_fwd(lpo_tape *t, const lpo_op *op)
 {
@@ -56,17 +63,17 @@ linear_fwd(lpo_tape *t, const lpo_op *op)
 	int rc;
 
 	rc = t->k->linear_fwd(t->be, x->dtype, lpo_data(t, y), lpo_data(t, x),
-	    l->w->w, vector(l->b), m, y->c, x->c, 1, 0, s);
+	    l->w->w, vector(l->b), residual(t, op), m, y->c, x->c, 1, s);
 	if (rc < 0 || !lora_on(t, l->lora))
 		return rc;
 	rc = t->k->linear_fwd(t->be, x->dtype, lpo_data(t, op->aux),
-	    lpo_data(t, x), l->lora->a->w, NULL, m, l->lora->rank, x->c, 1, 0,
-	    s);
+	    lpo_data(t, x), l->lora->a->w, NULL, NULL, m, l->lora->rank,
+	    x->c, 1, s);
 	if (rc < 0)
 		return rc;
 	return t->k->linear_fwd(t->be, x->dtype, lpo_data(t, y),
-	    lpo_data(t, op->aux), l->lora->b->w, NULL, m, y->c, l->lora->rank,
-	    l->lora->scale, 1, s);
+	    lpo_data(t, op->aux), l->lora->b->w, NULL, lpo_data(t, y), m,
+	    y->c, l->lora->rank, l->lora->scale, s);
 }
 
 /*
@@ -85,9 +92,8 @@ linear_lora_bwd(lpo_tape *t, const lpo_op *op)
 	void *s = (char *)da + lpo_align64(bytes);
 	int rc;
 
-	if ((rc = t->k->zero(t->be, da, bytes)) < 0 ||
-	    (rc = t->k->linear_bwd_data(t->be, dt, da, dy, l->b->w, m, y->c,
-	    r, l->scale, s)) < 0)
+	if ((rc = t->k->linear_bwd_data(t->be, dt, da, dy, l->b->w, m, y->c,
+	    r, l->scale, 0, s)) < 0)
 		return rc;
 	if (trains(l->b) && (rc = t->k->linear_bwd_weight(t->be, dt,
 	    l->b->grad, NULL, dy, lpo_data(t, op->aux), m, y->c, r, l->scale,
@@ -99,7 +105,7 @@ linear_lora_bwd(lpo_tape *t, const lpo_op *op)
 		return rc;
 	if (x->needs_grad)
 		return t->k->linear_bwd_data(t->be, dt, lpo_grad(t, x), da,
-		    l->a->w, m, r, x->c, 1, s);
+		    l->a->w, m, r, x->c, 1, 1, s);
 	return 0;
 }
 
@@ -113,7 +119,10 @@ linear_bwd(lpo_tape *t, const lpo_op *op)
 
 	if (x->needs_grad)
 		rc = t->k->linear_bwd_data(t->be, x->dtype, lpo_grad(t, x),
-		    lpo_grad(t, y), l->w->w, m, y->c, x->c, 1, lpo_scratch(t));
+		    lpo_grad(t, y), l->w->w, m, y->c, x->c, 1,
+		    lpo_op_adds(op) & 1, lpo_scratch(t));
+	if (rc == 0 && op->in[1] != NULL)
+		rc = lpo_pass_grad(t, op, 1);
 	if (rc == 0 && (trains(l->w) || trains(l->b)))
 		rc = t->k->linear_bwd_weight(t->be, x->dtype, grad_of(l->w),
 		    grad_of(l->b), lpo_grad(t, y), lpo_data(t, x), m, y->c,
@@ -170,10 +179,28 @@ linear_costs(lpo_tape *t, lpo_op *op, int64_t m, int64_t n, int64_t k)
 	    lpo_dtype_bytes(dt));
 }
 
-lpo_var *
-lpo_linear(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x)
+/* The residual, if any, is of the output's shape [n, h, w, c] and dtype. */
+static int
+check_residual(lpo_tape *t, const lpo_op *op, int64_t n, int64_t h,
+    int64_t w, int64_t c)
 {
-	lpo_op *op = lpo_tape_op(t, &linear_class, l->name, x, NULL, NULL);
+	const lpo_var *r = op->in[1];
+
+	if (r == NULL || (r->n == n && r->h * r->w == h * w && r->c == c &&
+	    r->dtype == op->in[0]->dtype))
+		return 0;
+	return lpo_tape_fail(t, LPO_EINVAL, "'%s': [%lld, %lld, %lld, %lld] "
+	    "%s added to [%lld, %lld, %lld, %lld] %s", op->label,
+	    (long long)r->n, (long long)r->h, (long long)r->w,
+	    (long long)r->c, lpo_dtype_name(r->dtype), (long long)n,
+	    (long long)h, (long long)w, (long long)c,
+	    lpo_dtype_name(op->in[0]->dtype));
+}
+
+static lpo_var *
+linear(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x, lpo_var *r)
+{
+	lpo_op *op = lpo_tape_op(t, &linear_class, l->name, x, r, NULL);
 
 	if (op == NULL)
 		return NULL;
@@ -184,12 +211,26 @@ lpo_linear(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x)
 		    lpo_dtype_name(x->dtype));
 		return NULL;
 	}
+	if (check_residual(t, op, x->n, x->h, x->w, l->w->shape[0]) < 0)
+		return NULL;
 	op->linear = l;
 	linear_costs(t, op, tokens(x), l->w->shape[0], x->c);
 	if (l->lora != NULL)
 		op->aux = lpo_tape_var(t, x->n, x->h, x->w, l->lora->rank,
 		    x->dtype);
 	return lpo_tape_out(t, op, x->n, x->h, x->w, l->w->shape[0], x->dtype);
+}
+
+lpo_var *
+lpo_linear(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x)
+{
+	return linear(t, l, x, NULL);
+}
+
+lpo_var *
+lpo_linear_add(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x, lpo_var *r)
+{
+	return r == NULL ? NULL : linear(t, l, x, r);
 }
 
 /* ----------------------------------------------------------- convolution */
@@ -213,17 +254,17 @@ conv_fwd(lpo_tape *t, const lpo_op *op)
 	int rc;
 
 	rc = t->k->conv_fwd(t->be, x->dtype, lpo_data(t, y), lpo_data(t, x),
-	    l->w->w, vector(l->b), &op->cs, 0, lpo_scratch(t));
+	    l->w->w, vector(l->b), residual(t, op), &op->cs, lpo_scratch(t));
 	if (rc < 0 || !lora_on(t, l->lora))
 		return rc;
 	down = lora_shape(op);
 	rc = t->k->conv_fwd(t->be, x->dtype, lpo_data(t, op->aux),
-	    lpo_data(t, x), l->lora->a->w, NULL, &down, 0, lpo_scratch(t));
+	    lpo_data(t, x), l->lora->a->w, NULL, NULL, &down, lpo_scratch(t));
 	if (rc < 0)
 		return rc;
 	return t->k->linear_fwd(t->be, x->dtype, lpo_data(t, y),
-	    lpo_data(t, op->aux), l->lora->b->w, NULL, tokens(y), y->c,
-	    l->lora->rank, l->lora->scale, 1, lpo_scratch(t));
+	    lpo_data(t, op->aux), l->lora->b->w, NULL, lpo_data(t, y),
+	    tokens(y), y->c, l->lora->rank, l->lora->scale, lpo_scratch(t));
 }
 
 static int
@@ -239,9 +280,8 @@ conv_lora_bwd(lpo_tape *t, const lpo_op *op)
 	void *s = (char *)da + lpo_align64(bytes);
 	int rc;
 
-	if ((rc = t->k->zero(t->be, da, bytes)) < 0 ||
-	    (rc = t->k->linear_bwd_data(t->be, dt, da, dy, l->b->w, m, y->c,
-	    r, l->scale, s)) < 0)
+	if ((rc = t->k->linear_bwd_data(t->be, dt, da, dy, l->b->w, m, y->c,
+	    r, l->scale, 0, s)) < 0)
 		return rc;
 	if (trains(l->b) && (rc = t->k->linear_bwd_weight(t->be, dt,
 	    l->b->grad, NULL, dy, lpo_data(t, op->aux), m, y->c, r, l->scale,
@@ -252,7 +292,7 @@ conv_lora_bwd(lpo_tape *t, const lpo_op *op)
 		return rc;
 	if (x->needs_grad)
 		return t->k->conv_bwd_data(t->be, dt, lpo_grad(t, x), da,
-		    l->a->w, &down, s);
+		    l->a->w, &down, 1, s);
 	return 0;
 }
 
@@ -265,7 +305,10 @@ conv_bwd(lpo_tape *t, const lpo_op *op)
 
 	if (x->needs_grad)
 		rc = t->k->conv_bwd_data(t->be, x->dtype, lpo_grad(t, x),
-		    lpo_grad(t, y), l->w->w, &op->cs, lpo_scratch(t));
+		    lpo_grad(t, y), l->w->w, &op->cs, lpo_op_adds(op) & 1,
+		    lpo_scratch(t));
+	if (rc == 0 && op->in[1] != NULL)
+		rc = lpo_pass_grad(t, op, 1);
 	if (rc == 0 && (trains(l->w) || trains(l->b)))
 		rc = t->k->conv_bwd_weight(t->be, x->dtype, grad_of(l->w),
 		    grad_of(l->b), lpo_grad(t, y), lpo_data(t, x), &op->cs,
@@ -322,10 +365,10 @@ conv_costs(lpo_tape *t, lpo_op *op)
 	    (trains(l->w) ? one : 0) + 2 * low;
 }
 
-lpo_var *
-lpo_conv(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x)
+static lpo_var *
+conv(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x, lpo_var *r)
 {
-	lpo_op *op = lpo_tape_op(t, &conv_class, l->name, x, NULL, NULL);
+	lpo_op *op = lpo_tape_op(t, &conv_class, l->name, x, r, NULL);
 	struct lpo_conv_shape *c;
 	int64_t pads;
 
@@ -357,11 +400,25 @@ lpo_conv(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x)
 		    l->name, (long long)x->h, (long long)x->w);
 		return NULL;
 	}
+	if (check_residual(t, op, x->n, c->ho, c->wo, c->co) < 0)
+		return NULL;
 	conv_costs(t, op);
 	if (l->lora != NULL)
 		op->aux = lpo_tape_var(t, x->n, c->ho, c->wo, l->lora->rank,
 		    x->dtype);
 	return lpo_tape_out(t, op, x->n, c->ho, c->wo, c->co, x->dtype);
+}
+
+lpo_var *
+lpo_conv(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x)
+{
+	return conv(t, l, x, NULL);
+}
+
+lpo_var *
+lpo_conv_add(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x, lpo_var *r)
+{
+	return r == NULL ? NULL : conv(t, l, x, r);
 }
 
 /* ----------------------------------------------------------------- norms */
@@ -387,7 +444,8 @@ group_norm_bwd(lpo_tape *t, const lpo_op *op)
 	    x->needs_grad ? lpo_grad(t, x) : NULL, l->gamma->grad,
 	    l->beta->grad, lpo_grad(t, op->out), lpo_data(t, x),
 	    lpo_data(t, op->aux), l->gamma->w, l->beta->w, x->n, x->h * x->w,
-	    x->c, l->groups, op->silu, t->groups, lpo_scratch(t));
+	    x->c, l->groups, op->silu, t->groups, lpo_op_adds(op) & 1,
+	    lpo_scratch(t));
 }
 
 static int
@@ -411,7 +469,7 @@ layer_norm_bwd(lpo_tape *t, const lpo_op *op)
 	    x->needs_grad ? lpo_grad(t, x) : NULL, l->gamma->grad,
 	    l->beta->grad, lpo_grad(t, op->out), lpo_data(t, x),
 	    lpo_data(t, op->aux), l->gamma->w, tokens(x), x->c, t->groups,
-	    lpo_scratch(t));
+	    lpo_op_adds(op) & 1, lpo_scratch(t));
 }
 
 static const struct lpo_op_class group_norm_class = {

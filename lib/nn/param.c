@@ -11,8 +11,9 @@ device(lpo_params *ps, int rc, const char *what)
 {
 	if (rc == 0)
 		return 0;
-	return lpo_fail(ps->ctx, rc, "%s failed on device '%s'", what,
-	    ps->be->k->name);
+	return lpo_fail(ps->ctx, rc, "%s failed on device '%s'%s%s", what,
+	    ps->be->k->name, ps->be->k->error(ps->be)[0] ? ": " : "",
+	    ps->be->k->error(ps->be));
 }
 
 static void *
@@ -438,39 +439,55 @@ lpo_params_zero_grad(lpo_params *ps)
 int
 lpo_params_grad_sumsq(lpo_params *ps, double *out)
 {
-	int64_t i;
-	double one;
-	int rc;
+	const float **x = lpo_alloc(ps->ctx, (size_t)ps->n + 1, sizeof(*x));
+	int64_t *count = lpo_alloc(ps->ctx, (size_t)ps->n + 1,
+	    sizeof(*count));
+	int64_t i, n = 0;
+	int rc = LPO_ENOMEM;
 
 	*out = 0;
+	if (x == NULL || count == NULL)
+		goto out;
 	for (i = 0; i < ps->n; i++) {
 		if (ps->p[i]->grad == NULL)
 			continue;
-		if ((rc = device(ps, ps->be->k->sum_squares(ps->be, &one,
-		    ps->p[i]->grad, ps->p[i]->count), "sum")) < 0)
-			return rc;
-		*out += one;
+		x[n] = ps->p[i]->grad;
+		count[n++] = ps->p[i]->count;
 	}
-	return 0;
+	rc = device(ps, ps->be->k->sum_squares(ps->be, out, x, count, n),
+	    "sum of squares");
+out:
+	lpo_free(x);
+	lpo_free(count);
+	return rc;
 }
 
 int
 lpo_params_adamw(lpo_params *ps, const struct lpo_adamw *opt)
 {
-	lpo_param *p;
-	int64_t i;
+	struct lpo_adamw_tensor *list;
+	const lpo_param *p;
+	int64_t i, n = 0;
 	int rc;
 
+	list = lpo_alloc(ps->ctx, (size_t)ps->n + 1, sizeof(*list));
+	if (list == NULL)
+		return LPO_ENOMEM;
 	for (i = 0; i < ps->n; i++) {
 		p = ps->p[i];
 		if (p->grad == NULL)
 			continue;
-		if ((rc = device(ps, ps->be->k->adamw(ps->be, p->master, p->m,
-		    p->v, p->grad, p->count, opt), "AdamW")) < 0 ||
-		    (rc = refresh(ps, p)) < 0)
-			return rc;
+		list[n].p = p->master;
+		list[n].m = p->m;
+		list[n].v = p->v;
+		list[n].g = p->grad;
+		list[n].w = p->w;
+		list[n].w_dt = p->dtype;
+		list[n++].count = p->count;
 	}
-	return 0;
+	rc = device(ps, ps->be->k->adamw(ps->be, list, n, opt), "AdamW");
+	lpo_free(list);
+	return rc;
 }
 
 int64_t

@@ -298,9 +298,23 @@ out:
 	return rc;
 }
 
-/* Which gradients a step must zero because they begin there. */
+/* Input j of the op is the only one that is v, or a view of it. */
 static int
-zero_lists(lpo_tape *t, const struct lives *lives)
+only_input(const lpo_op *op, const lpo_var *v)
+{
+	int j, n = 0;
+
+	for (j = 0; j < LPO_OP_INPUTS; j++)
+		n += op->in[j] != NULL && op->in[j]->priv->base == v;
+	return n == 1;
+}
+
+/*
+ * Which gradients a step is the first to reach: it sets them, or, where two
+ * of its inputs are the same var, zeros them and adds twice.
+ */
+static int
+first_grads(lpo_tape *t, const struct lives *lives)
 {
 	struct lpo_step *s;
 	int64_t i, k;
@@ -322,6 +336,10 @@ zero_lists(lpo_tape *t, const struct lives *lives)
 			if (v->priv->seeded ||
 			    lives[v->priv->index].grad.first != i)
 				continue;
+			if (only_input(t->ops[s->op], v)) {
+				t->ops[s->op]->first |= 1u << j;
+				continue;
+			}
 			for (k = s->zero_first; k < t->nzero; k++)
 				if (t->zero[k] == v)
 					break;
@@ -387,7 +405,7 @@ lpo_tape_plan(lpo_tape *t, int backward, struct lpo_plan *plan)
 		goto out;
 	}
 	lifetimes(t, lives);
-	if (place_all(t, lives) < 0 || zero_lists(t, lives) < 0) {
+	if (place_all(t, lives) < 0 || first_grads(t, lives) < 0) {
 		rc = t->error = LPO_ENOMEM;
 		goto out;
 	}

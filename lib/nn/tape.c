@@ -24,6 +24,19 @@ lpo_tape_new(lpo_ctx *c, lpo_backend *be, enum lpo_dtype dt, int64_t groups)
 	return t;
 }
 
+static void
+free_graphs(lpo_tape *t)
+{
+	int i;
+
+	for (i = 0; i < LPO_WALKS; i++) {
+		if (t->graph[i] != NULL)
+			t->k->graph_free(t->be, t->graph[i]);
+		t->graph[i] = NULL;
+		t->walked[i] = 0;
+	}
+}
+
 void
 lpo_tape_free(lpo_tape *t)
 {
@@ -41,6 +54,7 @@ lpo_tape_free(lpo_tape *t)
 	}
 	for (i = 0; i < t->nops; i++)
 		lpo_free(t->ops[i]);
+	free_graphs(t);
 	lpo_free(t->vars);
 	lpo_free(t->ops);
 	lpo_free(t->steps);
@@ -321,6 +335,21 @@ lpo_scratch(const lpo_tape *t)
 	return (char *)t->arena->mem + t->scratch_off;
 }
 
+int
+lpo_pass_grad(lpo_tape *t, const lpo_op *op, int i)
+{
+	const lpo_var *x = op->in[i];
+	int64_t count = lpo_var_count(op->out);
+
+	if (!x->needs_grad)
+		return 0;
+	if (lpo_op_adds(op) & 1 << i)
+		return t->k->acc(t->be, x->dtype, lpo_grad(t, x),
+		    lpo_grad(t, op->out), count);
+	return t->k->copy(t->be, lpo_grad(t, x), lpo_grad(t, op->out),
+	    (size_t)count * lpo_dtype_bytes(x->dtype));
+}
+
 static int
 walk(lpo_tape *t, const struct lpo_step *s)
 {
@@ -340,48 +369,99 @@ walk(lpo_tape *t, const struct lpo_step *s)
 		rc = s->kind == LPO_STEP_BWD ? op->cls->bwd(t, op) :
 		    op->cls->fwd(t, op);
 	if (rc < 0)
-		return lpo_fail(t->ctx, rc, "op '%s' of '%s' failed (%s)",
+		return lpo_fail(t->ctx, rc, "op '%s' of '%s' failed (%s)%s%s",
 		    op->cls->name, op->label,
-		    s->kind == LPO_STEP_BWD ? "backward" : "forward");
+		    s->kind == LPO_STEP_BWD ? "backward" : "forward",
+		    t->k->error(t->be)[0] != '\0' ? ": " : "",
+		    t->k->error(t->be));
 	return 0;
+}
+
+static int
+walk_half(lpo_tape *t, int backward)
+{
+	enum lpo_step_kind kind;
+	int64_t i;
+	int rc = 0;
+
+	t->replay = backward;
+	for (i = 0; i < t->nsteps && rc == 0; i++) {
+		kind = t->steps[i].kind;
+		if (backward ? kind == LPO_STEP_REPLAY ||
+		    kind == LPO_STEP_BWD : kind == LPO_STEP_FWD)
+			rc = walk(t, &t->steps[i]);
+	}
+	t->replay = 0;
+	return rc;
+}
+
+/* The calls of one walk, recorded; *graph stays NULL where that cannot be. */
+static int
+record(lpo_tape *t, int backward, void **graph)
+{
+	int rc = t->k->graph_begin(t->be), end;
+
+	if (rc == LPO_ENODEV)
+		return 0;
+	if (rc == 0) {
+		rc = walk_half(t, backward);
+		end = t->k->graph_end(t->be, graph);
+		rc = rc == 0 ? end : rc;
+	}
+	return rc == 0 || t->error != 0 || lpo_errcode(t->ctx) != 0 ? rc :
+	    lpo_fail(t->ctx, rc, "recording a walk failed: %s",
+	    t->k->error(t->be));
+}
+
+/*
+ * The first walk makes the calls one by one (libraries choose their
+ * algorithms then), the second is recorded, later ones are that record.
+ */
+static int
+walk_or_run(lpo_tape *t, int backward)
+{
+	int which = t->flags + (backward ? LPO_WALK_BACKWARD : 0), rc = 0;
+
+	if (t->graph_mem != t->arena->mem)
+		free_graphs(t);		/* the shared arena has grown */
+	t->graph_mem = t->arena->mem;
+	if (lpo_ctx_stopped(t->ctx))
+		return lpo_fail(t->ctx, LPO_ESTOP, "stopped");
+	if (t->graph[which] == NULL && t->walked[which] == 1 &&
+	    t->k->graph_begin != NULL)
+		rc = record(t, backward, &t->graph[which]);
+	if (rc == 0 && t->graph[which] != NULL) {
+		rc = t->k->graph_run(t->be, t->graph[which]);
+		if (rc < 0)
+			lpo_fail(t->ctx, rc, "a recorded walk failed: %s",
+			    t->k->error(t->be));
+	} else if (rc == 0) {
+		rc = walk_half(t, backward);
+	}
+	t->walked[which] = 1;
+	return rc;
 }
 
 int
 lpo_tape_forward(lpo_tape *t, int flags)
 {
-	int64_t i;
-	int rc;
-
 	if (t->error != 0)
 		return t->error;
 	if (t->arena == NULL)
 		return lpo_fail(t->ctx, LPO_EINVAL, "forward before commit");
-	t->flags = flags;
-	t->replay = 0;
-	for (i = 0; i < t->nsteps && t->steps[i].kind == LPO_STEP_FWD; i++)
-		if ((rc = walk(t, &t->steps[i])) < 0)
-			return rc;
-	return 0;
+	t->flags = flags & LPO_LORA_OFF;
+	return walk_or_run(t, 0);
 }
 
 int
 lpo_tape_backward(lpo_tape *t)
 {
-	int64_t i;
-	int rc = 0;
-
 	if (t->error != 0)
 		return t->error;
 	if (!t->backward || t->arena == NULL)
 		return lpo_fail(t->ctx, LPO_EINVAL,
 		    "backward of a tape planned without it");
-	t->replay = 1;
-	for (i = 0; i < t->nsteps && rc == 0; i++)
-		if (t->steps[i].kind == LPO_STEP_REPLAY ||
-		    t->steps[i].kind == LPO_STEP_BWD)
-			rc = walk(t, &t->steps[i]);
-	t->replay = 0;
-	return rc;
+	return walk_or_run(t, 1);
 }
 
 /* Host f32 to and from a buffer of the var's dtype. */

@@ -80,8 +80,13 @@ int64_t	 lpo_var_count(const lpo_var *);
 
 /* x [n,l,1,in] or [n,h,w,in] -> [.., out], LoRA included unless it is off */
 lpo_var	*lpo_linear(lpo_tape *, const lpo_linear_layer *, lpo_var *x);
+/* The same plus r, of the output's shape, in one pass */
+lpo_var	*lpo_linear_add(lpo_tape *, const lpo_linear_layer *, lpo_var *x,
+	    lpo_var *r);
 /* x [n,h,w,ci] -> [n,ho,wo,co] */
 lpo_var	*lpo_conv(lpo_tape *, const lpo_conv_layer *, lpo_var *x);
+lpo_var	*lpo_conv_add(lpo_tape *, const lpo_conv_layer *, lpo_var *x,
+	    lpo_var *r);
 lpo_var	*lpo_group_norm(lpo_tape *, const lpo_norm_layer *, lpo_var *x);
 lpo_var	*lpo_norm_silu(lpo_tape *, const lpo_norm_layer *, lpo_var *x);
 lpo_var	*lpo_layer_norm(lpo_tape *, const lpo_norm_layer *, lpo_var *x);

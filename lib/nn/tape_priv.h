@@ -22,6 +22,8 @@ struct lpo_op {
 	lpo_var *aux;			/* kept for backward: stats, lse, Ax */
 	unsigned keep_in;		/* bit i: backward reads in[i]'s data */
 	int keep_out;			/* backward reads out's data */
+	unsigned first;			/* bit i: backward is the first to
+					 * reach in[i]'s gradient */
 	int weights;			/* trains weights */
 	size_t fwd_scratch, bwd_scratch;
 	double fwd_flops, bwd_flops;
@@ -63,6 +65,10 @@ struct lpo_step {
 	int64_t zero_first, zero_count;	/* gradients that begin here */
 };
 
+/* Forward, forward with LoRA off, backward of either. */
+enum { LPO_WALK_BACKWARD = LPO_LORA_OFF + 1,
+    LPO_WALKS = 2 * LPO_WALK_BACKWARD };
+
 struct lpo_tape {
 	lpo_ctx *ctx;
 	lpo_backend *be;
@@ -84,6 +90,9 @@ struct lpo_tape {
 	size_t arena_bytes, scratch_off;
 	lpo_arena own, *arena;
 	/* walk */
+	void *graph[LPO_WALKS];	/* recorded, or NULL */
+	int walked[LPO_WALKS];
+	void *graph_mem;	/* the arena they were recorded in */
 	int flags;
 	int replay;			/* data pointers of backward */
 };
@@ -106,6 +115,14 @@ lpo_var	*lpo_tape_out(lpo_tape *, lpo_op *, int64_t n, int64_t h, int64_t w,
 void	*lpo_data(const lpo_tape *, const lpo_var *);
 void	*lpo_grad(const lpo_tape *, const lpo_var *);	/* NULL: none */
 void	*lpo_scratch(const lpo_tape *);
+/* The inputs whose gradients hold something already: the kernels' `add`. */
+static inline int
+lpo_op_adds(const lpo_op *op)
+{
+	return (int)(~op->first & ((1u << LPO_OP_INPUTS) - 1));
+}
+/* The output's gradient to input i as it is, where that wants one. */
+int	 lpo_pass_grad(lpo_tape *, const lpo_op *, int i);
 
 static inline size_t
 lpo_align64(size_t n)
