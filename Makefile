@@ -20,7 +20,7 @@ LIBS		= -ldnnl -larchive -lsqlite3 -lcsv -ljansson -ljpeg -lpng \
 
 # Files of kernels/ that are compiled once per CPU level; the rest once.
 # Contraction is on there: a * b + c is one fma wherever the level has it.
-K_ONCE		= kernels/cpu.c kernels/onednn.c
+K_ONCE		= kernels/cpu.c kernels/onednn.c kernels/plugin.c
 K_AMX		= $(sort $(wildcard kernels/*_amx.c))
 K_MULTI		= $(filter-out $(K_ONCE) $(K_AMX),$(sort $(wildcard kernels/*.c)))
 F_portable	=
@@ -47,12 +47,13 @@ TESTS		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/unit/*.c \
 BENCHES		= $(patsubst %.c,$(BUILD)/%.t,$(sort $(wildcard tests/bench/*.c)))
 SHTESTS		= $(sort $(wildcard tests/cli/*.t))
 
-all: $(TOOLS) $(DEMO)
+all: $(TOOLS) $(DEMO) all_plugin
 
 help:
 	@sed -n 's/^#: //p' Makefile
 
-#: make              programs in bin/
+#: make              programs in bin/, the CUDA plug-in where nvcc is
+#: make cuda         the plug-in alone, or what is missing to build it
 #: make deps         install the Debian packages this needs
 #: make demo         the whole method on the embedded tiny world
 #: make demo-seeds   the same for five seeds, pooled
@@ -132,6 +133,7 @@ $(BUILD)/tests/%.t: $(BUILD)/tests/%.o $(BUILD)/liblpo.a
 	$(Q)$(LINK) -o $@ $^ $(LIBS)
 
 include mk/deps.mk
+include mk/cuda.mk
 include mk/fuzz.mk
 include mk/coverage.mk
 
@@ -140,7 +142,8 @@ include mk/coverage.mk
 
 # prove's last lines are counted into one: N passed, N failed, N skipped.
 check: all $(TESTS) $(BUILD)/demo/selftest.t
-	@BIN=$(BIN) BUILD=$(BUILD) CC='$(CC)' tests/run.sh \
+	@BIN=$(BIN) BUILD=$(BUILD) CC='$(CC)' \
+	LPO_CUDA_PLUGIN=$$(ls $(abspath $(PLUGIN)) 2> /dev/null) tests/run.sh \
 	    $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)
 
 # The same under AddressSanitizer and UBSan.  The library's threads are
@@ -149,7 +152,7 @@ asan:
 	@ASAN_OPTIONS=detect_leaks=1 UBSAN_OPTIONS=halt_on_error=1 \
 	LSAN_OPTIONS=suppressions=tests/lsan.supp:print_suppressions=0 \
 	$(MAKE) --no-print-directory check BUILD=$(BUILD)/asan \
-	    BIN=$(BUILD)/asan/bin CFLAGS='-O1 -g -fno-omit-frame-pointer \
+	    BIN=$(BUILD)/asan/bin CUDA=no CFLAGS='-O1 -g -fno-omit-frame-pointer \
 	    -fsanitize=address,undefined -fno-sanitize-recover=undefined'
 
 # Shown with their seeds, to be repeated: N=7 SEED=123 STAGES=train.
@@ -184,6 +187,8 @@ install: all
 	    exit 1; done
 	install -d $(DESTDIR)$(PREFIX)/bin
 	install $(TOOLS) $(DESTDIR)$(PREFIX)/bin
+	test ! -f $(PLUGIN) || \
+	    install -D $(PLUGIN) $(DESTDIR)$(PREFIX)/lib/lpo/lpo-cuda.so
 
 clean:
 	rm -rf $(BUILD) $(BIN)

@@ -3,7 +3,7 @@
 coverage: $(BUILD)/liblpo.a
 	@find $(BUILD)/cov -name '*.gcda' -delete 2> /dev/null || true
 	@$(MAKE) --no-print-directory check BUILD=$(BUILD)/cov \
-	    BIN=$(BUILD)/cov/bin KBUILD=$(BUILD) CFLAGS='-O1 -g --coverage'
+	    BIN=$(BUILD)/cov/bin KBUILD=$(BUILD) CUDA=no CFLAGS='-O1 -g --coverage'
 	@sh tests/coverage.sh $(BUILD)/cov
 
 .PHONY: coverage
