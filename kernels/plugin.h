@@ -37,10 +37,10 @@ struct lpo_plugin {
 };
 
 /*
- * Open lpo-cuda.so, from beside the executable or from ../lib/lpo of there
- * (PREFIX/lib/lpo), or the file that LPO_CUDA_PLUGIN names, and a device of it.
- *  LPO_ENODEV: no plug-in, no driver, no such device or no code
- * for it; text says which, in one line.
+ * Open lpo-cuda.so, from beside the executable or ../lib/lpo from there
+ * (PREFIX/lib/lpo), or what LPO_CUDA_PLUGIN names, and a device of it.
+ * LPO_ENODEV: no plug-in, no driver, no such device or no code for it; text
+ * says which, in one line.
  */
 int	lpo_cuda_open(lpo_backend *, int device, int flags, char *text,
 	    size_t text_bytes);
