@@ -16,6 +16,7 @@ enum { SLOTS = 8 };
 /* be->priv; the first member is what the ops know of it. */
 struct base {
 	struct cuda c;
+	struct lpo_device device;
 	char *slot[SLOTS];
 	cudaEvent_t read[SLOTS];	/* the device has read the slot */
 	int at;				/* the slot being filled */
@@ -423,8 +424,7 @@ look_at(struct lpo_device *d, int i, char *text, size_t text_bytes)
 	}
 	(void)cudaGetLastError();
 	if (e != cudaSuccess) {
-		say(text, text_bytes, "cannot use device 'cuda:%d': %s", i,
-		    cudaGetErrorString(e));
+		say(text, text_bytes, "%s", cudaGetErrorString(e));
 		return LPO_ENODEV;
 	}
 	d->usable = has_code();
@@ -447,20 +447,34 @@ devices(struct lpo_device *list, int max, char *text, size_t text_bytes)
 	return i;
 }
 
+static int
+device_of(lpo_backend *be, struct lpo_device *d)
+{
+	size_t all;
+
+	*d = base_of(cuda_of(be))->device;
+	return cuda_memory(be, &d->free_bytes, &all);
+}
+
 static const char *
 versions(void)
 {
 	static char text[128];
 	int driver = 0, run = 0, lt = (int)cublasLtGetVersion(),
-	    dnn = (int)cudnnGetVersion();
+	    dnn = (int)cudnnGetVersion(), n;
 
 	(void)cudaDriverGetVersion(&driver);
 	(void)cudaRuntimeGetVersion(&run);
 	(void)cudaGetLastError();
-	snprintf(text, sizeof text, "CUDA %d.%d, driver %d.%d, "
-	    "cuBLAS %d.%d.%d, cuDNN %d.%d.%d", run / 1000, run % 1000 / 10,
-	    driver / 1000, driver % 1000 / 10, lt / 10000, lt / 100 % 100,
-	    lt % 100, dnn / 10000, dnn / 100 % 100, dnn % 100);
+	n = snprintf(text, sizeof text, "CUDA %d.%d, cuBLAS %d.%d.%d, "
+	    "cuDNN %d.%d.%d, ", run / 1000, run % 1000 / 10, lt / 10000,
+	    lt / 100 % 100, lt % 100, dnn / 10000, dnn / 100 % 100,
+	    dnn % 100);
+	if (driver == 0)
+		say(text + n, sizeof text - (size_t)n, "no driver");
+	else
+		say(text + n, sizeof text - (size_t)n, "driver %d.%d",
+		    driver / 1000, driver % 1000 / 10);
 	return text;
 }
 
@@ -541,7 +555,7 @@ make_base(struct base *b)
 
 /* One line on a device that is there and has no code in this file. */
 static int
-no_code(const struct lpo_device *d, int device, char *text, size_t text_bytes)
+no_code(const struct lpo_device *d, char *text, size_t text_bytes)
 {
 	static const int arch[] = { __CUDA_ARCH_LIST__ };
 	char list[128] = "";
@@ -550,9 +564,8 @@ no_code(const struct lpo_device *d, int device, char *text, size_t text_bytes)
 	for (i = 0; i < sizeof arch / sizeof *arch && at < sizeof list; i++)
 		at += (size_t)snprintf(list + at, sizeof list - at, " %d.%d",
 		    arch[i] / 100, arch[i] / 10 % 10);
-	say(text, text_bytes, "device 'cuda:%d' (%s) has compute capability "
-	    "%d.%d; this plug-in has code for%s", device, d->name, d->major,
-	    d->minor, list);
+	say(text, text_bytes, "%s has compute capability %d.%d, this plug-in "
+	    "has code for%s", d->name, d->major, d->minor, list);
 	return LPO_ENODEV;
 }
 
@@ -568,25 +581,24 @@ open_backend(lpo_backend *be, int device, int flags, char *text,
 	if ((n = count_devices(text, text_bytes)) < 0)
 		return n;
 	if (device < 0 || device >= n) {
-		say(text, text_bytes, "no device 'cuda:%d': the last one here "
-		    "is 'cuda:%d'", device, n - 1);
+		say(text, text_bytes, "the last one here is 'cuda:%d'", n - 1);
 		return LPO_ENODEV;
 	}
 	if ((rc = look_at(&d, device, text, text_bytes)) != 0)
 		return rc;
 	if (!d.usable)
-		return no_code(&d, device, text, text_bytes);
+		return no_code(&d, text, text_bytes);
 	if ((b = (struct base *)calloc(1, sizeof *b)) == NULL) {
 		say(text, text_bytes, "out of memory");
 		return LPO_ENOMEM;
 	}
+	b->device = d;
 	b->c.device = device;
 	b->c.sm = d.major * 10 + d.minor;
 	b->c.processors = d.processors;
 	b->c.checked = (flags & LPO_PLUGIN_CHECKED) != 0;
 	if ((rc = make_base(b)) != 0) {
-		say(text, text_bytes, "cannot use device 'cuda:%d' (%s): %s",
-		    device, d.name, b->c.error);
+		say(text, text_bytes, "%s: %s", d.name, b->c.error);
 		close_base(b);
 		return rc;
 	}
@@ -602,6 +614,6 @@ const struct lpo_plugin lpo_plugin;
 const struct lpo_plugin lpo_plugin = {
 	.abi = LPO_KERNEL_ABI, .size_bytes = sizeof(struct lpo_plugin),
 	.kernels = &table, .open = open_backend, .close = close_backend,
-	.devices = devices, .versions = versions
+	.devices = devices, .device = device_of, .versions = versions
 };
 }

@@ -73,8 +73,8 @@ find(char *path, size_t size)
 	if (*given == '/' && access(given, F_OK) == 0 &&
 	    snprintf(path, size, "%s", given) < (int)size)
 		return 1;
-	refuse("no CUDA plug-in: LPO_CUDA_PLUGIN is %s '%.512s'",
-	    *given == '/' ? "no file:" : "not an absolute path:", given);
+	refuse("no CUDA plug-in: LPO_CUDA_PLUGIN, '%.512s', is %s", given,
+	    *given == '/' ? "no file" : "no absolute path");
 	return 0;
 }
 
@@ -91,6 +91,10 @@ cannot_load(const char *path, const char *words)
 		    "; install cuDNN 9 or add its folder to LD_LIBRARY_PATH" :
 		    "; install CUDA's cuBLAS or add its folder to "
 		    "LD_LIBRARY_PATH";
+	/* they begin with the name of what is missing, or with ours */
+	if (strncmp(words, path, strlen(path)) == 0 &&
+	    strncmp(words + strlen(path), ": ", 2) == 0)
+		words += strlen(path) + 2;
 	refuse("cannot load '%.256s': %.*s%s", path,
 	    (int)strcspn(words, "\n"), words, hint);
 }
@@ -160,6 +164,12 @@ lpo_cuda_devices(struct lpo_device *list, int max, char *text,
 	if (ready(text, text_bytes) != 0)
 		return LPO_ENODEV;
 	return plugin->devices(list, max, text, text_bytes);
+}
+
+int
+lpo_cuda_device(lpo_backend *be, struct lpo_device *d)
+{
+	return plugin->device(be, d);
 }
 
 const char *

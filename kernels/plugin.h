@@ -32,7 +32,12 @@ struct lpo_plugin {
 	/* Up to max devices; their number, or LPO_E* and one line in text. */
 	int (*devices)(struct lpo_device *, int max, char *text,
 	    size_t text_bytes);
-	/* "CUDA 13.0, driver 13.0, cuBLAS 13.1.0, cuDNN 9.19.0" */
+	/* The device of an open backend. */
+	int (*device)(lpo_backend *, struct lpo_device *);
+	/*
+	 * "CUDA 13.0, cuBLAS 13.1.0, cuDNN 9.19.0, driver 13.0"; the last is
+	 * what no result depends on.
+	 */
 	const char *(*versions)(void);
 };
 
@@ -47,6 +52,7 @@ int	lpo_cuda_open(lpo_backend *, int device, int flags, char *text,
 void	lpo_cuda_close(lpo_backend *);
 int	lpo_cuda_devices(struct lpo_device *, int max, char *text,
 	    size_t text_bytes);
+int	lpo_cuda_device(lpo_backend *, struct lpo_device *);
 /* As the plug-in's, or "" where there is none. */
 const char *lpo_cuda_versions(void);
 
