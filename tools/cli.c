@@ -1,4 +1,4 @@
-/* Signals, words, exit status, compute backend. */
+/* Signals, words, exit status, the model named. */
 #include <errno.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -7,7 +7,6 @@
 #include <unistd.h>
 
 #include <archive.h>
-#include <omp.h>
 #include <sqlite3.h>
 
 #include "lib/base/file.h"
@@ -239,7 +238,9 @@ lpo_cli_end(lpo_cli *cli, int rc)
 	status = close_stdout(cli, status_of(cli, rc));
 	if (p != NULL) {
 		status = lpo_cli_run_end(cli, status);
-		if (p->be_open)
+		if (p->be_open && lpo_cli_on_cuda(cli))
+			lpo_cuda_close(&cli->be);
+		else if (p->be_open)
 			lpo_cpu_close(&cli->be);
 		for (i = 0; i < p->rows; i++)
 			if (p->row[i]->type == LPO_CLI_LIST &&
@@ -253,96 +254,7 @@ lpo_cli_end(lpo_cli *cli, int rc)
 	return status;
 }
 
-/* ------------------------------------------------------------- compute */
-
-int
-lpo_cli_backend(lpo_cli *cli)
-{
-	const char *d = cli->o.device;
-	enum lpo_isa isa = LPO_ISA_AUTO;
-	int rc;
-
-	if (cli->priv->be_open)
-		return 0;
-	if (strncmp(d, "cuda", 4) == 0 && (d[4] == '\0' || d[4] == ':'))
-		return lpo_fail(cli->ctx, LPO_ENODEV, "no device '%s': this "
-		    "build has no CUDA plug-in (lpo-cuda.so); use --device cpu",
-		    d);
-	if (strcmp(d, "cpu") != 0)
-		return lpo_cli_usage(cli, "--device: no device '%s'", d);
-	if (cli->o.isa != NULL)
-		isa = (enum lpo_isa)lpo_isa_parse(cli->o.isa);
-	rc = lpo_cpu_open(&cli->be, isa, (int)cli->o.threads);
-	if (rc != 0)
-		return lpo_fail(cli->ctx, rc, "cannot use the CPU at level "
-		    "'%s' (it has: %s)", lpo_isa_name(isa),
-		    lpo_cpu_features());
-	cli->priv->be_open = 1;
-	return 0;
-}
-
-int
-lpo_cli_threads(lpo_cli *cli)
-{
-	if (cli->o.threads > 0)
-		omp_set_num_threads((int)cli->o.threads);
-	return omp_get_max_threads();
-}
-
-/* bf16 without native products is slower than f32 and worse: not by auto. */
-enum lpo_dtype
-lpo_cli_precision(const lpo_cli *cli)
-{
-	if (cli->o.precision == LPO_PREC_AUTO)
-		return lpo_cpu_has_bf16(cli->be.isa) ? LPO_BF16 : LPO_F32;
-	return cli->o.precision == LPO_PREC_BF16 ? LPO_BF16 : LPO_F32;
-}
-
-/* The number in a one-line file, or INT64_MAX ("max", or no such file). */
-static int64_t
-number_in(const char *path)
-{
-	FILE *f = fopen(path, "re");
-	long long v;
-	int64_t out = INT64_MAX;
-
-	if (f == NULL)
-		return out;
-	if (fscanf(f, "%lld", &v) == 1)
-		out = v;
-	fclose(f);
-	return out;
-}
-
-/*
- * A cgroup's limit is what a container or a batch job really has, whatever
- * the machine says.
- */
-int64_t
-lpo_cli_memory(const lpo_cli *cli)
-{
-	int64_t best, limit;
-	FILE *f;
-	char line[128];
-	long long kb;
-
-	if (cli->o.memory_bytes > 0)
-		return cli->o.memory_bytes;
-	best = (int64_t)sysconf(_SC_AVPHYS_PAGES) * sysconf(_SC_PAGESIZE);
-	if ((f = fopen("/proc/meminfo", "re")) != NULL) {
-		while (fgets(line, sizeof line, f) != NULL)
-			if (sscanf(line, "MemAvailable: %lld kB", &kb) == 1)
-				best = kb * 1024;
-		fclose(f);
-	}
-	limit = number_in("/sys/fs/cgroup/memory.max");
-	if (limit != INT64_MAX) {
-		limit -= number_in("/sys/fs/cgroup/memory.current");
-		if (limit > 0 && limit < best)
-			best = limit;
-	}
-	return best;
-}
+/* --------------------------------------------------------------- model */
 
 /* 1 if a file in the folder is of the variant: NAME.fp16.x, NAME.fp16-00001. */
 static int

@@ -189,18 +189,21 @@ double	 lpo_cli_now(void);	/* seconds, monotonic */
 
 /*
  * Open cli->be for --device, --isa, --threads.  LPO_ENODEV for a device or
- * level this machine has not.
+ * level this machine has not.  The host has its threads with any device.
  */
 int	 lpo_cli_backend(lpo_cli *);
 /*
- * LPO_F32 or LPO_BF16: --precision, `auto` being bf16 where the machine
+ * LPO_F32 or LPO_BF16: --precision, `auto` being bf16 where the device
  * multiplies bf16 natively.  After lpo_cli_backend().
  */
 enum lpo_dtype lpo_cli_precision(const lpo_cli *);
 /* --threads for OpenMP; their number.  lpo_cli_backend() does it too. */
 int	 lpo_cli_threads(lpo_cli *);
-/* --memory, or what the machine (and cgroup) has to give now, in bytes. */
-int64_t	 lpo_cli_memory(const lpo_cli *);
+/*
+ * --memory, or what the device, else the machine (and cgroup), has to give
+ * now, in bytes.
+ */
+int64_t	 lpo_cli_memory(lpo_cli *);
 /* GFLOP/s of a matrix product here, in a twentieth of a second. */
 double	 lpo_cli_speed(lpo_cli *, enum lpo_dtype);
 /* "MODEL/part" where -m was given; usage error without. Freed by lpo_free. */
@@ -215,7 +218,7 @@ int	 lpo_cli_need_model(lpo_cli *);
 
 /*
  * What the run id is made of besides the LPO_CLI_RESULT options, the seed,
- * precision and ISA level (the two only if the backend is open):
+ * precision, ISA level or device and library (these if the backend is open):
  * files by their SHA-256, streams by the run id they carry, and values the
  * tool resolved itself (steals the JSON).  Order of calls does not matter for
  * options, does for inputs.

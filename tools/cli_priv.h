@@ -4,6 +4,7 @@
 
 #include <signal.h>
 
+#include "kernels/plugin.h"
 #include "tools/cli.h"
 
 #define CLI_MAX_OPTIONS 128
@@ -26,6 +27,10 @@ struct lpo_cli_priv {
 
 	struct lpo_cli_run *run;	/* cli_run.c's own */
 	int be_open;
+
+	/* of --device cuda */
+	struct lpo_device device;
+	char where[160], level[32], library[160];
 };
 
 /* cli_opt.c */
@@ -34,6 +39,11 @@ int	 lpo_cli_add_rows(lpo_cli *, const struct lpo_cli_option *,
 	    void *base);
 int	 lpo_cli_parse(lpo_cli *, int argc, char **argv);
 int	 lpo_cli_help(const lpo_cli *);
+
+/* cli_device.c: of the open backend; "avx512", "sm_90" */
+int	 lpo_cli_on_cuda(const lpo_cli *);
+const char *lpo_cli_level(const lpo_cli *);
+const char *lpo_cli_library(const lpo_cli *);
 
 /* cli.c: SIGUSR2 sets it, the next progress line clears it */
 extern volatile sig_atomic_t lpo_cli_status_flag;

@@ -286,8 +286,8 @@ option_json(const struct lpo_cli_option *r, const void *base)
 }
 
 /*
- * Two levels of one CPU give other bits, so with a backend its level,
- * precision and library are options like others.
+ * Two levels of one CPU give other bits, as do two kinds of device, so with a
+ * backend its level, precision and library are options like others.
  */
 static int
 collect_options(lpo_cli *cli, struct lpo_cli_run *r)
@@ -308,15 +308,18 @@ collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 	}
 	if (!p->be_open)
 		return 0;
+	if (lpo_cli_on_cuda(cli) && (rc = lpo_json_set(cli->ctx, r->options,
+	    "device", json_string(p->device.name))) != 0)
+		return rc;
 	if ((rc = lpo_json_set(cli->ctx, r->options, "isa",
-	    json_string(lpo_isa_name(cli->be.isa)))) != 0)
+	    json_string(lpo_cli_level(cli)))) != 0)
 		return rc;
 	if ((rc = lpo_json_set(cli->ctx, r->options, "precision",
 	    json_string(lpo_cli_precision(cli) == LPO_BF16 ? "bf16" :
 	    "f32"))) != 0)
 		return rc;
 	return lpo_json_set(cli->ctx, r->options, "library",
-	    json_string(lpo_cpu_library_version()));
+	    json_string(lpo_cli_library(cli)));
 }
 
 /* Inputs stand for themselves by hash or run id, in the order given. */
@@ -408,8 +411,9 @@ write_rows(lpo_cli *cli, struct lpo_cli_run *r, const char *path)
 	a.options = options;
 	a.argv = argv;
 	if (cli->priv->be_open) {
-		a.device = cli->o.device;
-		a.isa = lpo_isa_name(cli->be.isa);
+		a.device = lpo_cli_on_cuda(cli) ? cli->priv->where :
+		    cli->o.device;
+		a.isa = lpo_cli_level(cli);
 		a.precision = lpo_cli_precision(cli) == LPO_BF16 ? "bf16" :
 		    "f32";
 		a.threads = cli->be.threads;
