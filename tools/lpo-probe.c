@@ -50,6 +50,8 @@ static const struct lpo_cli_option options[] = {
 	    "lrm-loss: weight of pairs with two timesteps (1)"),
 	O("freeze-text", 0, NULL, LPO_CLI_FLAG, freeze_text, 0, 0,
 	    "lrm-loss --grad: none of the text encoders"),
+	O("devices", 0, NULL, LPO_CLI_FLAG, devices, 0, 0,
+	    "list what this machine can compute with, and nothing else"),
 	O("save", 0, "DIR", LPO_CLI_STRING, save, 0, 0,
 	    "write the model as a diffusers folder, and nothing else"),
 	O("dtype", 0, "f32|f16|bf16", LPO_CLI_CHOICE, dtype, 0, 0,
@@ -62,7 +64,7 @@ static const struct lpo_cli_option options[] = {
 static const struct lpo_cli_tool tool = {
 	"lpo-probe", "one component: tensors in, tensors out",
 	"-c COMPONENT [-m DIR] -i in.safetensors -o out.safetensors "
-	"[options]\n       lpo-probe --save DIR -m MODEL", options
+	"[options]\n--save DIR -m MODEL\n--devices", options
 };
 
 static const struct lpo_probe_component *
@@ -133,26 +135,35 @@ check(struct lpo_probe *p, const struct lpo_probe_component *c)
 	return 0;
 }
 
-/* --save DIR: all else that was asked for would not be done. */
+/* --save and --devices: all else that was asked for would not be done. */
 static int
-save(lpo_cli *cli, const struct lpo_probe_opts *o)
+alone(lpo_cli *cli, const char *name)
 {
-	static const enum lpo_dtype dtypes[] = { LPO_F32, LPO_F16, LPO_BF16 };
 	static const char *const other[] = { "component", "input", "output",
-	    "lora", "lrm", "file", "repeat" };
-	int64_t bytes;
+	    "lora", "lrm", "file", "repeat", "save" };
 	size_t i;
-	int rc;
 
-	if ((rc = lpo_cli_need_model(cli)) != 0)
-		return rc;
 	if (cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);
 	for (i = 0; i < sizeof other / sizeof *other; i++)
-		if (lpo_cli_given(cli, other[i]))
-			return lpo_cli_usage(cli, "--save and --%s exclude "
-			    "each other", other[i]);
+		if (strcmp(other[i], name) != 0 &&
+		    lpo_cli_given(cli, other[i]))
+			return lpo_cli_usage(cli, "--%s and --%s exclude each "
+			    "other", name, other[i]);
+	return 0;
+}
+
+static int
+save(lpo_cli *cli, const struct lpo_probe_opts *o)
+{
+	static const enum lpo_dtype dtypes[] = { LPO_F32, LPO_F16, LPO_BF16 };
+	int64_t bytes;
+	int rc;
+
+	if ((rc = lpo_cli_need_model(cli)) != 0 ||
+	    (rc = alone(cli, "save")) != 0)
+		return rc;
 	if (!cli->o.force && lpo_file_exists(o->save))
 		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there already: "
 		    "--force overwrites it", o->save);
@@ -186,6 +197,9 @@ work(lpo_cli *cli, const struct lpo_probe_opts *o)
 	const struct lpo_probe_component *c;
 	int i, rc;
 
+	if (o->devices)
+		return (rc = alone(cli, "devices")) != 0 ? rc :
+		    lpo_probe_devices(cli);
 	if (o->save != NULL)
 		return save(cli, o);
 	if (lpo_cli_given(cli, "dtype"))

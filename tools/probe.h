@@ -10,7 +10,7 @@ struct lpo_probe_opts {
 	const char *component, *input, *lora, *lrm, *file, *save, *threshold;
 	int64_t repeat, steps, size_px;
 	double eta, beta, clip, guidance, batch_coeff, aux_coeff;
-	int grad, full, criterion, freeze_text, dtype, exif;
+	int grad, full, criterion, freeze_text, dtype, exif, devices;
 };
 
 struct lpo_probe {
@@ -72,6 +72,9 @@ int	 lpo_probe_put_grads(struct lpo_probe *, lpo_params *,
 	    const char *prefix);
 /* The same of a LoRA, under the keys of the file it was read from. */
 int	 lpo_probe_put_lora_grads(struct lpo_probe *, lpo_lora_set *);
+
+/* The table of --devices. */
+int	 lpo_probe_devices(lpo_cli *);
 
 struct lpo_probe_component {
 	const char *name;

@@ -47,18 +47,51 @@ for t in $tools; do
 	is $? 1 "$t: a full disk is noticed"
 done
 
-# A device that this build cannot open: said in words, exit 1.
+# A device that cannot be opened: said in a line, exit 1.  Without a plug-in
+# on any machine, and with the one that was built where there is no device.
+refused() {	# refused WORDS COMMAND...
+	words=$1
+	shift
+	is "$(status "$@")" 1 "$(basename "$1") -d cuda: $words"
+	is "$(wc -l < "$dir/err" | tr -d ' ')" 1 "in one line"
+	grep -q "^$(basename "$1"): no device 'cuda.*$words" "$dir/err"
+	ok $? "it says so"
+}
 for t in lpo-encode lpo-sample lpo-probe; do
 	case $t in
 	lpo-encode) set -- x.csv ;;
 	lpo-sample) set -- -p x.csv -o "$dir/o.tar" ;;
 	lpo-probe) set -- -c philox -i x -o "$dir/o" ;;
 	esac
-	is "$(status "$bin/$t" -m "$model" -d cuda --dry-run "$@")" 1 \
-	    "$t -d cuda"
-	grep -q 'no CUDA plug-in' "$dir/err"
-	ok $? "$t -d cuda says what is missing"
+	LPO_CUDA_PLUGIN=/nonexistent/lpo-cuda.so
+	export LPO_CUDA_PLUGIN
+	refused 'no CUDA plug-in' "$bin/$t" -m "$model" -d cuda --dry-run "$@"
+	is "$(status "$bin/$t" -m "$model" -d cuda --isa avx2 "$@")" 2 \
+	    "$t: --isa is the CPU's"
+	is "$(status "$bin/$t" -m "$model" -d cuda:-1 "$@")" 2 \
+	    "$t: no such name of a device"
+	unset LPO_CUDA_PLUGIN
 done
+probe_cuda() {
+	"$bin/lpo-probe" -c philox -i x -o "$dir/o" -d "$1"
+}
+for plugin in lib.sh "$dir/none.so" "$dir/text.so" /proc/self/exe; do
+	echo text > "$dir/text.so"
+	LPO_CUDA_PLUGIN=$plugin
+	export LPO_CUDA_PLUGIN
+	is "$(status probe_cuda cuda)" 1 "$plugin is no plug-in"
+	is "$(wc -l < "$dir/err" | tr -d ' ')" 1 "said in one line"
+	unset LPO_CUDA_PLUGIN
+done
+if [ ! -e "$bin/lpo-cuda.so" ]; then
+	skip "no CUDA plug-in here"
+elif "$bin/lpo-probe" --devices -q | grep -q '^cuda:0'; then
+	is "$(status probe_cuda cuda:99)" 1 "a device too many"
+	grep -q "no device 'cuda:99': the last one here is" "$dir/err"
+	ok $? "said in words"
+else
+	refused '' "$bin/lpo-probe" -c philox -i x -o "$dir/o" -d cuda
+fi
 
 # Binary stays away from terminals.  script(1) makes one.
 if command -v script >/dev/null; then

@@ -31,6 +31,27 @@ shape() {
 
 is "$("$bin/lpo-probe" | wc -l | tr -d ' ')" 14 "without -c: the components"
 
+# ---- what there is to compute with
+probe --devices > "$dir/out"
+ok $? "--devices"
+is "$(head -1 "$dir/out" | tr '\t' ' ')" "device name level units memory_bytes free_bytes precision library features" "its columns"
+is "$(awk -F '\t' 'NF != 9' "$dir/out" | wc -l | tr -d ' ')" 0 "in every line"
+is "$(sed -n 2p "$dir/out" | cut -f 1,7)" "cpu	f32" "the CPU, its precision"
+is "$(probe --devices --isa portable | sed -n 2p | cut -f 3)" portable \
+    "at the level asked for"
+is "$(probe --devices -j 2 --json | head -1 | sed 's/,"memory.*//; s/"name":"[^"]*"/N/; s/"level":"[^"]*"/L/')" '{"device":"cpu",N,L,"units":2' "as JSON"
+(
+	LPO_CUDA_PLUGIN=/nonexistent/lpo-cuda.so
+	export LPO_CUDA_PLUGIN
+	"$bin/lpo-probe" --devices > "$dir/out" 2> "$dir/err"
+)
+is $? 0 "no plug-in is no failure"
+is "$(wc -l < "$dir/out" | tr -d ' ')" 2 "the CPU alone then"
+grep -q "^lpo-probe: no device 'cuda': no CUDA plug-in" "$dir/err"
+ok $? "and why"
+probe --devices -c unet > "$dir/out"
+is $? 2 "--devices does nothing else"
+
 # ---- tokenizer
 echo 'a red circle' | probe -c tokenizer > "$dir/out"
 ok $? "tokenizer"
