@@ -14,7 +14,7 @@ struct line {
 	const char *device, *name, *level;
 	int64_t units;		/* threads, multiprocessors */
 	int64_t memory_bytes, free_bytes;
-	const char *precision;	/* of --precision auto; none: not usable */
+	const char *precision;	/* none: not usable */
 	const char *library, *features;
 };
 
@@ -103,7 +103,8 @@ print_cuda(lpo_cli *cli, const struct lpo_device *d, int i)
 	struct line l = { .device = device, .name = d->name, .level = level,
 	    .units = d->processors, .memory_bytes = (int64_t)d->memory_bytes,
 	    .free_bytes = (int64_t)d->free_bytes,
-	    .precision = d->usable ? "bf16" : "none",
+	    .precision = !d->usable ? "none" :
+	    cli->o.precision == LPO_PREC_F32 ? "f32" : "bf16",
 	    .library = lpo_cuda_versions(), .features = "" };
 
 	snprintf(device, sizeof device, "cuda:%d", i);

@@ -72,25 +72,23 @@ for t in lpo-encode lpo-sample lpo-probe; do
 	    "$t: no such name of a device"
 	unset LPO_CUDA_PLUGIN
 done
-probe_cuda() {
-	"$bin/lpo-probe" -c philox -i x -o "$dir/o" -d "$1"
-}
+set -- "$bin/lpo-probe" -c philox -i x -o "$dir/o" -d
 for plugin in lib.sh "$dir/none.so" "$dir/text.so" /proc/self/exe; do
 	echo text > "$dir/text.so"
 	LPO_CUDA_PLUGIN=$plugin
 	export LPO_CUDA_PLUGIN
-	is "$(status probe_cuda cuda)" 1 "$plugin is no plug-in"
+	is "$(status "$@" cuda)" 1 "$plugin is no plug-in"
 	is "$(wc -l < "$dir/err" | tr -d ' ')" 1 "said in one line"
 	unset LPO_CUDA_PLUGIN
 done
 if [ ! -e "$bin/lpo-cuda.so" ]; then
 	skip "no CUDA plug-in here"
 elif "$bin/lpo-probe" --devices -q | grep -q '^cuda:0'; then
-	is "$(status probe_cuda cuda:99)" 1 "a device too many"
+	is "$(status "$@" cuda:99)" 1 "a device too many"
 	grep -q "no device 'cuda:99': the last one here is" "$dir/err"
 	ok $? "said in words"
 else
-	refused '' "$bin/lpo-probe" -c philox -i x -o "$dir/o" -d cuda
+	refused '' "$@" cuda
 fi
 
 # Binary stays away from terminals.  script(1) makes one.
