@@ -484,8 +484,12 @@ static void
 close_base(struct base *b)
 {
 	struct cuda *c = &b->c;
+	cudaGraph_t cut = NULL;
 	int i;
 
+	if (c->capturing && cudaStreamEndCapture(c->stream, &cut) ==
+	    cudaSuccess)
+		(void)cudaGraphDestroy(cut);
 	if (c->stream != NULL)
 		(void)cudaStreamSynchronize(c->stream);
 	if (c->linear != NULL)
