@@ -1,0 +1,1012 @@
+/*
+ * Flash attention, backward.  With P = 2^(S - lse), delta = sum o do:
+ *	dV = P^T dO,  dP = dO V^T,  dS = P (dP - delta),
+ *	dQ = scale dS K,  dK = scale dS^T Q
+ *
+ * Two kernels, so that no sum is shared between blocks and the bits are the
+ * same from run to run: one owns a block of keys and walks the queries, one
+ * owns a block of queries and walks the keys.  S and dP are computed in both.
+ * Either is one template: a block owns two tiles (K and V, or Q and dO) and
+ * meets tiles of the other two.
+ */
+#include "kernels/cuda.h"
+
+#include <math.h>
+
+typedef __nv_bfloat16 bf16;
+
+#define LOG2E	1.44269504088896341f
+
+enum {
+	LARGEST_D = 160,
+	PAD = 64		/* stats end on a multiple of this many queries */
+};
+
+/* One call, and what is known of it. */
+struct job {
+	const void *q, *k, *v, *dout;
+	void *dq, *dk, *dv;
+	const float2 *stats;	/* [n, heads, lq_padded]: -lse log2 e, -delta */
+	int64_t lq_padded, lq, lk, ldq, ldk, ldo;
+	int heads, d, share, causal, add;	/* share: rows of q per row of k */
+	float scale;		/* d^-1/2 */
+};
+
+static inline int64_t
+padded(int64_t lq)
+{
+	return (lq + PAD - 1) / PAD * PAD;
+}
+
+/* ---- stats of every query */
+
+/* Eight lanes a row; V elements at a time. */
+template <typename T, int V>
+static __global__ void
+stats_kernel(float2 *stats, const T *dout, const T *o, const float *lse,
+    int64_t rows, int64_t lq, int64_t lq_padded, int heads, int d)
+{
+	int64_t u = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
+	int64_t h = u % heads, t = u / heads % lq_padded;
+	int64_t i = u / heads / lq_padded;
+	int lane = threadIdx.x % 8, x, j;
+	float sum = 0.0f;
+
+	if (u < rows && t < lq) {
+		int64_t at = ((i * lq + t) * heads + h) * d;
+
+		for (x = lane * V; x < d; x += 8 * V) {
+			struct alignas(sizeof(T) * V) { T e[V]; } a, b;
+
+			a = *(const decltype(a) *)(dout + at + x);
+			b = *(const decltype(b) *)(o + at + x);
+			for (j = 0; j < V; j++)
+				sum = fmaf(cuda_load(a.e + j),
+				    cuda_load(b.e + j), sum);
+		}
+	}
+	for (j = 4; j > 0; j /= 2)
+		sum += __shfl_xor_sync(~0u, sum, j);
+	if (u >= rows || lane != 0)
+		return;
+	/* A query that is not there: P = 2^-inf = 0. */
+	stats[(i * heads + h) * lq_padded + t] = t < lq ? make_float2(
+	    -lse[(i * heads + h) * lq + t] * LOG2E, -sum) :
+	    make_float2(-INFINITY, 0.0f);
+}
+
+/* ---- where a block works */
+
+/*
+ * KEYS: owns keys `first` .. of row `row` of k, meets the queries of `share`
+ * rows.  Otherwise owns queries of row `row` of q, meets one row of keys.
+ */
+struct place {
+	int64_t row, head, first;
+	int valid;		/* owned tokens that are there */
+	int begin, blocks;	/* blocks met, of each row met */
+	int steps;		/* ... and of all rows */
+};
+
+template <bool KEYS>
+static __device__ __forceinline__ struct place
+place_of(const struct job &j, int owned, int met)
+{
+	int64_t own = KEYS ? j.lk : j.lq, other = KEYS ? j.lq : j.lk;
+	int64_t nb = (own + owned - 1) / owned, u = blockIdx.x, end;
+	struct place p;
+
+	p.first = u % nb * owned;
+	p.head = u / nb % j.heads;
+	p.row = u / nb / j.heads;
+	p.valid = (int)min((int64_t)owned, own - p.first);
+	end = other;
+	p.begin = 0;
+	if (j.causal && KEYS)
+		p.begin = (int)(min(p.first, other) / met);
+	if (j.causal && !KEYS)
+		end = min(end, p.first + owned);
+	p.blocks = (int)((end + met - 1) / met) - p.begin;
+	p.steps = p.blocks * (KEYS ? j.share : 1);
+	return p;
+}
+
+/* The row and first token of the block met in a step. */
+template <bool KEYS>
+static __device__ __forceinline__ void
+met_at(const struct job &j, const struct place &p, int step, int met,
+    int64_t *row, int64_t *token)
+{
+	*row = KEYS ? p.row * j.share + step / p.blocks : p.row / j.share;
+	*token = (int64_t)(p.begin + step % p.blocks) * met;
+}
+
+/* Offsets of a token in q and dq, in dout, in k and v and their gradients. */
+static __device__ __forceinline__ int64_t
+at_q(const struct job &j, int64_t row, int64_t token, int64_t head)
+{
+	return (row * j.lq + token) * j.ldq + head * j.d;
+}
+
+static __device__ __forceinline__ int64_t
+at_o(const struct job &j, int64_t row, int64_t token, int64_t head)
+{
+	return (row * j.lq + token) * j.ldo + head * j.d;
+}
+
+static __device__ __forceinline__ int64_t
+at_k(const struct job &j, int64_t row, int64_t token, int64_t head)
+{
+	return (row * j.lk + token) * j.ldk + head * j.d;
+}
+
+/* ---- bf16 on tensor cores */
+
+/*
+ * A warp owns 16 rows MT times; chunks of 16 met tokens.  Of one product
+ * C[16,8] += A[16,16] B[16,8], lane l holds rows l/4 and l/4 + 8, columns
+ * 2(l%4) and the next; two neighbouring C are one A, so P and dS go from
+ * sums to operands without leaving the registers.
+ *
+ * HELD: the owned tiles stay in registers; else they are read each time.
+ * Rows of shared memory are an odd number of 16 bytes apart, so that the
+ * eight rows of a matrix lie in different banks.
+ */
+template <int D, bool KEYS>
+struct mma_shape {
+	static constexpr int MT = D <= 64 || (D <= 80 && !KEYS) ? 2 : 1;
+	static constexpr int WARPS = 4;
+	static constexpr bool HELD = D <= 80 || !KEYS;
+	static constexpr int BLOCKS = D <= 40 ? (KEYS ? 3 : 4) :
+	    D == 80 && KEYS ? 3 : 2;
+	static constexpr int OWNED = WARPS * MT * 16;
+	static constexpr int MET = D <= 80 ? 64 : 32;
+	static constexpr int LD = (D / 8 | 1) * 8;
+	/* elements: a stage is two tiles and the stats of MET queries */
+	static constexpr int STAGE = 2 * MET * LD + (KEYS ? 4 * MET : 0);
+	static constexpr int BYTES = (2 * OWNED * LD + 2 * STAGE) * 2;
+};
+
+static __device__ __forceinline__ uint32_t
+shared_of(const void *p)
+{
+	return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+/* 16 bytes to shared memory; zeros where there is no source. */
+static __device__ __forceinline__ void
+copy16(void *to, const void *from, bool there)
+{
+	asm volatile("cp.async.cg.shared.global [%0], [%1], 16, %2;" ::
+	    "r"(shared_of(to)), "l"(from), "r"(there ? 16 : 0) : "memory");
+}
+
+static __device__ __forceinline__ void
+copies_begin(void)
+{
+	asm volatile("cp.async.commit_group;" ::: "memory");
+}
+
+static __device__ __forceinline__ void
+copies_end(void)
+{
+	asm volatile("cp.async.wait_group 0;" ::: "memory");
+}
+
+/* ROWS rows of D elements, zeros beyond `valid` rows and d columns. */
+template <int D, int LD, int ROWS, int THREADS>
+static __device__ __forceinline__ void
+copy_tile(bf16 *to, const bf16 *from, int64_t ld, int valid, int d)
+{
+	int i;
+
+#pragma unroll
+	for (i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
+		int r = i / (D / 8), c = i % (D / 8) * 8;
+		bool there = r < valid && c < d;
+
+		copy16(to + r * LD + c, there ? from + r * ld + c : from,
+		    there);
+	}
+}
+
+static __device__ __forceinline__ void
+load4(uint32_t r[4], const bf16 *p)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared.b16 "
+	    "{%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+	    "=r"(r[3]) : "r"(shared_of(p)) : "memory");
+}
+
+static __device__ __forceinline__ void
+load2(uint32_t r[2], const bf16 *p)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x2.shared.b16 "
+	    "{%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) :
+	    "r"(shared_of(p)) : "memory");
+}
+
+static __device__ __forceinline__ void
+turn4(uint32_t r[4], const bf16 *p)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.trans.shared.b16 "
+	    "{%0,%1,%2,%3}, [%4];" : "=r"(r[0]), "=r"(r[1]), "=r"(r[2]),
+	    "=r"(r[3]) : "r"(shared_of(p)) : "memory");
+}
+
+static __device__ __forceinline__ void
+turn2(uint32_t r[2], const bf16 *p)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x2.trans.shared.b16 "
+	    "{%0,%1}, [%2];" : "=r"(r[0]), "=r"(r[1]) :
+	    "r"(shared_of(p)) : "memory");
+}
+
+static __device__ __forceinline__ void
+mma16(float c[4], const uint32_t a[4], const uint32_t b[2])
+{
+	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]),
+	    "r"(a[1]), "r"(a[2]), "r"(a[3]), "r"(b[0]), "r"(b[1]));
+}
+
+/* The same over eight. */
+static __device__ __forceinline__ void
+mma8(float c[4], const uint32_t a[2], uint32_t b)
+{
+	asm volatile("mma.sync.aligned.m16n8k8.row.col.f32.bf16.bf16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5}, {%6}, {%0,%1,%2,%3};" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]) : "r"(a[0]),
+	    "r"(a[1]), "r"(b));
+}
+
+/* 2^x, 0 below 2^-126 */
+static __device__ __forceinline__ float
+pow2(float x)
+{
+	float y;
+
+	asm("ex2.approx.ftz.f32 %0, %1;" : "=f"(y) : "f"(x));
+	return y;
+}
+
+static __device__ __forceinline__ uint32_t
+pack(float low, float high)
+{
+	uint32_t r;
+
+	asm("cvt.rn.bf16x2.f32 %0, %1, %2;" : "=r"(r) : "f"(high), "f"(low));
+	return r;
+}
+
+/* One 16-row tile of an owned matrix as A. */
+template <int D>
+struct held {
+	uint32_t a[(D / 16) * 4 + (D % 16 ? 2 : 0)];
+};
+
+template <int D, int LD>
+static __device__ __forceinline__ void
+hold(struct held<D> *h, const bf16 *tile)
+{
+	const bf16 *p = tile + threadIdx.x % 16 * LD;
+	int k;
+
+#pragma unroll
+	for (k = 0; k < D / 16; k++)
+		load4(h->a + 4 * k, p + 16 * k + threadIdx.x % 32 / 16 * 8);
+	if (D % 16)
+		load2(h->a + D / 16 * 4, p + D / 16 * 16);
+}
+
+/* c[mt][2] += owned (held, or read from own) times a chunk of 16 rows, ^T */
+template <int D, int LD, int MT, bool HELD>
+static __device__ __forceinline__ void
+dots(float c[MT][2][4], const struct held<D> *h, const bf16 *own,
+    const bf16 *chunk)
+{
+	int lane = threadIdx.x % 32, k, m;
+	const bf16 *p = chunk + (lane % 8 + lane / 16 * 8) * LD +
+	    lane / 8 % 2 * 8;
+	const bf16 *oa = own + lane % 16 * LD;
+
+#pragma unroll
+	for (k = 0; k < D / 16; k++) {
+		uint32_t b[4], a[4];
+
+		load4(b, p + 16 * k);
+#pragma unroll
+		for (m = 0; m < MT; m++) {
+			if (!HELD)
+				load4(a, oa + m * 16 * LD + 16 * k +
+				    lane / 16 * 8);
+			mma16(c[m][0], HELD ? h[m].a + 4 * k : a, b);
+			mma16(c[m][1], HELD ? h[m].a + 4 * k : a, b + 2);
+		}
+	}
+	if (D % 16) {
+		uint32_t b[2], a[2];
+
+		load2(b, chunk + lane % 16 * LD + D / 16 * 16);
+#pragma unroll
+		for (m = 0; m < MT; m++) {
+			if (!HELD)
+				load2(a, oa + m * 16 * LD + D / 16 * 16);
+			mma8(c[m][0], HELD ? h[m].a + D / 16 * 4 : a, b[0]);
+			mma8(c[m][1], HELD ? h[m].a + D / 16 * 4 : a, b[1]);
+		}
+	}
+}
+
+/* sum[mt][D] += a[mt] [rows, 16 tokens] times the chunk [16 tokens, D] */
+template <int D, int LD, int MT>
+static __device__ __forceinline__ void
+gather(float sum[MT][D / 8][4], const uint32_t a[MT][4], const bf16 *chunk)
+{
+	int lane = threadIdx.x % 32, x, m;
+	const bf16 *p = chunk + lane % 16 * LD;
+
+#pragma unroll
+	for (x = 0; x < D / 16; x++) {
+		uint32_t b[4];
+
+		turn4(b, p + 16 * x + lane / 16 * 8);
+#pragma unroll
+		for (m = 0; m < MT; m++) {
+			mma16(sum[m][2 * x], a[m], b);
+			mma16(sum[m][2 * x + 1], a[m], b + 2);
+		}
+	}
+	if (D % 16) {
+		uint32_t b[2];
+
+		turn2(b, p + D / 16 * 16);
+#pragma unroll
+		for (m = 0; m < MT; m++)
+			mma16(sum[m][D / 8 - 1], a[m], b);
+	}
+}
+
+/* Rows of a warp to memory: scale * sum, set or added. */
+template <int D>
+static __device__ __forceinline__ void
+put_rows(bf16 *to, int64_t ld, const float sum[D / 8][4], int rows, int d,
+    float scale, bool add)
+{
+	int lane = threadIdx.x % 32, x, half;
+
+#pragma unroll
+	for (half = 0; half < 2; half++) {
+		int r = lane / 4 + 8 * half;
+		bf16 *p = to + r * ld + lane % 4 * 2;
+
+		if (r >= rows)
+			continue;
+#pragma unroll
+		for (x = 0; x < D / 8; x++) {
+			float2 y = make_float2(scale * sum[x][2 * half],
+			    scale * sum[x][2 * half + 1]);
+
+			if (8 * x >= d)
+				continue;
+			if (add) {
+				float2 old = __bfloat1622float2(
+				    *(__nv_bfloat162 *)(p + 8 * x));
+
+				y.x += old.x;
+				y.y += old.y;
+			}
+			*(uint32_t *)(p + 8 * x) = pack(y.x, y.y);
+		}
+	}
+}
+
+/* Both tiles of the block met in a step, and its stats. */
+template <int D, bool KEYS>
+static __device__ __forceinline__ void
+copy_met(bf16 *stage, const struct job &j, const struct place &p, int step)
+{
+	using S = mma_shape<D, KEYS>;
+	constexpr int THREADS = S::WARPS * 32;
+	int64_t row, t;
+	const bf16 *a, *b;
+	int valid;
+
+	met_at<KEYS>(j, p, step, S::MET, &row, &t);
+	if (KEYS) {
+		a = (const bf16 *)j.q + at_q(j, row, t, p.head);
+		b = (const bf16 *)j.dout + at_o(j, row, t, p.head);
+	} else {
+		a = (const bf16 *)j.k + at_k(j, row, t, p.head);
+		b = (const bf16 *)j.v + at_k(j, row, t, p.head);
+	}
+	valid = (int)min((int64_t)S::MET, (KEYS ? j.lq : j.lk) - t);
+	copy_tile<D, S::LD, S::MET, THREADS>(stage, a, KEYS ? j.ldq : j.ldk,
+	    valid, j.d);
+	copy_tile<D, S::LD, S::MET, THREADS>(stage + S::MET * S::LD, b,
+	    KEYS ? j.ldo : j.ldk, valid, j.d);
+	if (KEYS && threadIdx.x < S::MET / 2)
+		copy16((float2 *)(stage + 2 * S::MET * S::LD) +
+		    2 * threadIdx.x, j.stats + (row * j.heads + p.head) *
+		    j.lq_padded + t + 2 * threadIdx.x, true);
+	copies_begin();
+}
+
+/*
+ * The rows of one warp against one chunk: s and dp (which holds -delta) are
+ * dots; out come P and dS as operands.  met, own: numbers of the lane's first
+ * column and row, counted so that a key is seen iff key <= query.
+ */
+template <int MT, bool KEYS>
+static __device__ __forceinline__ void
+grad_chunk(float s[MT][2][4], float dp[MT][2][4], uint32_t pa[MT][4],
+    uint32_t da[MT][4], const float nl[MT][4], const float cl[2][2],
+    float scale2, bool masked, int64_t met, int64_t own, int64_t end,
+    int causal)
+{
+	int m, t, e;
+
+#pragma unroll
+	for (m = 0; m < MT; m++)
+#pragma unroll
+		for (t = 0; t < 2; t++) {
+			float p[4], g[4];
+
+#pragma unroll
+			for (e = 0; e < 4; e++) {
+				int64_t c = met + 8 * t + e % 2;
+				int64_t r = own + 16 * m + e / 2 * 8;
+
+				if (masked && (c >= end || (causal &&
+				    (KEYS ? r > c : c > r))))
+					s[m][t][e] = -INFINITY;
+				p[e] = pow2(fmaf(s[m][t][e], scale2, KEYS ?
+				    cl[t][e % 2] : nl[m][e / 2]));
+				g[e] = p[e] * dp[m][t][e];
+			}
+			if (KEYS) {
+				pa[m][2 * t] = pack(p[0], p[1]);
+				pa[m][2 * t + 1] = pack(p[2], p[3]);
+			}
+			da[m][2 * t] = pack(g[0], g[1]);
+			da[m][2 * t + 1] = pack(g[2], g[3]);
+		}
+}
+
+template <int D, bool KEYS>
+static __global__ void
+__launch_bounds__(mma_shape<D, KEYS>::WARPS * 32, mma_shape<D, KEYS>::BLOCKS)
+mma_kernel(const __grid_constant__ struct job j)
+{
+	using S = mma_shape<D, KEYS>;
+	constexpr int MT = S::MT, LD = S::LD, THREADS = S::WARPS * 32;
+	extern __shared__ __align__(16) unsigned char memory[];
+	bf16 *own_a = (bf16 *)memory, *own_b = own_a + S::OWNED * LD;
+	bf16 *stages = own_b + S::OWNED * LD;
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * MT * 16;
+	struct held<D> ha[MT], hb[MT];
+	float dv[MT][D / 8][4] = {}, dx[MT][D / 8][4] = {};
+	/* of the rows: -lse log2 e, -delta */
+	float nl[MT][4] = {}, nd[MT][2] = {};
+	float scale2 = j.scale * LOG2E;
+	int step, c, m, e;
+
+	if (p.steps > 0) {
+		const bf16 *a, *b;
+
+		if (KEYS) {
+			a = (const bf16 *)j.k + at_k(j, p.row, p.first, p.head);
+			b = (const bf16 *)j.v + at_k(j, p.row, p.first, p.head);
+		} else {
+			a = (const bf16 *)j.q + at_q(j, p.row, p.first, p.head);
+			b = (const bf16 *)j.dout + at_o(j, p.row, p.first,
+			    p.head);
+		}
+		copy_tile<D, LD, S::OWNED, THREADS>(own_a, a, KEYS ? j.ldk :
+		    j.ldq, p.valid, j.d);
+		copy_tile<D, LD, S::OWNED, THREADS>(own_b, b, KEYS ? j.ldk :
+		    j.ldo, p.valid, j.d);
+		copy_met<D, KEYS>(stages, j, p, 0);
+	}
+	if (!KEYS)
+#pragma unroll
+		for (m = 0; m < MT; m++)
+#pragma unroll
+			for (e = 0; e < 2; e++) {
+				int r = mine + 16 * m + 8 * e + lane / 4;
+				float2 st = make_float2(-INFINITY, 0.0f);
+
+				if (r < p.valid)
+					st = j.stats[(p.row * j.heads +
+					    p.head) * j.lq_padded + p.first +
+					    r];
+				nl[m][e] = st.x;
+				nd[m][e] = st.y;
+			}
+	copies_end();
+	__syncthreads();
+	if (S::HELD)
+#pragma unroll
+		for (m = 0; m < MT; m++) {
+			hold<D, LD>(ha + m, own_a + (mine + 16 * m) * LD);
+			hold<D, LD>(hb + m, own_b + (mine + 16 * m) * LD);
+		}
+	for (step = 0; step < p.steps; step++) {
+		const bf16 *ma = stages + step % 2 * S::STAGE;
+		const bf16 *mb = ma + S::MET * LD;
+		const float4 *st = (const float4 *)(mb + S::MET * LD);
+		int64_t row, t, end = KEYS ? j.lq : j.lk;
+		int chunks;
+
+		/* The other stage was read before the barrier. */
+		if (step + 1 < p.steps)
+			copy_met<D, KEYS>(stages + (step + 1) % 2 * S::STAGE,
+			    j, p, step + 1);
+		met_at<KEYS>(j, p, step, S::MET, &row, &t);
+		chunks = mine < p.valid ? ((int)min((int64_t)S::MET, end - t) +
+		    15) / 16 : 0;
+#pragma unroll 1
+		for (c = 0; c < chunks; c++) {
+			float s[MT][2][4] = {}, dp[MT][2][4], cl[2][2] = {};
+			uint32_t pa[MT][4], da[MT][4];
+			bool masked = j.causal ||
+			    (!KEYS && t + 16 * c + 16 > end);
+
+#pragma unroll
+			for (e = 0; e < 2; e++) {
+				float4 f = make_float4(0, 0, 0, 0);
+
+				if (KEYS)
+					f = st[8 * c + 4 * e + lane % 4];
+				cl[e][0] = f.x;
+				cl[e][1] = f.z;
+#pragma unroll
+				for (m = 0; m < MT; m++) {
+					dp[m][e][0] = KEYS ? f.y : nd[m][0];
+					dp[m][e][1] = KEYS ? f.w : nd[m][0];
+					dp[m][e][2] = KEYS ? f.y : nd[m][1];
+					dp[m][e][3] = KEYS ? f.w : nd[m][1];
+				}
+			}
+			dots<D, LD, MT, S::HELD>(s, ha, own_a + mine * LD,
+			    ma + 16 * c * LD);
+			dots<D, LD, MT, S::HELD>(dp, hb, own_b + mine * LD,
+			    mb + 16 * c * LD);
+			grad_chunk<MT, KEYS>(s, dp, pa, da, nl, cl, scale2,
+			    masked, t + 16 * c + lane % 4 * 2, p.first + mine +
+			    lane / 4, end, j.causal);
+			if (KEYS)
+				gather<D, LD, MT>(dv, pa, mb + 16 * c * LD);
+			gather<D, LD, MT>(dx, da, ma + 16 * c * LD);
+		}
+		copies_end();
+		__syncthreads();
+	}
+#pragma unroll
+	for (m = 0; m < MT; m++) {
+		int r = mine + 16 * m;
+		int64_t at = KEYS ? at_k(j, p.row, p.first + r, p.head) :
+		    at_q(j, p.row, p.first + r, p.head);
+
+		if (!KEYS) {
+			put_rows<D>((bf16 *)j.dq + at, j.ldq, dx[m],
+			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_A);
+			continue;
+		}
+		if (j.dk != NULL)
+			put_rows<D>((bf16 *)j.dk + at, j.ldk, dx[m],
+			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_B);
+		if (j.dv != NULL)
+			put_rows<D>((bf16 *)j.dv + at, j.ldk, dv[m],
+			    p.valid - r, j.d, 1.0f, j.add & LPO_ADD_C);
+	}
+}
+
+/* ---- f32 sums of f32 products: f32, and bf16 that is not aligned */
+
+/*
+ * Tiles lie turned, [d][token], rows LD apart.  First every thread has 4 by 4
+ * of S and dP; P and dS go to shared memory, [met][owned], with groups of
+ * four exchanged by the met group's number so that neither the writes nor the
+ * reads meet in a bank.  Then a thread has 4 owned rows by D / 8 channels of
+ * a gradient; where there are threads twice over, one half has dV and the
+ * other dK, or each half the sum over one half of the keys.
+ */
+template <int D, bool KEYS>
+struct fma_shape {
+	static constexpr int TILE = D <= 64 ? 64 : 32;
+	static constexpr int LD = TILE + 4;
+	static constexpr int THREADS = TILE * TILE / 16;
+	static constexpr int HALF = TILE / 4 * 8;
+	static constexpr int HALVES = THREADS / HALF;
+	static constexpr int BYTES = (4 * D * LD + (KEYS ? 2 : 1) * TILE *
+	    TILE + 2 * TILE) * 4;
+};
+
+/* tile[x][t] = row t, channel x; zeros outside. */
+template <typename T, int D, int TILE, int THREADS>
+static __device__ __forceinline__ void
+load_turned(float *tile, const T *from, int64_t ld, int valid, int d)
+{
+	int t, x;
+
+	for (t = threadIdx.x / 8; t < TILE; t += THREADS / 8)
+#pragma unroll
+		for (x = threadIdx.x % 8; x < D; x += 8)
+			tile[x * (TILE + 4) + t] = t < valid && x < d ?
+			    cuda_load(from + t * ld + x) : 0.0f;
+}
+
+static __device__ __forceinline__ void
+outer4(float c[4][4], float4 a, float4 b)
+{
+	float x[4] = { a.x, a.y, a.z, a.w }, y[4] = { b.x, b.y, b.z, b.w };
+	int i, k;
+
+#pragma unroll
+	for (i = 0; i < 4; i++)
+#pragma unroll
+		for (k = 0; k < 4; k++)
+			c[i][k] = fmaf(x[i], y[k], c[i][k]);
+}
+
+/* sum[4 owned][D / 8] += w[met][owned] tile[channel][met], met in [m0, m1) */
+template <int D, int TILE>
+static __device__ __forceinline__ void
+sum_tile(float sum[4][D / 8], const float *w, const float *tile, int group,
+    int channel, int m0, int m1)
+{
+	int m, i, x;
+
+#pragma unroll 1
+	for (m = m0; m < m1; m += 4) {
+		float4 a[4];
+
+#pragma unroll
+		for (i = 0; i < 4; i++)
+			a[i] = *(const float4 *)(w + (m + i) * TILE +
+			    4 * (group ^ (m / 4 % 8)));
+#pragma unroll
+		for (x = 0; x < D / 8; x++) {
+			float4 b = *(const float4 *)(tile +
+			    (channel + 8 * x) * (TILE + 4) + m);
+			float y[4] = { b.x, b.y, b.z, b.w };
+
+#pragma unroll
+			for (i = 0; i < 4; i++) {
+				sum[0][x] = fmaf(a[i].x, y[i], sum[0][x]);
+				sum[1][x] = fmaf(a[i].y, y[i], sum[1][x]);
+				sum[2][x] = fmaf(a[i].z, y[i], sum[2][x]);
+				sum[3][x] = fmaf(a[i].w, y[i], sum[3][x]);
+			}
+		}
+	}
+}
+
+template <typename T, int D>
+static __device__ __forceinline__ void
+put_sums(T *to, int64_t ld, const float sum[4][D / 8], int rows, int channel,
+    int d, float scale, bool add)
+{
+	int i, x;
+
+#pragma unroll
+	for (i = 0; i < 4; i++)
+#pragma unroll
+		for (x = 0; x < D / 8; x++) {
+			T *p = to + i * ld + channel + 8 * x;
+
+			if (i < rows && channel + 8 * x < d)
+				cuda_store(p, fmaf(sum[i][x], scale, add ?
+				    cuda_load(p) : 0.0f));
+		}
+}
+
+template <typename T, int D, bool KEYS>
+static __global__ void
+__launch_bounds__(fma_shape<D, KEYS>::THREADS)
+fma_kernel(const __grid_constant__ struct job j)
+{
+	using S = fma_shape<D, KEYS>;
+	constexpr int TILE = S::TILE, LD = S::LD, THREADS = S::THREADS;
+	constexpr int SUMS = KEYS && S::HALVES == 1 ? 2 : 1;
+	extern __shared__ __align__(16) unsigned char memory[];
+	float *own_a = (float *)memory, *own_b = own_a + D * LD;
+	float *met_a = own_b + D * LD, *met_b = met_a + D * LD;
+	float *ds = met_b + D * LD, *ps = ds + TILE * TILE;
+	float2 *stats = (float2 *)(KEYS ? ps + TILE * TILE : ps);
+	const struct place p = place_of<KEYS>(j, TILE, TILE);
+	int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
+	int og = warp / (TILE / 32) * 4 + lane / 8;
+	int mg = warp % (TILE / 32) * 8 + lane % 8;
+	int half = threadIdx.x / S::HALF;
+	int group = threadIdx.x % S::HALF / 8, channel = threadIdx.x % 8;
+	float sum[SUMS][4][D / 8] = {};
+	float scale2 = j.scale * LOG2E;
+	int step, x, i, k;
+
+	if (KEYS) {
+		int64_t at = at_k(j, p.row, p.first, p.head);
+
+		load_turned<T, D, TILE, THREADS>(own_a, (const T *)j.k + at,
+		    j.ldk, p.valid, j.d);
+		load_turned<T, D, TILE, THREADS>(own_b, (const T *)j.v + at,
+		    j.ldk, p.valid, j.d);
+	} else {
+		load_turned<T, D, TILE, THREADS>(own_a, (const T *)j.q +
+		    at_q(j, p.row, p.first, p.head), j.ldq, p.valid, j.d);
+		load_turned<T, D, TILE, THREADS>(own_b, (const T *)j.dout +
+		    at_o(j, p.row, p.first, p.head), j.ldo, p.valid, j.d);
+		if (threadIdx.x < TILE)
+			stats[threadIdx.x] = j.stats[(p.row * j.heads +
+			    p.head) * j.lq_padded + p.first + threadIdx.x];
+	}
+	for (step = 0; step < p.steps; step++) {
+		float s[4][4] = {}, dp[4][4] = {};
+		int64_t row, t, end = KEYS ? j.lq : j.lk;
+		int valid;
+
+		met_at<KEYS>(j, p, step, TILE, &row, &t);
+		valid = (int)min((int64_t)TILE, end - t);
+		if (KEYS) {
+			load_turned<T, D, TILE, THREADS>(met_a, (const T *)j.q +
+			    at_q(j, row, t, p.head), j.ldq, valid, j.d);
+			load_turned<T, D, TILE, THREADS>(met_b,
+			    (const T *)j.dout + at_o(j, row, t, p.head),
+			    j.ldo, valid, j.d);
+			if (threadIdx.x < TILE)
+				stats[threadIdx.x] = j.stats[(row * j.heads +
+				    p.head) * j.lq_padded + t + threadIdx.x];
+		} else {
+			int64_t at = at_k(j, row, t, p.head);
+
+			load_turned<T, D, TILE, THREADS>(met_a,
+			    (const T *)j.k + at, j.ldk, valid, j.d);
+			load_turned<T, D, TILE, THREADS>(met_b,
+			    (const T *)j.v + at, j.ldk, valid, j.d);
+		}
+		__syncthreads();
+#pragma unroll 4
+		for (x = 0; x < j.d; x++) {
+			outer4(s, *(const float4 *)(own_a + x * LD + 4 * og),
+			    *(const float4 *)(met_a + x * LD + 4 * mg));
+			outer4(dp, *(const float4 *)(own_b + x * LD + 4 * og),
+			    *(const float4 *)(met_b + x * LD + 4 * mg));
+		}
+#pragma unroll
+		for (k = 0; k < 4; k++) {
+			int m = 4 * mg + k;
+			int to = m * TILE + 4 * (og ^ (mg % 8));
+			float pr[4], g[4];
+
+#pragma unroll
+			for (i = 0; i < 4; i++) {
+				float2 st = stats[KEYS ? m : 4 * og + i];
+				int64_t own = p.first + 4 * og + i;
+				bool seen = m < valid && !(j.causal && (KEYS ?
+				    own > t + m : t + m > own));
+
+				pr[i] = seen ? exp2f(fmaf(s[i][k], scale2,
+				    st.x)) : 0.0f;
+				g[i] = pr[i] * (dp[i][k] + st.y);
+			}
+			*(float4 *)(ds + to) = make_float4(g[0], g[1], g[2],
+			    g[3]);
+			if (KEYS)
+				*(float4 *)(ps + to) = make_float4(pr[0],
+				    pr[1], pr[2], pr[3]);
+		}
+		__syncthreads();
+		if (!KEYS)
+			sum_tile<D, TILE>(sum[0], ds, met_a, group, channel,
+			    half * (TILE / S::HALVES),
+			    (half + 1) * (TILE / S::HALVES));
+		else if (SUMS == 2 || half == 0)
+			sum_tile<D, TILE>(sum[0], ps, met_b, group, channel,
+			    0, TILE);
+		if (KEYS && (SUMS == 2 || half == 1))
+			sum_tile<D, TILE>(sum[SUMS - 1], ds, met_a, group,
+			    channel, 0, TILE);
+		__syncthreads();
+	}
+	if (!KEYS && S::HALVES == 2) {
+		/* The owned tiles are done with. */
+		float *rest = own_a + threadIdx.x % S::HALF;
+
+		__syncthreads();
+		if (half == 1)
+#pragma unroll
+			for (i = 0; i < 4 * (D / 8); i++)
+				rest[i * S::HALF] = sum[0][i % 4][i / 4];
+		__syncthreads();
+		if (half == 0)
+#pragma unroll
+			for (i = 0; i < 4 * (D / 8); i++)
+				sum[0][i % 4][i / 4] += rest[i * S::HALF];
+	}
+	{
+		int64_t token = p.first + 4 * group;
+		int rows = p.valid - 4 * group;
+		int64_t at = KEYS ? at_k(j, p.row, token, p.head) :
+		    at_q(j, p.row, token, p.head);
+
+		if (!KEYS && half == 0)
+			put_sums<T, D>((T *)j.dq + at, j.ldq, sum[0], rows,
+			    channel, j.d, j.scale, j.add & LPO_ADD_A);
+		if (KEYS && j.dv != NULL && half == 0)
+			put_sums<T, D>((T *)j.dv + at, j.ldk, sum[0], rows,
+			    channel, j.d, 1.0f, j.add & LPO_ADD_C);
+		if (KEYS && j.dk != NULL && (SUMS == 2 || half == 1))
+			put_sums<T, D>((T *)j.dk + at, j.ldk, sum[SUMS - 1],
+			    rows, channel, j.d, j.scale, j.add & LPO_ADD_B);
+	}
+}
+
+/* ---- host */
+
+typedef void (*grad_kernel)(const struct job);
+
+/* One kernel, over n rows of `tokens` owned in blocks of `owned`. */
+static int
+launch(struct cuda *c, grad_kernel kernel, const struct job *j, int64_t n,
+    int64_t tokens, int owned, int threads, int bytes)
+{
+	int64_t blocks = (tokens + owned - 1) / owned * j->heads * n;
+	int ret;
+
+	if (blocks > INT32_MAX)
+		return cuda_fail(c, LPO_EINVAL, "attention_bwd",
+		    "too many rows");
+	ret = cuda_check(c, cudaFuncSetAttribute((const void *)kernel,
+	    cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
+	    "attention_bwd");
+	if (ret != 0)
+		return ret;
+	kernel<<<(unsigned)blocks, threads, bytes, c->stream>>>(*j);
+	return cuda_done(c, "attention_bwd");
+}
+
+template <int D, bool KEYS>
+static int
+launch_mma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	using S = mma_shape<D, KEYS>;
+
+	return launch(c, mma_kernel<D, KEYS>, j, n, tokens, S::OWNED,
+	    S::WARPS * 32, S::BYTES);
+}
+
+template <bool KEYS>
+static int
+pass_mma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	if (j->d <= 40)
+		return launch_mma<40, KEYS>(c, j, n, tokens);
+	if (j->d <= 64)
+		return launch_mma<64, KEYS>(c, j, n, tokens);
+	if (j->d <= 80)
+		return launch_mma<80, KEYS>(c, j, n, tokens);
+	if (j->d <= 128)
+		return launch_mma<128, KEYS>(c, j, n, tokens);
+	return launch_mma<160, KEYS>(c, j, n, tokens);
+}
+
+template <typename T, int D, bool KEYS>
+static int
+launch_fma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	using S = fma_shape<D, KEYS>;
+
+	return launch(c, fma_kernel<T, D, KEYS>, j, n, tokens, S::TILE,
+	    S::THREADS, S::BYTES);
+}
+
+template <typename T, bool KEYS>
+static int
+pass_fma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	int most = 0, ret;
+
+	ret = cuda_check(c, cudaDeviceGetAttribute(&most,
+	    cudaDevAttrMaxSharedMemoryPerBlockOptin, c->device),
+	    "attention_bwd");
+	if (ret != 0)
+		return ret;
+	if (j->d <= 40)
+		return launch_fma<T, 40, KEYS>(c, j, n, tokens);
+	if (j->d <= 64 && most >= fma_shape<64, KEYS>::BYTES)
+		return launch_fma<T, 64, KEYS>(c, j, n, tokens);
+	if (j->d <= 80)
+		return launch_fma<T, 80, KEYS>(c, j, n, tokens);
+	return launch_fma<T, LARGEST_D, KEYS>(c, j, n, tokens);
+}
+
+static inline bool
+aligned(const void *p)
+{
+	return (uintptr_t)p % 16 == 0;
+}
+
+/* Whole 16 bytes in every row of every tensor. */
+static bool
+wide(const struct job *j, const void *o)
+{
+	return j->d % 8 == 0 && j->ldq % 8 == 0 && j->ldk % 8 == 0 &&
+	    aligned(j->q) && aligned(j->k) && aligned(j->v) &&
+	    aligned(j->dout) && aligned(o) && aligned(j->dq) &&
+	    aligned(j->dk) && aligned(j->dv);
+}
+
+template <typename T>
+static int
+run_stats(struct cuda *c, const struct job *j, float2 *stats, const void *o,
+    const float *lse, int64_t n)
+{
+	constexpr int V = 16 / sizeof(T);
+	int64_t rows = n * j->heads * j->lq_padded, blocks = (rows + 31) / 32;
+
+	if (blocks > INT32_MAX)
+		return cuda_fail(c, LPO_EINVAL, "attention_bwd",
+		    "too many rows");
+	if (j->d % V == 0 && aligned(o) && aligned(j->dout))
+		stats_kernel<T, V><<<(unsigned)blocks, 256, 0, c->stream>>>(
+		    stats, (const T *)j->dout, (const T *)o, lse, rows, j->lq,
+		    j->lq_padded, j->heads, j->d);
+	else
+		stats_kernel<T, 1><<<(unsigned)blocks, 256, 0, c->stream>>>(
+		    stats, (const T *)j->dout, (const T *)o, lse, rows, j->lq,
+		    j->lq_padded, j->heads, j->d);
+	return cuda_done(c, "attention_bwd");
+}
+
+template <bool KEYS>
+static int
+pass(struct cuda *c, enum lpo_dtype dt, const struct job *j, const void *o,
+    int64_t n, int64_t tokens)
+{
+	if (dt == LPO_F32)
+		return pass_fma<float, KEYS>(c, j, n, tokens);
+	if (wide(j, o))
+		return pass_mma<KEYS>(c, j, n, tokens);
+	return pass_fma<bf16, KEYS>(c, j, n, tokens);
+}
+
+int
+cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
+    void *dv, const void *dout, const void *o, const float *lse,
+    const void *q, const void *k, const void *v,
+    const struct lpo_attn_shape *s, int add, void *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	struct job j = { q, k, v, dout, dq, dk, dv, (const float2 *)scratch,
+	    padded(s->lq), s->lq, s->lk, s->ldq, s->ldk, s->heads * s->d,
+	    (int)s->heads, (int)s->d, 0, s->causal, add, 0.0f };
+	int ret;
+
+	if (s->n == 0 || (dq == NULL && dk == NULL && dv == NULL))
+		return 0;
+	if ((dt != LPO_F32 && dt != LPO_BF16) || s->n < 1 || s->nk < 1 ||
+	    s->n % s->nk != 0 || s->lq < 1 || s->lk < 1 || s->heads < 1 ||
+	    s->d < 1 || s->d > LARGEST_D || s->n / s->nk > INT32_MAX / 2 /
+	    (padded(s->lq) / 32))
+		return cuda_fail(c, LPO_EINVAL, "attention_bwd", "bad shape");
+	j.share = (int)(s->n / s->nk);
+	j.scale = 1.0f / sqrtf((float)s->d);
+	ret = dt == LPO_F32 ?
+	    run_stats<float>(c, &j, (float2 *)scratch, o, lse, s->n) :
+	    run_stats<bf16>(c, &j, (float2 *)scratch, o, lse, s->n);
+	if (ret == 0 && (dk != NULL || dv != NULL))
+		ret = pass<true>(c, dt, &j, o, s->nk, s->lk);
+	if (ret == 0 && dq != NULL)
+		ret = pass<false>(c, dt, &j, o, s->n, s->lq);
+	return ret;
+}
+
+size_t
+cuda_attention_bwd_bytes(enum lpo_dtype dt, const struct lpo_attn_shape *s)
+{
+	(void)dt;
+	return (size_t)(s->n * s->heads * padded(s->lq)) * sizeof(float2);
+}
