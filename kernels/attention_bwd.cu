@@ -19,7 +19,8 @@ typedef __nv_bfloat16 bf16;
 
 enum {
 	LARGEST_D = 160,
-	PAD = 64		/* stats end on a multiple of this many queries */
+	LONGEST = 1 << 30,	/* tokens met by one block */
+	PAD = 64		/* stats end on a multiple of it */
 };
 
 /* One call, and what is known of it. */
@@ -27,8 +28,9 @@ struct job {
 	const void *q, *k, *v, *dout;
 	void *dq, *dk, *dv;
 	const float2 *stats;	/* [n, heads, lq_padded]: -lse log2 e, -delta */
-	int64_t lq_padded, lq, lk, ldq, ldk, ldo;
-	int heads, d, share, causal, add;	/* share: rows of q per row of k */
+	int64_t lq_padded, ldq, ldk, ldo;
+	int lq, lk, heads, d, causal, add;
+	int share;		/* rows of q per row of k */
 	float scale;		/* d^-1/2 */
 };
 
@@ -157,7 +159,7 @@ struct mma_shape {
 	static constexpr int MT = D <= 64 || (D <= 80 && !KEYS) ? 2 : 1;
 	static constexpr int WARPS = 4;
 	static constexpr bool HELD = D <= 80 || !KEYS;
-	static constexpr int BLOCKS = D <= 40 ? (KEYS ? 3 : 4) :
+	static constexpr int BLOCKS = D <= 40 ? 3 :
 	    D == 80 && KEYS ? 3 : 2;
 	static constexpr int OWNED = WARPS * MT * 16;
 	static constexpr int MET = D <= 80 ? 64 : 32;
@@ -193,20 +195,30 @@ copies_end(void)
 	asm volatile("cp.async.wait_group 0;" ::: "memory");
 }
 
-/* ROWS rows of D elements, zeros beyond `valid` rows and d columns. */
+/*
+ * ROWS rows of D elements, zeros beyond `valid` rows and d columns.  A thread
+ * keeps to one column of 16 bytes; some have none.
+ */
 template <int D, int LD, int ROWS, int THREADS>
 static __device__ __forceinline__ void
 copy_tile(bf16 *to, const bf16 *from, int64_t ld, int valid, int d)
 {
-	int i;
+	constexpr int EACH = THREADS / (D / 8);
+	int r = threadIdx.x / (D / 8), c = threadIdx.x % (D / 8) * 8, i;
+	const bf16 *p = from + r * ld + c;
 
+	if (EACH * (D / 8) < THREADS && r >= EACH)
+		return;
+	to += r * LD + c;
+	if (c >= d)
+		valid = 0;
 #pragma unroll
-	for (i = threadIdx.x; i < ROWS * (D / 8); i += THREADS) {
-		int r = i / (D / 8), c = i % (D / 8) * 8;
-		bool there = r < valid && c < d;
+	for (i = 0; i < ROWS; i += EACH) {
+		bool there = r + i < valid;
 
-		copy16(to + r * LD + c, there ? from + r * ld + c : from,
-		    there);
+		if (i + EACH <= ROWS || r + i < ROWS)
+			copy16(to + i * LD, there ? p : from, there);
+		p += EACH * ld;
 	}
 }
 
@@ -402,48 +414,92 @@ put_rows(bf16 *to, int64_t ld, const float sum[D / 8][4], int rows, int d,
 	}
 }
 
-/* Both tiles of the block met in a step, and its stats. */
+/* What a block meets: rows of q of one row of k follow each other. */
+struct met {
+	const bf16 *a, *b;	/* token 0 of the first row met */
+	const float2 *stats;
+	int row, block;		/* next to copy: row from the first, block */
+};
+
+template <bool KEYS>
+static __device__ __forceinline__ struct met
+met_of(const struct job &j, const struct place &p)
+{
+	struct met m;
+	int64_t row = KEYS ? p.row * j.share : p.row / j.share;
+
+	m.a = KEYS ? (const bf16 *)j.q + at_q(j, row, 0, p.head) :
+	    (const bf16 *)j.k + at_k(j, row, 0, p.head);
+	m.b = KEYS ? (const bf16 *)j.dout + at_o(j, row, 0, p.head) :
+	    (const bf16 *)j.v + at_k(j, row, 0, p.head);
+	m.stats = j.stats + (row * j.heads + p.head) * j.lq_padded;
+	m.row = 0;
+	m.block = p.begin;
+	return m;
+}
+
+/* Both tiles of the next block met, and its stats. */
 template <int D, bool KEYS>
 static __device__ __forceinline__ void
-copy_met(bf16 *stage, const struct job &j, const struct place &p, int step)
+copy_met(bf16 *stage, const struct job &j, const struct place &p,
+    struct met *m)
 {
 	using S = mma_shape<D, KEYS>;
 	constexpr int THREADS = S::WARPS * 32;
-	int64_t row, t;
-	const bf16 *a, *b;
-	int valid;
+	int64_t lda = KEYS ? j.ldq : j.ldk, ldb = KEYS ? j.ldo : j.ldk;
+	int length = KEYS ? j.lq : j.lk, t = m->block * S::MET;
+	int64_t token = (int64_t)m->row * length + t;
+	int valid = min(S::MET, length - t), x = 2 * threadIdx.x;
 
-	met_at<KEYS>(j, p, step, S::MET, &row, &t);
-	if (KEYS) {
-		a = (const bf16 *)j.q + at_q(j, row, t, p.head);
-		b = (const bf16 *)j.dout + at_o(j, row, t, p.head);
-	} else {
-		a = (const bf16 *)j.k + at_k(j, row, t, p.head);
-		b = (const bf16 *)j.v + at_k(j, row, t, p.head);
-	}
-	valid = (int)min((int64_t)S::MET, (KEYS ? j.lq : j.lk) - t);
-	copy_tile<D, S::LD, S::MET, THREADS>(stage, a, KEYS ? j.ldq : j.ldk,
+	copy_tile<D, S::LD, S::MET, THREADS>(stage, m->a + token * lda, lda,
 	    valid, j.d);
-	copy_tile<D, S::LD, S::MET, THREADS>(stage + S::MET * S::LD, b,
-	    KEYS ? j.ldo : j.ldk, valid, j.d);
-	if (KEYS && threadIdx.x < S::MET / 2)
-		copy16((float2 *)(stage + 2 * S::MET * S::LD) +
-		    2 * threadIdx.x, j.stats + (row * j.heads + p.head) *
-		    j.lq_padded + t + 2 * threadIdx.x, true);
+	copy_tile<D, S::LD, S::MET, THREADS>(stage + S::MET * S::LD,
+	    m->b + token * ldb, ldb, valid, j.d);
+	if (KEYS && x < S::MET)
+		copy16((float2 *)(stage + 2 * S::MET * S::LD) + x, m->stats +
+		    (int64_t)m->row * j.heads * j.lq_padded + t + x, true);
 	copies_begin();
+	if (++m->block == p.begin + p.blocks) {
+		m->block = p.begin;
+		m->row++;
+	}
 }
 
 /*
- * The rows of one warp against one chunk: s and dp (which holds -delta) are
- * dots; out come P and dS as operands.  met, own: numbers of the lane's first
- * column and row, counted so that a key is seen iff key <= query.
+ * s becomes -inf where a key is not there or not seen.  A lane's first column
+ * lies `left` before the end and its first row `after` after it.
  */
 template <int MT, bool KEYS>
 static __device__ __forceinline__ void
-grad_chunk(float s[MT][2][4], float dp[MT][2][4], uint32_t pa[MT][4],
-    uint32_t da[MT][4], const float nl[MT][4], const float cl[2][2],
-    float scale2, bool masked, int64_t met, int64_t own, int64_t end,
-    int causal)
+mask_chunk(float s[MT][2][4], int left, int after, int causal)
+{
+	int m, t, e;
+
+#pragma unroll
+	for (m = 0; m < MT; m++)
+#pragma unroll
+		for (t = 0; t < 2; t++)
+#pragma unroll
+			for (e = 0; e < 4; e++) {
+				int c = 8 * t + e % 2, r = 16 * m + e / 2 * 8;
+				int over = KEYS ? after + r - c :
+				    c - after - r;
+
+				if (c >= left || (causal && over > 0))
+					s[m][t][e] = -INFINITY;
+			}
+}
+
+/*
+ * The rows of one warp against one chunk: s and dp (which started as -delta)
+ * are dots; out come P and dS as operands.  -lse log2 e is of the columns
+ * (cl) for KEYS, else of the rows (rl).
+ */
+template <int MT, bool KEYS>
+static __device__ __forceinline__ void
+grad_chunk(const float s[MT][2][4], const float dp[MT][2][4],
+    uint32_t pa[MT][4], uint32_t da[MT][4], const float rl[MT][2],
+    const float cl[2][2], float scale2)
 {
 	int m, t, e;
 
@@ -455,14 +511,8 @@ grad_chunk(float s[MT][2][4], float dp[MT][2][4], uint32_t pa[MT][4],
 
 #pragma unroll
 			for (e = 0; e < 4; e++) {
-				int64_t c = met + 8 * t + e % 2;
-				int64_t r = own + 16 * m + e / 2 * 8;
-
-				if (masked && (c >= end || (causal &&
-				    (KEYS ? r > c : c > r))))
-					s[m][t][e] = -INFINITY;
 				p[e] = pow2(fmaf(s[m][t][e], scale2, KEYS ?
-				    cl[t][e % 2] : nl[m][e / 2]));
+				    cl[t][e % 2] : rl[m][e / 2]));
 				g[e] = p[e] * dp[m][t][e];
 			}
 			if (KEYS) {
@@ -472,6 +522,81 @@ grad_chunk(float s[MT][2][4], float dp[MT][2][4], uint32_t pa[MT][4],
 			da[m][2 * t] = pack(g[0], g[1]);
 			da[m][2 * t + 1] = pack(g[2], g[3]);
 		}
+}
+
+/* What a warp holds. */
+template <int D, bool KEYS>
+struct warp {
+	static constexpr int MT = mma_shape<D, KEYS>::MT;
+
+	struct held<D> a[MT], b[MT];
+	float dv[MT][D / 8][4], dx[MT][D / 8][4];	/* dx: dk or dq */
+	float rl[MT][2], rd[MT][2];	/* stats of the rows, unless KEYS */
+};
+
+/* 16 tokens: rows of ma and mb. */
+template <int D, bool KEYS, bool MASKED>
+static __device__ __forceinline__ void
+chunk(struct warp<D, KEYS> &w, const bf16 *own_a, const bf16 *own_b,
+    const bf16 *ma, const bf16 *mb, const float4 *stats, float scale2,
+    int left, int after, int causal)
+{
+	using S = mma_shape<D, KEYS>;
+	constexpr int MT = S::MT, LD = S::LD;
+	float s[MT][2][4] = {}, dp[MT][2][4], cl[2][2] = {};
+	uint32_t pa[MT][4], da[MT][4];
+	int t, m;
+
+#pragma unroll
+	for (t = 0; t < 2; t++) {
+		float4 f = KEYS ? stats[4 * t] : make_float4(0, 0, 0, 0);
+
+		cl[t][0] = f.x;
+		cl[t][1] = f.z;
+#pragma unroll
+		for (m = 0; m < MT; m++) {
+			dp[m][t][0] = KEYS ? f.y : w.rd[m][0];
+			dp[m][t][1] = KEYS ? f.w : w.rd[m][0];
+			dp[m][t][2] = KEYS ? f.y : w.rd[m][1];
+			dp[m][t][3] = KEYS ? f.w : w.rd[m][1];
+		}
+	}
+	dots<D, LD, MT, S::HELD>(s, w.a, own_a, ma);
+	dots<D, LD, MT, S::HELD>(dp, w.b, own_b, mb);
+	if (MASKED)
+		mask_chunk<MT, KEYS>(s, left, after, causal);
+	grad_chunk<MT, KEYS>(s, dp, pa, da, w.rl, cl, scale2);
+	if (KEYS)
+		gather<D, LD, MT>(w.dv, pa, mb);
+	gather<D, LD, MT>(w.dx, da, ma);
+}
+
+/* A block met; first: of the warp's rows from the block's first token. */
+template <int D, bool KEYS>
+static __device__ __forceinline__ void
+meet(struct warp<D, KEYS> &w, const bf16 *own_a, const bf16 *own_b,
+    const bf16 *stage, float scale2, int valid, int first, int causal)
+{
+	using S = mma_shape<D, KEYS>;
+	constexpr int LD = S::LD;
+	const bf16 *ma = stage, *mb = ma + S::MET * LD;
+	int lane = threadIdx.x % 32, c = 0;
+	const float4 *stats = (const float4 *)(mb + S::MET * LD) + lane % 4;
+	int left = valid - lane % 4 * 2, after = first + lane / 4 -
+	    lane % 4 * 2;
+
+	/* Queries that are not there have P = 0 by their stats. */
+	if (!causal)
+#pragma unroll 1
+		for (; c < (KEYS ? valid + 15 : valid) / 16; c++)
+			chunk<D, KEYS, false>(w, own_a, own_b,
+			    ma + 16 * c * LD, mb + 16 * c * LD, stats + 8 * c,
+			    scale2, 0, 0, 0);
+#pragma unroll 1
+	for (; c < (valid + 15) / 16; c++)
+		chunk<D, KEYS, true>(w, own_a, own_b, ma + 16 * c * LD,
+		    mb + 16 * c * LD, stats + 8 * c, scale2, left - 16 * c,
+		    after - 16 * c, causal);
 }
 
 template <int D, bool KEYS>
@@ -486,120 +611,80 @@ mma_kernel(const __grid_constant__ struct job j)
 	bf16 *stages = own_b + S::OWNED * LD;
 	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
 	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * MT * 16;
-	struct held<D> ha[MT], hb[MT];
-	float dv[MT][D / 8][4] = {}, dx[MT][D / 8][4] = {};
-	/* of the rows: -lse log2 e, -delta */
-	float nl[MT][4] = {}, nd[MT][2] = {};
-	float scale2 = j.scale * LOG2E;
-	int step, c, m, e;
+	int length = KEYS ? j.lq : j.lk, step, m, e, r;
+	struct met next = met_of<KEYS>(j, p);
+	struct warp<D, KEYS> w = {};
+	int64_t at;
 
-	if (p.steps > 0) {
-		const bf16 *a, *b;
-
-		if (KEYS) {
-			a = (const bf16 *)j.k + at_k(j, p.row, p.first, p.head);
-			b = (const bf16 *)j.v + at_k(j, p.row, p.first, p.head);
-		} else {
-			a = (const bf16 *)j.q + at_q(j, p.row, p.first, p.head);
-			b = (const bf16 *)j.dout + at_o(j, p.row, p.first,
-			    p.head);
-		}
-		copy_tile<D, LD, S::OWNED, THREADS>(own_a, a, KEYS ? j.ldk :
-		    j.ldq, p.valid, j.d);
-		copy_tile<D, LD, S::OWNED, THREADS>(own_b, b, KEYS ? j.ldk :
+	if (KEYS) {
+		at = at_k(j, p.row, p.first, p.head);
+		copy_tile<D, LD, S::OWNED, THREADS>(own_a,
+		    (const bf16 *)j.k + at, j.ldk, p.valid, j.d);
+		copy_tile<D, LD, S::OWNED, THREADS>(own_b,
+		    (const bf16 *)j.v + at, j.ldk, p.valid, j.d);
+	} else {
+		copy_tile<D, LD, S::OWNED, THREADS>(own_a, (const bf16 *)j.q +
+		    at_q(j, p.row, p.first, p.head), j.ldq, p.valid, j.d);
+		copy_tile<D, LD, S::OWNED, THREADS>(own_b,
+		    (const bf16 *)j.dout + at_o(j, p.row, p.first, p.head),
 		    j.ldo, p.valid, j.d);
-		copy_met<D, KEYS>(stages, j, p, 0);
 	}
-	if (!KEYS)
+	if (p.steps > 0)
+		copy_met<D, KEYS>(stages, j, p, &next);
 #pragma unroll
-		for (m = 0; m < MT; m++)
-#pragma unroll
-			for (e = 0; e < 2; e++) {
-				int r = mine + 16 * m + 8 * e + lane / 4;
-				float2 st = make_float2(-INFINITY, 0.0f);
+	for (e = 0; e < (KEYS ? 0 : 2 * MT); e++) {
+		r = mine + 8 * e + lane / 4;
+		w.rl[e / 2][e % 2] = -INFINITY;
+		if (r < p.valid) {
+			float2 f = j.stats[(p.row * j.heads + p.head) *
+			    j.lq_padded + p.first + r];
 
-				if (r < p.valid)
-					st = j.stats[(p.row * j.heads +
-					    p.head) * j.lq_padded + p.first +
-					    r];
-				nl[m][e] = st.x;
-				nd[m][e] = st.y;
-			}
+			w.rl[e / 2][e % 2] = f.x;
+			w.rd[e / 2][e % 2] = f.y;
+		}
+	}
 	copies_end();
 	__syncthreads();
-	if (S::HELD)
+	own_a += mine * LD;
+	own_b += mine * LD;
 #pragma unroll
-		for (m = 0; m < MT; m++) {
-			hold<D, LD>(ha + m, own_a + (mine + 16 * m) * LD);
-			hold<D, LD>(hb + m, own_b + (mine + 16 * m) * LD);
-		}
+	for (m = 0; m < (S::HELD ? MT : 0); m++) {
+		hold<D, LD>(w.a + m, own_a + 16 * m * LD);
+		hold<D, LD>(w.b + m, own_b + 16 * m * LD);
+	}
 	for (step = 0; step < p.steps; step++) {
-		const bf16 *ma = stages + step % 2 * S::STAGE;
-		const bf16 *mb = ma + S::MET * LD;
-		const float4 *st = (const float4 *)(mb + S::MET * LD);
-		int64_t row, t, end = KEYS ? j.lq : j.lk;
-		int chunks;
+		const bf16 *stage = stages + step % 2 * S::STAGE;
+		/* where next is now, unless it went on to another row */
+		int t = (next.block - 1) * S::MET;
 
+		if (next.block == p.begin)
+			t = (p.begin + p.blocks - 1) * S::MET;
 		/* The other stage was read before the barrier. */
 		if (step + 1 < p.steps)
 			copy_met<D, KEYS>(stages + (step + 1) % 2 * S::STAGE,
-			    j, p, step + 1);
-		met_at<KEYS>(j, p, step, S::MET, &row, &t);
-		chunks = mine < p.valid ? ((int)min((int64_t)S::MET, end - t) +
-		    15) / 16 : 0;
-#pragma unroll 1
-		for (c = 0; c < chunks; c++) {
-			float s[MT][2][4] = {}, dp[MT][2][4], cl[2][2] = {};
-			uint32_t pa[MT][4], da[MT][4];
-			bool masked = j.causal ||
-			    (!KEYS && t + 16 * c + 16 > end);
-
-#pragma unroll
-			for (e = 0; e < 2; e++) {
-				float4 f = make_float4(0, 0, 0, 0);
-
-				if (KEYS)
-					f = st[8 * c + 4 * e + lane % 4];
-				cl[e][0] = f.x;
-				cl[e][1] = f.z;
-#pragma unroll
-				for (m = 0; m < MT; m++) {
-					dp[m][e][0] = KEYS ? f.y : nd[m][0];
-					dp[m][e][1] = KEYS ? f.w : nd[m][0];
-					dp[m][e][2] = KEYS ? f.y : nd[m][1];
-					dp[m][e][3] = KEYS ? f.w : nd[m][1];
-				}
-			}
-			dots<D, LD, MT, S::HELD>(s, ha, own_a + mine * LD,
-			    ma + 16 * c * LD);
-			dots<D, LD, MT, S::HELD>(dp, hb, own_b + mine * LD,
-			    mb + 16 * c * LD);
-			grad_chunk<MT, KEYS>(s, dp, pa, da, nl, cl, scale2,
-			    masked, t + 16 * c + lane % 4 * 2, p.first + mine +
-			    lane / 4, end, j.causal);
-			if (KEYS)
-				gather<D, LD, MT>(dv, pa, mb + 16 * c * LD);
-			gather<D, LD, MT>(dx, da, ma + 16 * c * LD);
-		}
+			    j, p, &next);
+		if (mine < p.valid)
+			meet<D, KEYS>(w, own_a, own_b, stage, j.scale * LOG2E,
+			    min(S::MET, length - t), (int)p.first + mine - t,
+			    j.causal);
 		copies_end();
 		__syncthreads();
 	}
 #pragma unroll
 	for (m = 0; m < MT; m++) {
-		int r = mine + 16 * m;
-		int64_t at = KEYS ? at_k(j, p.row, p.first + r, p.head) :
+		r = mine + 16 * m;
+		at = KEYS ? at_k(j, p.row, p.first + r, p.head) :
 		    at_q(j, p.row, p.first + r, p.head);
-
 		if (!KEYS) {
-			put_rows<D>((bf16 *)j.dq + at, j.ldq, dx[m],
+			put_rows<D>((bf16 *)j.dq + at, j.ldq, w.dx[m],
 			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_A);
 			continue;
 		}
 		if (j.dk != NULL)
-			put_rows<D>((bf16 *)j.dk + at, j.ldk, dx[m],
+			put_rows<D>((bf16 *)j.dk + at, j.ldk, w.dx[m],
 			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_B);
 		if (j.dv != NULL)
-			put_rows<D>((bf16 *)j.dv + at, j.ldk, dv[m],
+			put_rows<D>((bf16 *)j.dv + at, j.ldk, w.dv[m],
 			    p.valid - r, j.d, 1.0f, j.add & LPO_ADD_C);
 	}
 }
@@ -981,16 +1066,16 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
 {
 	struct cuda *c = cuda_of(be);
 	struct job j = { q, k, v, dout, dq, dk, dv, (const float2 *)scratch,
-	    padded(s->lq), s->lq, s->lk, s->ldq, s->ldk, s->heads * s->d,
-	    (int)s->heads, (int)s->d, 0, s->causal, add, 0.0f };
+	    padded(s->lq), s->ldq, s->ldk, s->heads * s->d, (int)s->lq,
+	    (int)s->lk, (int)s->heads, (int)s->d, s->causal, add, 0, 0.0f };
 	int ret;
 
 	if (s->n == 0 || (dq == NULL && dk == NULL && dv == NULL))
 		return 0;
 	if ((dt != LPO_F32 && dt != LPO_BF16) || s->n < 1 || s->nk < 1 ||
 	    s->n % s->nk != 0 || s->lq < 1 || s->lk < 1 || s->heads < 1 ||
-	    s->d < 1 || s->d > LARGEST_D || s->n / s->nk > INT32_MAX / 2 /
-	    (padded(s->lq) / 32))
+	    s->d < 1 || s->d > LARGEST_D || s->lk > LONGEST ||
+	    s->n / s->nk > LONGEST / s->lq)
 		return cuda_fail(c, LPO_EINVAL, "attention_bwd", "bad shape");
 	j.share = (int)(s->n / s->nk);
 	j.scale = 1.0f / sqrtf((float)s->d);
