@@ -1,6 +1,7 @@
 /*
- * Convolutions at each level of this CPU, all three passes against f64 loops,
- * and the promises about bits: images per call, threads and groups.
+ * Convolutions at each level of this CPU and on CUDA, all three passes against
+ * f64 loops, and the promises about bits: images per call, threads and groups;
+ * on CUDA also large ones against the CPU.
  */
 #include "tests/ops/levels.h"
 
@@ -35,6 +36,20 @@ static const struct lpo_conv_shape shapes[] = {
 	{ 1, 71, 31, 24, 16, 3, 3, 2, 0, 0, 35, 15 },
 	{ 1, 70, 32, 16, 16, 3, 3, 2, 0, 0, 35, 16 },
 	{ 1, 45, 32, 16, 16, 5, 3, 1, 2, 1, 45, 32 }
+};
+
+/* SD1.5's, and odd ones as long: for CUDA, whose tensor cores want size. */
+static const struct lpo_conv_shape large[] = {
+	{ 2, 64, 64, 4, 320, 3, 3, 1, 1, 1, 64, 64 },
+	{ 2, 64, 64, 320, 4, 3, 3, 1, 1, 1, 64, 64 },
+	{ 2, 64, 64, 320, 320, 3, 3, 1, 1, 1, 64, 64 },
+	{ 2, 64, 64, 320, 320, 3, 3, 2, 1, 1, 32, 32 },
+	{ 2, 32, 32, 960, 640, 1, 1, 1, 0, 0, 32, 32 },
+	{ 2, 16, 16, 2560, 1280, 3, 3, 1, 1, 1, 16, 16 },
+	{ 3, 8, 8, 1280, 1280, 3, 3, 1, 1, 1, 8, 8 },
+	{ 1, 64, 64, 128, 128, 3, 3, 2, 0, 0, 32, 32 },
+	{ 3, 37, 29, 67, 130, 3, 3, 1, 1, 1, 37, 29 },
+	{ 2, 33, 47, 72, 200, 3, 3, 2, 1, 1, 17, 24 }
 };
 
 static const char *
@@ -132,16 +147,6 @@ reference(struct truth *t, const struct lpo_conv_shape *s,
 	}
 }
 
-/* What was in the buffer before. */
-static void
-add_start(double *want, double *magnitude, const struct buf *start)
-{
-	int64_t i;
-
-	for (i = 0; i < start->count; i++)
-		add(&want[i], &magnitude[i], start->v[i]);
-}
-
 static void
 check(const char *what, const char *name, const struct buf *got,
     const double *want, const double *magnitude, int rc, struct scratch *s)
@@ -157,36 +162,61 @@ static struct scratch
 scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
     const struct lpo_conv_shape *s, int64_t groups)
 {
-	return scratch_new(be->k->conv_scratch_bytes(be, pass, dt, s, groups));
+	return scratch_new(be, be->k->conv_scratch_bytes(be, pass, dt, s,
+	    groups));
 }
 
+/* The sums of a truth and what else there is: to `want`, as `worst` has it. */
+static void
+and_start(double *want, double *magnitude, const double *sum,
+    const double *absolute, const struct buf *start, const struct buf *bias)
+{
+	int64_t i;
+
+	for (i = 0; i < start->count; i++) {
+		want[i] = sum[i];
+		magnitude[i] = absolute[i];
+		add(&want[i], &magnitude[i], start->v[i]);
+		if (bias != NULL)
+			add(&want[i], &magnitude[i], bias->v[i % bias->count]);
+	}
+}
+
+static const char *const residuals[] = { "", " + y", " + another" };
+
+/* Residual: none, y itself (1), another buffer (2); with and without bias. */
 static void
 check_forward(lpo_backend *be, enum lpo_dtype dt,
     const struct lpo_conv_shape *s, const char *name, struct truth *t,
     const struct buf *x, const struct buf *w)
 {
-	struct buf y = buf_new(dt, y_count(s), 4);
-	struct buf bias = buf_new(LPO_F32, s->co, 5);
-	struct scratch tmp = scratch_for(be, LPO_FWD, dt, s, 1);
-	int64_t i;
-	int rc;
+	struct buf y = buf_new(be, dt, y_count(s), 4);
+	struct buf r = buf_new(be, dt, y_count(s), 4), none = r;
+	struct buf bias = buf_new(be, LPO_F32, s->co, 5);
+	double *want = zeros(y.count), *magnitude = zeros(y.count);
+	struct scratch tmp;
+	char what[64];
+	int i, kind, rc;
 
-	memset(y.p, 0xff, (size_t)y.count * lpo_dtype_bytes(dt));
-	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, NULL, s, 0, tmp.p);
-	check("forward", name, &y, t->y, t->ay, rc, &tmp);
-
-	tmp = scratch_for(be, LPO_FWD, dt, s, 1);
-	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, bias.p, s, 0, tmp.p);
-	for (i = 0; i < y.count; i++)
-		add(&t->y[i], &t->ay[i], bias.v[i % s->co]);
-	check("forward with bias", name, &y, t->y, t->ay, rc, &tmp);
-
-	buf_reset(&y);
-	tmp = scratch_for(be, LPO_FWD, dt, s, 1);
-	rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p, bias.p, s, 1, tmp.p);
-	add_start(t->y, t->ay, &y);
-	check("forward added", name, &y, t->y, t->ay, rc, &tmp);
+	none.v = zeros(y.count);
+	for (i = 0; i < 6; i++) {
+		kind = i / 2;
+		snprintf(what, sizeof(what), "forward%s%s", i % 2 ? " + bias" :
+		    "", residuals[kind]);
+		buf_start(&y, kind == 1);
+		and_start(want, magnitude, t->y, t->ay, kind ? &r : &none,
+		    i % 2 ? &bias : NULL);
+		tmp = scratch_for(be, LPO_FWD, dt, s, 1);
+		rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p,
+		    i % 2 ? bias.p : NULL, kind == 0 ? NULL : kind == 1 ?
+		    y.p : r.p, s, tmp.p);
+		check(what, name, &y, want, magnitude, rc, &tmp);
+	}
+	free(none.v);
+	free(want);
+	free(magnitude);
 	buf_free(&y);
+	buf_free(&r);
 	buf_free(&bias);
 }
 
@@ -195,22 +225,27 @@ check_backward(lpo_backend *be, enum lpo_dtype dt,
     const struct lpo_conv_shape *s, const char *name, struct truth *t,
     const struct buf *x, const struct buf *w, const struct buf *dy)
 {
-	struct buf dx = buf_new(dt, x_count(s), 6);
-	struct buf dw = buf_new(LPO_F32, w_count(s), 7);
-	struct buf db = buf_new(LPO_F32, s->co, 8);
+	struct buf dx = buf_new(be, dt, x_count(s), 6);
+	struct buf dw = buf_new(be, LPO_F32, w_count(s), 7);
+	struct buf db = buf_new(be, LPO_F32, s->co, 8);
 	struct scratch tmp = scratch_for(be, LPO_BWD_DATA, dt, s, 1);
 	int rc;
 
-	add_start(t->dx, t->ax, &dx);
-	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, tmp.p);
-	check("backward to x", name, &dx, t->dx, t->ax, rc, &tmp);
+	buf_poison(&dx);
+	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, 0, tmp.p);
+	check("backward to x, set", name, &dx, t->dx, t->ax, rc, &tmp);
+	buf_reset(&dx);
+	tmp = scratch_for(be, LPO_BWD_DATA, dt, s, 1);
+	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, 1, tmp.p);
+	and_start(t->dx, t->ax, t->dx, t->ax, &dx, NULL);
+	check("backward to x, added", name, &dx, t->dx, t->ax, rc, &tmp);
 	tmp = scratch_for(be, LPO_BWD_WEIGHT, dt, s, s->n);
 	rc = be->k->conv_bwd_weight(be, dt, dw.p, db.p, dy->p, x->p, s, s->n,
 	    tmp.p);
-	add_start(t->dw, t->aw, &dw);
-	add_start(t->db, t->ab, &db);
+	and_start(t->dw, t->aw, t->dw, t->aw, &dw, NULL);
+	and_start(t->db, t->ab, t->db, t->ab, &db, NULL);
 	check("backward to w", name, &dw, t->dw, t->aw, rc, &tmp);
-	tmp = scratch_new(1);
+	tmp = scratch_new(be, 1);
 	check("backward to b", name, &db, t->db, t->ab, rc, &tmp);
 	buf_free(&dx);
 	buf_free(&dw);
@@ -222,9 +257,9 @@ check_shape(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct lpo_conv_shape *s)
 {
 	const char *name = text(level, dt, s);
-	struct buf x = buf_new(dt, x_count(s), 1);
-	struct buf w = buf_new(dt, w_count(s), 2);
-	struct buf dy = buf_new(dt, y_count(s), 3);
+	struct buf x = buf_new(be, dt, x_count(s), 1);
+	struct buf w = buf_new(be, dt, w_count(s), 2);
+	struct buf dy = buf_new(be, dt, y_count(s), 3);
 	struct truth t = {
 		.y = zeros(y_count(s)), .ay = zeros(y_count(s)),
 		.dx = zeros(x_count(s)), .ax = zeros(x_count(s)),
@@ -270,9 +305,9 @@ run_images(lpo_backend *be, enum lpo_dtype dt, struct lpo_conv_shape s,
 	d = scratch_for(be, LPO_BWD_DATA, dt, &s, groups);
 	g = scratch_for(be, LPO_BWD_WEIGHT, dt, &s, groups);
 	rc = be->k->conv_fwd(be, dt, (char *)r->y.p + at_y,
-	    (char *)x->p + at_x, w->p, NULL, &s, 1, f.p);
+	    (char *)x->p + at_x, w->p, NULL, (char *)r->y.p + at_y, &s, f.p);
 	rc |= be->k->conv_bwd_data(be, dt, (char *)r->dx.p + at_x,
-	    (char *)dy->p + at_y, w->p, &s, d.p);
+	    (char *)dy->p + at_y, w->p, &s, 1, d.p);
 	rc |= be->k->conv_bwd_weight(be, dt, r->dw.p, r->db.p,
 	    (char *)dy->p + at_y, (char *)x->p + at_x, &s, groups, g.p);
 	return (rc == 0) & scratch_done(&f) & scratch_done(&d) &
@@ -280,25 +315,18 @@ run_images(lpo_backend *be, enum lpo_dtype dt, struct lpo_conv_shape s,
 }
 
 static struct result
-result_new(const struct lpo_conv_shape *s, enum lpo_dtype dt)
+result_new(lpo_backend *be, const struct lpo_conv_shape *s, enum lpo_dtype dt)
 {
-	return (struct result){ buf_new(dt, y_count(s), 4),
-	    buf_new(dt, x_count(s), 5), buf_new(LPO_F32, w_count(s), 6),
-	    buf_new(LPO_F32, s->co, 7) };
-}
-
-static int
-same_bits(const struct buf *a, const struct buf *b)
-{
-	return memcmp(a->p, b->p, (size_t)a->count * lpo_dtype_bytes(a->dt))
-	    == 0;
+	return (struct result){ buf_new(be, dt, y_count(s), 4),
+	    buf_new(be, dt, x_count(s), 5), buf_new(be, LPO_F32, w_count(s), 6),
+	    buf_new(be, LPO_F32, s->co, 7) };
 }
 
 static int
 result_same(const struct result *a, const struct result *b)
 {
-	return same_bits(&a->y, &b->y) && same_bits(&a->dx, &b->dx) &&
-	    same_bits(&a->dw, &b->dw) && same_bits(&a->db, &b->db);
+	return buf_same(&a->y, &b->y) && buf_same(&a->dx, &b->dx) &&
+	    buf_same(&a->dw, &b->dw) && buf_same(&a->db, &b->db);
 }
 
 static void
@@ -324,26 +352,24 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	struct buf x, w, dy;
 	struct result all, r;
 	int threads, i, j, first, same = 1;
-	lpo_backend b;
 
 	s.n = 8;
-	x = buf_new(dt, x_count(&s), 1);
-	w = buf_new(dt, w_count(&s), 2);
-	dy = buf_new(dt, y_count(&s), 3);
-	all = result_new(&s, dt);
+	x = buf_new(be, dt, x_count(&s), 1);
+	w = buf_new(be, dt, w_count(&s), 2);
+	dy = buf_new(be, dt, y_count(&s), 3);
+	all = result_new(be, &s, dt);
 	same &= run_images(be, dt, s, 0, 8, 4, &all, &x, &w, &dy);
 	for (threads = 1; threads <= 4; threads++) {
-		if (lpo_cpu_open(&b, be->isa, threads) != 0)
+		if (reopen(be, threads) != 0)
 			abort();
-		r = result_new(&s, dt);
-		same &= run_images(&b, dt, s, 0, 8, 4, &r, &x, &w, &dy);
+		r = result_new(be, &s, dt);
+		same &= run_images(be, dt, s, 0, 8, 4, &r, &x, &w, &dy);
 		same &= result_same(&all, &r);
 		result_free(&r);
-		lpo_cpu_close(&b);
 	}
-	ok(same, "%s: same bits with 1 .. 4 threads", text(level, dt, &s));
-	for (i = 0, same = 1; i < 4; i++) {
-		r = result_new(&s, dt);
+	ok(same, "%s: same bits %s", text(level, dt, &s), runs(be));
+	for (i = 0, same = 1; i < 4 && !on_cuda(be); i++) {
+		r = result_new(be, &s, dt);
 		for (j = first = 0; j < 4; first += cuts[i][j++])
 			if (cuts[i][j] > 0)
 				same &= run_images(be, dt, s, 2 * first,
@@ -352,11 +378,75 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 		same &= result_same(&all, &r);
 		result_free(&r);
 	}
-	ok(same, "%s: same bits in any cut into groups", text(level, dt, &s));
+	if (!on_cuda(be))
+		ok(same, "%s: same bits in any cut into groups",
+		    text(level, dt, &s));
 	buf_free(&x);
 	buf_free(&w);
 	buf_free(&dy);
 	result_free(&all);
+}
+
+static struct result
+result_widen(lpo_backend *cpu, const struct result *r)
+{
+	return (struct result){ buf_widen(cpu, &r->y), buf_widen(cpu, &r->dx),
+	    buf_widen(cpu, &r->dw), buf_widen(cpu, &r->db) };
+}
+
+/* All passes, the weights' in two groups, against the CPU's in f32. */
+static void
+check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
+    enum lpo_dtype dt, struct lpo_conv_shape s)
+{
+	struct buf x = buf_new(be, dt, x_count(&s), 1);
+	struct buf w = buf_new(be, dt, w_count(&s), 2);
+	struct buf dy = buf_new(be, dt, y_count(&s), 3);
+	struct buf x2 = buf_widen(cpu, &x), w2 = buf_widen(cpu, &w);
+	struct buf dy2 = buf_widen(cpu, &dy);
+	struct result r = result_new(be, &s, dt), q = result_new(be, &s, dt);
+	struct result want = result_widen(cpu, &r);
+	/* |a b| of values in -1 .. 1 is 1/4 in the mean */
+	double taps = (double)(s.kh * s.kw) / 4, e[4];
+	int64_t groups = s.n % 2 == 0 ? 2 : s.n;
+	int good = run_images(cpu, LPO_F32, s, 0, s.n, groups, &want, &x2,
+	    &w2, &dy2);
+
+	good &= run_images(be, dt, s, 0, s.n, groups, &r, &x, &w, &dy);
+	e[0] = worst_of(&r.y, &want.y, taps * (double)s.ci + 1);
+	e[1] = worst_of(&r.dx, &want.dx, taps * (double)s.co + 1);
+	e[2] = worst_of(&r.dw, &want.dw, (double)(s.n * s.ho * s.wo) / 4 + 1);
+	e[3] = worst_of(&r.db, &want.db, (double)(s.n * s.ho * s.wo) / 2 + 1);
+	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
+	    "%s against the CPU: errors %.2g %.2g %.2g %.2g of the allowed",
+	    text(level, dt, &s), e[0], e[1], e[2], e[3]);
+	good = run_images(be, dt, s, 0, s.n, groups, &q, &x, &w, &dy);
+	ok(good && result_same(&r, &q), "%s: same bits run after run",
+	    text(level, dt, &s));
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&dy);
+	buf_free(&x2);
+	buf_free(&w2);
+	buf_free(&dy2);
+	result_free(&r);
+	result_free(&q);
+	result_free(&want);
+}
+
+static void
+all_large(lpo_backend *be, const char *level)
+{
+	lpo_backend cpu;
+	enum lpo_dtype dt;
+	size_t i;
+
+	if (!ok(lpo_cpu_open(&cpu, LPO_ISA_AUTO, 0) == 0, "a CPU"))
+		return;
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+		for (i = 0; i < sizeof(large) / sizeof(*large); i++)
+			check_large(be, &cpu, level, dt, large[i]);
+	lpo_cpu_close(&cpu);
 }
 
 static void
@@ -375,6 +465,8 @@ one_level(lpo_backend *be, const char *level)
 			check_bits(be, level, dt, shapes[i]);
 		check_bits(be, level, dt, wide);
 	}
+	if (on_cuda(be))
+		all_large(be, level);
 }
 
 int

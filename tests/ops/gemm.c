@@ -1,6 +1,7 @@
 /*
- * Linear layers at each level of this CPU: against f64, and the promises about
- * bits: rows, threads and groups do not change them.
+ * Linear layers at each level of this CPU and on CUDA: against f64, and the
+ * promises about bits: rows, threads and groups do not change them; on CUDA
+ * also large ones against the CPU.
  */
 #include "tests/ops/levels.h"
 
@@ -14,6 +15,14 @@ static const struct problem problems[] = {
 	{ 257, 33, 65, 1 }, { 130, 97, 600, 2 }, { 13, 320, 1030, 1 },
 	{ 2, 257, 257, 2 }, { 96, 4, 160, 3 }, { 96, 160, 4, 3 },
 	{ 192, 256, 512, 2 }, { 308, 640, 64, 4 }
+};
+
+/* SD1.5's, its LoRA's, and odd ones as long: for CUDA. */
+static const struct problem large[] = {
+	{ 8192, 2560, 320, 2 }, { 8192, 320, 1280, 2 }, { 2048, 640, 640, 2 },
+	{ 512, 10240, 1280, 2 }, { 154, 320, 768, 2 }, { 2, 1280, 1280, 2 },
+	{ 8192, 4, 320, 2 }, { 8192, 320, 4, 2 }, { 154, 8, 768, 2 },
+	{ 2048, 1280, 5120, 4 }, { 4095, 333, 517, 3 }, { 777, 1032, 264, 1 }
 };
 
 static const char *
@@ -48,8 +57,9 @@ struct truth {
 	double *want, *magnitude;
 };
 
+/* What there is besides the products: start where added, row or NULL. */
 static struct truth
-truth_new(const struct buf *start, const double *row, int64_t n)
+truth_new(const struct buf *start, int add, const double *row, int64_t n)
 {
 	struct truth t;
 	int64_t i;
@@ -59,8 +69,8 @@ truth_new(const struct buf *start, const double *row, int64_t n)
 	if (t.want == NULL || t.magnitude == NULL)
 		abort();
 	for (i = 0; i < start->count; i++) {
-		t.want[i] = start->v[i] + (row ? row[i % n] : 0);
-		t.magnitude[i] = fabs(start->v[i]) +
+		t.want[i] = start_of(start, i, add) + (row ? row[i % n] : 0);
+		t.magnitude[i] = fabs(start_of(start, i, add)) +
 		    (row ? fabs(row[i % n]) : 0);
 	}
 	return t;
@@ -91,53 +101,47 @@ static struct scratch
 scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
     const struct problem *p)
 {
-	return scratch_new(be->k->linear_scratch_bytes(be, pass, dt, p->m,
-	    p->n, p->k, p->groups));
+	return scratch_new(be, be->k->linear_scratch_bytes(be, pass, dt,
+	    p->m, p->n, p->k, p->groups));
 }
 
+static const char *const residuals[] = { "", " + y", " + another" };
+
+/* Residual: none, y itself (1), another buffer (2); with and without bias. */
 static void
 check_forward(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct problem *p)
 {
-	struct buf x = buf_new(dt, p->m * p->k, 1);
-	struct buf w = buf_new(dt, p->n * p->k, 2);
-	struct buf y = buf_new(dt, p->m * p->n, 3);
-	struct buf zero = buf_new(dt, p->m * p->n, 3);
-	struct buf bias = buf_new(LPO_F32, p->n, 4);
-	struct scratch s = scratch_for(be, LPO_FWD, dt, p);
+	struct buf x = buf_new(be, dt, p->m * p->k, 1);
+	struct buf w = buf_new(be, dt, p->n * p->k, 2);
+	struct buf y = buf_new(be, dt, p->m * p->n, 3);
+	struct buf r = buf_new(be, dt, p->m * p->n, 3);
+	struct buf bias = buf_new(be, LPO_F32, p->n, 4);
+	struct scratch s;
 	struct truth t;
-	int rc;
+	char what[64];
+	int i, kind, rc;
 
-	memset(zero.v, 0, (size_t)zero.count * sizeof(double));
-	memset(y.p, 0xff, (size_t)y.count * lpo_dtype_bytes(dt));
-	t = truth_new(&zero, bias.v, p->n);
-	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
-	    p->k, 1, 1);
-	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, p->m, p->n,
-	    p->k, 1, 0, s.p);
-	check(level, "forward", p, dt, &y, &t, rc, &s);
+	for (i = 0; i < 6; i++) {
+		double alpha = i == 1 || i == 4 ? -0.75 : 1;
 
-	buf_reset(&y);
-	s = scratch_for(be, LPO_FWD, dt, p);
-	t = truth_new(&y, NULL, p->n);
-	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
-	    p->k, 1, -0.75);
-	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, NULL, p->m, p->n, p->k,
-	    -0.75f, 1, s.p);
-	check(level, "forward, alpha, added", p, dt, &y, &t, rc, &s);
-
-	buf_reset(&y);
-	s = scratch_for(be, LPO_FWD, dt, p);
-	t = truth_new(&y, bias.v, p->n);
-	reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1, w.v,
-	    p->k, 1, 1);
-	rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, p->m, p->n,
-	    p->k, 1, 1, s.p);
-	check(level, "forward, added", p, dt, &y, &t, rc, &s);
+		kind = i / 2;
+		snprintf(what, sizeof(what), "forward%s%s%s", alpha != 1 ?
+		    ", alpha" : "", i % 2 ? " + bias" : "", residuals[kind]);
+		buf_start(&y, kind == 1);
+		t = truth_new(&r, kind != 0, i % 2 ? bias.v : NULL, p->n);
+		reference(t.want, t.magnitude, p->m, p->n, p->k, x.v, p->k, 1,
+		    w.v, p->k, 1, alpha);
+		s = scratch_for(be, LPO_FWD, dt, p);
+		rc = be->k->linear_fwd(be, dt, y.p, x.p, w.p,
+		    i % 2 ? bias.p : NULL, kind == 0 ? NULL : kind == 1 ?
+		    y.p : r.p, p->m, p->n, p->k, (float)alpha, s.p);
+		check(level, what, p, dt, &y, &t, rc, &s);
+	}
 	buf_free(&x);
 	buf_free(&w);
 	buf_free(&y);
-	buf_free(&zero);
+	buf_free(&r);
 	buf_free(&bias);
 }
 
@@ -145,40 +149,42 @@ static void
 check_backward(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct problem *p)
 {
-	struct buf x = buf_new(dt, p->m * p->k, 1);
-	struct buf w = buf_new(dt, p->n * p->k, 2);
-	struct buf dy = buf_new(dt, p->m * p->n, 3);
-	struct buf dx = buf_new(dt, p->m * p->k, 4);
-	struct buf dw = buf_new(LPO_F32, p->n * p->k, 5);
-	struct buf db = buf_new(LPO_F32, p->n, 6);
+	struct buf x = buf_new(be, dt, p->m * p->k, 1);
+	struct buf w = buf_new(be, dt, p->n * p->k, 2);
+	struct buf dy = buf_new(be, dt, p->m * p->n, 3);
+	struct buf dx = buf_new(be, dt, p->m * p->k, 4);
+	struct buf dw = buf_new(be, LPO_F32, p->n * p->k, 5);
+	struct buf db = buf_new(be, LPO_F32, p->n, 6);
 	double one = 1;
 	struct scratch s;
 	struct truth t, tb;
 	int rc, pass;
 
-	for (pass = 0; pass < 2; pass++) {
-		double alpha = pass ? 1 : 0.5;
+	/* alpha, 1, 1, alpha; set, set, added, added */
+	for (pass = 0; pass < 4; pass++) {
+		double alpha = pass % 3 ? 1 : 0.5;
 
-		buf_reset(&dx);
+		buf_start(&dx, pass / 2);
 		s = scratch_for(be, LPO_BWD_DATA, dt, p);
-		t = truth_new(&dx, NULL, 1);
+		t = truth_new(&dx, pass / 2, NULL, 1);
 		reference(t.want, t.magnitude, p->m, p->k, p->n, dy.v, p->n,
 		    1, w.v, 1, p->k, alpha);
 		rc = be->k->linear_bwd_data(be, dt, dx.p, dy.p, w.p, p->m,
-		    p->n, p->k, (float)alpha, s.p);
-		check(level, "backward to x", p, dt, &dx, &t, rc, &s);
+		    p->n, p->k, (float)alpha, pass / 2, s.p);
+		check(level, pass / 2 ? "backward to x, added" :
+		    "backward to x, set", p, dt, &dx, &t, rc, &s);
 	}
 	s = scratch_for(be, LPO_BWD_WEIGHT, dt, p);
-	t = truth_new(&dw, NULL, 1);
+	t = truth_new(&dw, 1, NULL, 1);
 	reference(t.want, t.magnitude, p->n, p->k, p->m, dy.v, 1, p->n, x.v,
 	    1, p->k, 2);
 	rc = be->k->linear_bwd_weight(be, dt, dw.p, db.p, dy.p, x.p, p->m,
 	    p->n, p->k, 2, p->groups, s.p);
 	check(level, "backward to w", p, dt, &dw, &t, rc, &s);
-	tb = truth_new(&db, NULL, 1);
+	tb = truth_new(&db, 1, NULL, 1);
 	reference(tb.want, tb.magnitude, p->n, 1, p->m, dy.v, 1, p->n, &one,
 	    0, 0, 2);
-	s = scratch_new(1);
+	s = scratch_new(be, 1);
 	check(level, "backward to b", p, dt, &db, &tb, rc, &s);
 	buf_free(&x);
 	buf_free(&w);
@@ -194,32 +200,33 @@ check_rows(lpo_backend *be, const char *level, enum lpo_dtype dt, int64_t b,
     int64_t n, int64_t k)
 {
 	size_t e = lpo_dtype_bytes(dt);
-	struct buf x = buf_new(dt, 10 * b * k, 1), w = buf_new(dt, n * k, 2);
-	struct buf y = buf_new(dt, 10 * b * n, 3);
-	struct buf y2 = buf_new(dt, 10 * b * n, 3);
-	struct buf bias = buf_new(LPO_F32, n, 4);
+	struct buf x = buf_new(be, dt, 10 * b * k, 1), w = buf_new(be, dt, n * k, 2);
+	struct buf y = buf_new(be, dt, 10 * b * n, 3);
+	struct buf y2 = buf_new(be, dt, 10 * b * n, 3);
+	struct buf bias = buf_new(be, LPO_F32, n, 4);
 	struct problem all = { 10 * b, n, k, 1 };
 	struct scratch s = scratch_for(be, LPO_FWD, dt, &all);
 	struct scratch t = scratch_for(be, LPO_BWD_DATA, dt, &all);
-	struct buf dx = buf_new(dt, 10 * b * k, 5);
-	struct buf dx2 = buf_new(dt, 10 * b * k, 5);
+	struct buf dx = buf_new(be, dt, 10 * b * k, 5);
+	struct buf dx2 = buf_new(be, dt, 10 * b * k, 5);
 	int64_t m, r, same = 0, count = 0, back = 0;
 
-	be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, 10 * b, n, k, 1, 0,
-	    s.p);
-	be->k->linear_bwd_data(be, dt, dx.p, y.p, w.p, 10 * b, n, k, 1, t.p);
+	be->k->linear_fwd(be, dt, y.p, x.p, w.p, bias.p, NULL, 10 * b, n, k,
+	    1, s.p);
+	be->k->linear_bwd_data(be, dt, dx.p, y.p, w.p, 10 * b, n, k, 1, 1,
+	    t.p);
 	for (m = 1; m < 10; m++)
 		for (r = 0; r + m <= 10; r += 3, count++) {
 			size_t at = (size_t)(r * b * n) * e;
 			size_t ax = (size_t)(r * b * k) * e;
 
 			be->k->linear_fwd(be, dt, y2.p, (char *)x.p + ax, w.p,
-			    bias.p, m * b, n, k, 1, 0, s.p);
+			    bias.p, NULL, m * b, n, k, 1, s.p);
 			same += memcmp(y2.p, (char *)y.p + at,
 			    (size_t)(m * b * n) * e) == 0;
 			buf_reset(&dx2);
 			be->k->linear_bwd_data(be, dt, (char *)dx2.p + ax,
-			    (char *)y.p + at, w.p, m * b, n, k, 1, t.p);
+			    (char *)y.p + at, w.p, m * b, n, k, 1, 1, t.p);
 			back += memcmp((char *)dx2.p + ax, (char *)dx.p + ax,
 			    (size_t)(m * b * k) * e) == 0;
 		}
@@ -242,8 +249,8 @@ static void
 check_groups(lpo_backend *be, const char *level, enum lpo_dtype dt)
 {
 	enum { G = 4, M = 300, N = 50, K = 70 };
-	struct buf x = buf_new(dt, G * M * K, 1), dy = buf_new(dt, G * M * N, 2);
-	struct buf dw = buf_new(LPO_F32, N * K, 3), db = buf_new(LPO_F32, N, 4);
+	struct buf x = buf_new(be, dt, G * M * K, 1), dy = buf_new(be, dt, G * M * N, 2);
+	struct buf dw = buf_new(be, LPO_F32, N * K, 3), db = buf_new(be, LPO_F32, N, 4);
 	struct problem p = { G * M, N, K, G };
 	struct scratch s = scratch_for(be, LPO_BWD_WEIGHT, dt, &p);
 	float w0[N * K], b0[N];
@@ -274,67 +281,145 @@ check_groups(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	buf_free(&db);
 }
 
+/* What the three passes make. */
+struct result {
+	struct buf y, dx, dw, db;
+};
+
+static struct result
+result_new(lpo_backend *be, enum lpo_dtype dt, const struct problem *p)
+{
+	return (struct result){ buf_new(be, dt, p->m * p->n, 3),
+	    buf_new(be, dt, p->m * p->k, 4),
+	    buf_new(be, LPO_F32, p->n * p->k, 5),
+	    buf_new(be, LPO_F32, p->n, 6) };
+}
+
+static void
+result_free(struct result *r)
+{
+	buf_free(&r->y);
+	buf_free(&r->dx);
+	buf_free(&r->dw);
+	buf_free(&r->db);
+}
+
+static int
+result_same(const struct result *a, const struct result *b)
+{
+	return buf_same(&a->y, &b->y) && buf_same(&a->dx, &b->dx) &&
+	    buf_same(&a->dw, &b->dw) && buf_same(&a->db, &b->db);
+}
+
+/* The three passes, each added to what r holds; dy is what y was. */
+static int
+run_all(lpo_backend *be, enum lpo_dtype dt, const struct problem *p,
+    struct result *r, const struct buf *x, const struct buf *w,
+    const struct buf *dy)
+{
+	struct scratch f = scratch_for(be, LPO_FWD, dt, p);
+	struct scratch d = scratch_for(be, LPO_BWD_DATA, dt, p);
+	struct scratch g = scratch_for(be, LPO_BWD_WEIGHT, dt, p);
+	int rc;
+
+	rc = be->k->linear_fwd(be, dt, r->y.p, x->p, w->p, NULL, r->y.p, p->m,
+	    p->n, p->k, 1, f.p);
+	rc |= be->k->linear_bwd_data(be, dt, r->dx.p, dy->p, w->p, p->m, p->n,
+	    p->k, 1, 1, d.p);
+	rc |= be->k->linear_bwd_weight(be, dt, r->dw.p, r->db.p, dy->p, x->p,
+	    p->m, p->n, p->k, 1, p->groups, g.p);
+	return (rc == 0) & scratch_done(&f) & scratch_done(&d) &
+	    scratch_done(&g);
+}
+
 /* All three passes with 1 .. 4 threads. */
 static void
 check_threads(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct problem *p)
 {
-	struct buf x = buf_new(dt, p->m * p->k, 1);
-	struct buf w = buf_new(dt, p->n * p->k, 2);
-	struct buf y[2], dx[2], dw[2], db[2];
-	int threads, i, same = 1;
+	struct buf x = buf_new(be, dt, p->m * p->k, 1);
+	struct buf w = buf_new(be, dt, p->n * p->k, 2);
+	struct buf dy = buf_new(be, dt, p->m * p->n, 7);
+	struct result one = result_new(be, dt, p), r;
+	int threads, same = 1;
 
 	for (threads = 1; threads <= 4; threads++) {
-		struct scratch s[3];
-		lpo_backend b;
-
-		if (lpo_cpu_open(&b, be->isa, threads) != 0)
+		if (reopen(be, threads) != 0)
 			abort();
-		i = threads > 1;
-		y[i] = buf_new(dt, p->m * p->n, 3);
-		dx[i] = buf_new(dt, p->m * p->k, 4);
-		dw[i] = buf_new(LPO_F32, p->n * p->k, 5);
-		db[i] = buf_new(LPO_F32, p->n, 6);
-		s[0] = scratch_for(&b, LPO_FWD, dt, p);
-		s[1] = scratch_for(&b, LPO_BWD_DATA, dt, p);
-		s[2] = scratch_for(&b, LPO_BWD_WEIGHT, dt, p);
-		b.k->linear_fwd(&b, dt, y[i].p, x.p, w.p, NULL, p->m, p->n,
-		    p->k, 1, 1, s[0].p);
-		b.k->linear_bwd_data(&b, dt, dx[i].p, y[i].p, w.p, p->m, p->n,
-		    p->k, 1, s[1].p);
-		b.k->linear_bwd_weight(&b, dt, dw[i].p, db[i].p, y[i].p, x.p,
-		    p->m, p->n, p->k, 1, p->groups, s[2].p);
-		for (i = 0; i < 3; i++)
-			same &= scratch_done(&s[i]);
-		lpo_cpu_close(&b);
 		if (threads == 1)
-			continue;
-		same &= memcmp(y[0].p, y[1].p, (size_t)(p->m * p->n) *
-		    lpo_dtype_bytes(dt)) == 0;
-		same &= memcmp(dx[0].p, dx[1].p, (size_t)(p->m * p->k) *
-		    lpo_dtype_bytes(dt)) == 0;
-		same &= memcmp(dw[0].p, dw[1].p, (size_t)(p->n * p->k) * 4)
-		    == 0;
-		same &= memcmp(db[0].p, db[1].p, (size_t)p->n * 4) == 0;
-		buf_free(&y[1]);
-		buf_free(&dx[1]);
-		buf_free(&dw[1]);
-		buf_free(&db[1]);
+			same &= run_all(be, dt, p, &one, &x, &w, &dy);
+		r = result_new(be, dt, p);
+		same &= run_all(be, dt, p, &r, &x, &w, &dy);
+		same &= result_same(&one, &r);
+		result_free(&r);
 	}
-	ok(same, "%s %s: same bits with 1 .. 4 threads, %dx%dx%d", level,
-	    dt_name(dt), (int)p->m, (int)p->n, (int)p->k);
+	ok(same, "%s %s: same bits %s, %dx%dx%d", level, dt_name(dt), runs(be),
+	    (int)p->m, (int)p->n, (int)p->k);
 	buf_free(&x);
 	buf_free(&w);
-	buf_free(&y[0]);
-	buf_free(&dx[0]);
-	buf_free(&dw[0]);
-	buf_free(&db[0]);
+	buf_free(&dy);
+	result_free(&one);
+}
+
+/* All passes against the CPU's in f32. */
+static void
+check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
+    enum lpo_dtype dt, const struct problem *p)
+{
+	struct buf x = buf_new(be, dt, p->m * p->k, 1);
+	struct buf w = buf_new(be, dt, p->n * p->k, 2);
+	struct buf dy = buf_new(be, dt, p->m * p->n, 7);
+	struct buf x2 = buf_widen(cpu, &x), w2 = buf_widen(cpu, &w);
+	struct buf dy2 = buf_widen(cpu, &dy);
+	struct result r = result_new(be, dt, p);
+	struct result want = { buf_widen(cpu, &r.y), buf_widen(cpu, &r.dx),
+	    buf_widen(cpu, &r.dw), buf_widen(cpu, &r.db) };
+	int good = run_all(cpu, LPO_F32, p, &want, &x2, &w2, &dy2);
+	double e[4];
+
+	good &= run_all(be, dt, p, &r, &x, &w, &dy);
+	/* |a b| of values in -1 .. 1 is 1/4 in the mean */
+	e[0] = worst_of(&r.y, &want.y, (double)p->k / 4 + 1);
+	e[1] = worst_of(&r.dx, &want.dx, (double)p->n / 4 + 1);
+	e[2] = worst_of(&r.dw, &want.dw, (double)p->m / 4 + 1);
+	e[3] = worst_of(&r.db, &want.db, (double)p->m / 2 + 1);
+	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
+	    "%s %s %dx%dx%d against the CPU: errors %.2g %.2g %.2g %.2g of "
+	    "the allowed", level, dt_name(dt), (int)p->m, (int)p->n,
+	    (int)p->k, e[0], e[1], e[2], e[3]);
+	buf_free(&x);
+	buf_free(&w);
+	buf_free(&dy);
+	buf_free(&x2);
+	buf_free(&w2);
+	buf_free(&dy2);
+	result_free(&r);
+	result_free(&want);
+	check_threads(be, level, dt, p);
+}
+
+static void
+all_large(lpo_backend *be, const char *level)
+{
+	lpo_backend cpu;
+	enum lpo_dtype dt;
+	size_t i;
+
+	if (!ok(lpo_cpu_open(&cpu, LPO_ISA_AUTO, 0) == 0, "a CPU"))
+		return;
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+		for (i = 0; i < sizeof(large) / sizeof(*large); i++)
+			check_large(be, &cpu, level, dt, &large[i]);
+	lpo_cpu_close(&cpu);
 }
 
 static void
 one_level(lpo_backend *be, const char *level)
 {
 	const int count = sizeof(problems) / sizeof(*problems);
+	static const int64_t blocks[5][3] = { { 1, 48, 320 },
+	    { 1, 257, 65 }, { 64, 96, 96 }, { 64, 320, 640 },
+	    { 77, 128, 768 } };
 	struct problem many = { 300, 1100, 80, 2 };
 	enum lpo_dtype dt;
 	int i;
@@ -344,16 +429,17 @@ one_level(lpo_backend *be, const char *level)
 			check_forward(be, level, dt, &problems[i]);
 			check_backward(be, level, dt, &problems[i]);
 		}
-		check_rows(be, level, dt, 1, 48, 320);
-		check_rows(be, level, dt, 1, 257, 65);
-		check_rows(be, level, dt, 64, 96, 96);
-		check_rows(be, level, dt, 64, 320, 640);
-		check_rows(be, level, dt, 77, 128, 768);
-		check_groups(be, level, dt);
+		for (i = 0; i < 5 && !on_cuda(be); i++)
+			check_rows(be, level, dt, blocks[i][0], blocks[i][1],
+			    blocks[i][2]);
+		if (!on_cuda(be))
+			check_groups(be, level, dt);
 		for (i = 4; i < count; i++)
 			check_threads(be, level, dt, &problems[i]);
 		check_threads(be, level, dt, &many);
 	}
+	if (on_cuda(be))
+		all_large(be, level);
 }
 
 int

@@ -1,6 +1,9 @@
 /*
- * What the tests of products share: each level this CPU has in turn, values,
- * guarded buffers and comparison with f64.
+ * What the tests of ops share: each level this CPU has in turn and CUDA,
+ * values, guarded buffers and comparison with f64.
+ *
+ * Every buffer that an op sees is the backend's own.  CUDA is opened as a
+ * checked one, whose memory the loops here may read and write.
  */
 #ifndef TESTS_OPS_LEVELS_H
 #define TESTS_OPS_LEVELS_H
@@ -10,12 +13,52 @@
 #include <string.h>
 
 #include "kernels/kernel.h"
-#include "tests/tap.h"
+#include "tests/backend.h"
 
 #define GUARD 64	/* bytes behind each buffer that nobody may touch */
 
+/* Memory of the backend with a guard behind it. */
+__attribute__((unused)) static void *
+guarded(lpo_backend *be, size_t bytes)
+{
+	char *p = be->k->alloc(be, bytes + GUARD);
+
+	if (p == NULL)
+		abort();
+	memset(p + bytes, 0x5a, GUARD);
+	return p;
+}
+
+__attribute__((unused)) static int
+guard_at(const void *p, size_t bytes)
+{
+	const unsigned char *g = (const unsigned char *)p + bytes;
+	int i, whole = 1;
+
+	for (i = 0; i < GUARD; i++)
+		whole &= g[i] == 0x5a;
+	return whole;
+}
+
+/* What an op reads that is no tensor: indices, tokens. */
+__attribute__((unused)) static void *
+dev_new(lpo_backend *be, const void *src, size_t bytes)
+{
+	void *p = guarded(be, bytes);
+
+	memcpy(p, src, bytes);
+	return p;
+}
+
+__attribute__((unused)) static void
+dev_free(lpo_backend *be, void *p)
+{
+	be->k->free(be, p);
+}
+
 /* A tensor in its storage type, and the same values in f64. */
 struct buf {
+	lpo_backend *be;
 	void *p;
 	double *v;
 	int64_t count;
@@ -39,19 +82,36 @@ get(const struct buf *b, int64_t i)
 	    half_float(((uint16_t *)b->p)[i]);
 }
 
+/* bf16: the bits below are cut off. */
+__attribute__((unused)) static void
+put(struct buf *b, int64_t i, float f)
+{
+	uint32_t u;
+
+	memcpy(&u, &f, 4);
+	if (b->dt == LPO_F32)
+		((float *)b->p)[i] = f;
+	else
+		((uint16_t *)b->p)[i] = (uint16_t)(u >> 16);
+}
+
+__attribute__((unused)) static size_t
+buf_bytes(const struct buf *b)
+{
+	return (size_t)b->count * lpo_dtype_bytes(b->dt);
+}
+
 /* Values in -1 .. 1 that bf16 holds exactly, so that f64 sees the same. */
 __attribute__((unused)) static struct buf
-buf_new(enum lpo_dtype dt, int64_t count, uint32_t seed)
+buf_new(lpo_backend *be, enum lpo_dtype dt, int64_t count, uint32_t seed)
 {
-	struct buf b = { .count = count, .dt = dt };
-	size_t bytes = (size_t)count * lpo_dtype_bytes(dt);
+	struct buf b = { .be = be, .count = count, .dt = dt };
 	int64_t i;
 
-	b.p = malloc(bytes + GUARD);
+	b.p = guarded(be, buf_bytes(&b));
 	b.v = malloc((size_t)count * sizeof(double) + 1);
-	if (b.p == NULL || b.v == NULL)
+	if (b.v == NULL)
 		abort();
-	memset((char *)b.p + bytes, 0x5a, GUARD);
 	for (i = 0; i < count; i++) {
 		uint64_t x = ((uint64_t)i + 1) * 0x9e3779b97f4a7c15u + seed;
 		float f;
@@ -59,16 +119,9 @@ buf_new(enum lpo_dtype dt, int64_t count, uint32_t seed)
 		x = (x ^ x >> 29) * 0xbf58476d1ce4e5b9u;
 		x ^= x >> 32;
 		f = ((float)(x & 255) - 127.5f) / 128;
-		if (dt == LPO_F32) {
-			/* more bits than bf16 has */
+		if (dt == LPO_F32)	/* more bits than bf16 has */
 			f += (float)(x >> 8 & 0xffff) / (1 << 24);
-			((float *)b.p)[i] = f;
-		} else {
-			uint32_t u;
-
-			memcpy(&u, &f, 4);
-			((uint16_t *)b.p)[i] = (uint16_t)(u >> 16);
-		}
+		put(&b, i, f);
 		b.v[i] = get(&b, i);
 	}
 	return b;
@@ -77,7 +130,7 @@ buf_new(enum lpo_dtype dt, int64_t count, uint32_t seed)
 __attribute__((unused)) static void
 buf_free(struct buf *b)
 {
-	free(b->p);
+	b->be->k->free(b->be, b->p);
 	free(b->v);
 	memset(b, 0, sizeof(*b));
 }
@@ -88,28 +141,62 @@ buf_reset(struct buf *b)
 {
 	int64_t i;
 
-	for (i = 0; i < b->count; i++) {
-		float f = (float)b->v[i];
-		uint32_t u;
+	for (i = 0; i < b->count; i++)
+		put(b, i, (float)b->v[i]);
+}
 
-		memcpy(&u, &f, 4);
-		if (b->dt == LPO_F32)
-			((float *)b->p)[i] = f;
-		else
-			((uint16_t *)b->p)[i] = (uint16_t)(u >> 16);
+/* NaN in every place: what an op must set, it must not have read. */
+__attribute__((unused)) static void
+buf_poison(struct buf *b)
+{
+	memset(b->p, 0xff, buf_bytes(b));
+}
+
+/* As it must be before a _bwd that adds to it, or sets it. */
+__attribute__((unused)) static void
+buf_start(struct buf *b, int add)
+{
+	if (add)
+		buf_reset(b);
+	else
+		buf_poison(b);
+}
+
+/* What it held before counts only where it is added to. */
+__attribute__((unused)) static double
+start_of(const struct buf *b, int64_t i, int add)
+{
+	return add ? b->v[i] : 0;
+}
+
+__attribute__((unused)) static int
+buf_same(const struct buf *a, const struct buf *b)
+{
+	return memcmp(a->p, b->p, buf_bytes(a)) == 0;
+}
+
+/* The values of `from` in f32 on another backend. */
+__attribute__((unused)) static struct buf
+buf_widen(lpo_backend *be, const struct buf *from)
+{
+	struct buf b = { .be = be, .count = from->count, .dt = LPO_F32 };
+	int64_t i;
+
+	b.p = guarded(be, buf_bytes(&b));
+	b.v = malloc((size_t)b.count * sizeof(double) + 1);
+	if (b.v == NULL)
+		abort();
+	for (i = 0; i < b.count; i++) {
+		b.v[i] = from->v[i];
+		put(&b, i, (float)b.v[i]);
 	}
+	return b;
 }
 
 __attribute__((unused)) static int
 guard_whole(const struct buf *b)
 {
-	const unsigned char *g = (unsigned char *)b->p +
-	    (size_t)b->count * lpo_dtype_bytes(b->dt);
-	int i, whole = 1;
-
-	for (i = 0; i < GUARD; i++)
-		whole &= g[i] == 0x5a;
-	return whole;
+	return guard_at(b->p, buf_bytes(b));
 }
 
 /*
@@ -131,21 +218,39 @@ worst(const struct buf *b, const double *want, const double *magnitude)
 	return bad;
 }
 
+/*
+ * The same against another backend's f32, where the sums are too long for f64
+ * loops: both err, and the sum of absolute products is about `magnitude`.
+ */
+__attribute__((unused)) static double
+worst_of(const struct buf *b, const struct buf *want, double magnitude)
+{
+	double bad = 0, e, w;
+	int64_t i;
+
+	for (i = 0; i < b->count; i++) {
+		w = ((float *)want->p)[i];
+		e = fabs(get(b, i) - w) / (4e-6 * magnitude +
+		    (b->dt == LPO_BF16 ? fabs(w) / 256 : 0));
+		if (!(e <= bad))
+			bad = e;
+	}
+	return guard_whole(b) ? bad : INFINITY;
+}
+
 /* Scratch full of NaN, so that a read of what was not written shows. */
 struct scratch {
+	lpo_backend *be;
 	char *p;
 	size_t bytes;
 };
 
 __attribute__((unused)) static struct scratch
-scratch_new(size_t bytes)
+scratch_new(lpo_backend *be, size_t bytes)
 {
-	struct scratch s = { malloc(bytes + GUARD), bytes };
+	struct scratch s = { be, guarded(be, bytes), bytes };
 
-	if (s.p == NULL)
-		abort();
 	memset(s.p, 0xff, bytes);
-	memset(s.p + bytes, 0x5a, GUARD);
 	return s;
 }
 
@@ -153,29 +258,50 @@ scratch_new(size_t bytes)
 __attribute__((unused)) static int
 scratch_done(struct scratch *s)
 {
-	int i, whole = 1;
+	int whole = guard_at(s->p, s->bytes);
 
-	for (i = 0; i < GUARD; i++)
-		whole &= s->p[s->bytes + (size_t)i] == 0x5a;
-	free(s->p);
+	s->be->k->free(s->be, s->p);
 	return whole;
 }
 
-/* Run f for each level, skipping by name what this CPU lacks. */
+/* Run f for each level, skipping by name what this machine lacks. */
 __attribute__((unused)) static void
 each_level(void (*f)(lpo_backend *, const char *level))
 {
 	enum lpo_isa isa;
 	lpo_backend be;
 
-	for (isa = LPO_ISA_PORTABLE; isa <= LPO_ISA_AMX; isa++) {
-		if (lpo_cpu_open(&be, isa, 0) != 0) {
-			skip("no %s", lpo_isa_name(isa));
-			continue;
+	for (isa = LPO_ISA_PORTABLE; isa <= LPO_ISA_AMX; isa++)
+		if (backend_open(&be, lpo_isa_name(isa), 0, 0)) {
+			f(&be, lpo_isa_name(isa));
+			backend_close(&be);
 		}
-		f(&be, lpo_isa_name(isa));
-		lpo_cpu_close(&be);
+	if (backend_open(&be, "cuda", 0, LPO_PLUGIN_CHECKED)) {
+		f(&be, "cuda");
+		backend_close(&be);
 	}
+}
+
+/*
+ * The same level again with another number of threads, to see the same bits.
+ * CUDA has none; there the promise is the same bits from run to run.
+ */
+__attribute__((unused)) static int
+reopen(lpo_backend *be, int threads)
+{
+	enum lpo_isa isa = be->isa;
+
+	if (on_cuda(be))
+		return 0;
+	lpo_cpu_close(be);
+	return lpo_cpu_open(be, isa, threads);
+}
+
+/* The two promises in words. */
+__attribute__((unused)) static const char *
+runs(const lpo_backend *be)
+{
+	return on_cuda(be) ? "run after run" : "with 1 .. 4 threads";
 }
 
 #endif
