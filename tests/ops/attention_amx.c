@@ -10,7 +10,7 @@
 static int
 run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t)
 {
-	struct scratch w = scratch_new(lpo_attention_scratch_bytes_amx(be,
+	struct scratch w = scratch_new(be, lpo_attention_scratch_bytes_amx(be,
 	    LPO_FWD, LPO_BF16, s));
 	int rc = lpo_attention_fwd_amx(be, LPO_BF16, t->o.p, t->lse.p, t->q.p,
 	    t->k.p, t->v.p, s, w.p);
@@ -21,23 +21,23 @@ run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t)
 static void
 check_case(lpo_backend *be, const struct shape_case *c)
 {
-	struct set t = set_new(&c->s, LPO_BF16), b;
-	struct truth w = truth_new(&c->s, &t);
+	struct set t = set_new(be, &c->s, LPO_BF16), b;
+	struct truth w = truth_new(&c->s, &t, 0);
 	int good, threads;
 	double e, l;
 
 	be->threads = 1;
 	good = run_emulated(be, &c->s, &t);
-	e = excess(&t.o, w.o, 4e-3);
-	l = excess(&t.lse, w.lse, 2e-5);
+	e = excess(&c->s, &t.o, 1, w.o, 4e-3);
+	l = excess(&c->s, &t.lse, 1, w.lse, 2e-5);
 	ok(good && e <= 1 && l <= 1 && guard_whole(&t.o) &&
 	    guard_whole(&t.lse), "emulated %s: errors %.2f %.2f of the "
 	    "allowed", c->what, e, l);
 	for (threads = 2; threads <= 4; threads++) {
-		b = set_new(&c->s, LPO_BF16);
+		b = set_new(be, &c->s, LPO_BF16);
 		be->threads = threads;
-		good &= run_emulated(be, &c->s, &b) && same(&t.o, &b.o) &&
-		    same(&t.lse, &b.lse);
+		good &= run_emulated(be, &c->s, &b) && buf_same(&t.o, &b.o) &&
+		    buf_same(&t.lse, &b.lse);
 		set_free(&b);
 	}
 	ok(good, "emulated %s: 1 to 4 threads, same bits", c->what);
@@ -50,7 +50,7 @@ static void
 check_rows(lpo_backend *be, const struct shape_case *c)
 {
 	struct lpo_attn_shape one = c->s;
-	struct set a = set_new(&c->s, LPO_BF16), b = set_new(&c->s, LPO_BF16);
+	struct set a = set_new(be, &c->s, LPO_BF16), b = set_new(be, &c->s, LPO_BF16);
 	int64_t r, rows = c->s.n / c->s.nk;
 	int good = run_emulated(be, &c->s, &a);
 
@@ -66,7 +66,7 @@ check_rows(lpo_backend *be, const struct shape_case *c)
 		v.lse.p = (float *)b.lse.p + r * rows * one.heads * one.lq;
 		good &= run_emulated(be, &one, &v);
 	}
-	ok(good && same(&a.o, &b.o) && same(&a.lse, &b.lse),
+	ok(good && buf_same(&a.o, &b.o) && buf_same(&a.lse, &b.lse),
 	    "emulated %s: row by row, same bits", c->what);
 	set_free(&a);
 	set_free(&b);

@@ -359,7 +359,7 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	dy = buf_new(be, dt, y_count(&s), 3);
 	all = result_new(be, &s, dt);
 	same &= run_images(be, dt, s, 0, 8, 4, &all, &x, &w, &dy);
-	for (threads = 1; threads <= 4; threads++) {
+	for (threads = 1; threads <= repeats(be); threads++) {
 		if (reopen(be, threads) != 0)
 			abort();
 		r = result_new(be, &s, dt);

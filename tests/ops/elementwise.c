@@ -1,9 +1,14 @@
 /* Flat ops: values against f64, slopes by central differences, bits. */
 #include "tests/ops/levels.h"
-#include "tests/ops/reopen.h"
 
-static const int64_t counts[] = { 1, 7, 257, 8192, 70001 };
-#define COUNTS ((int)(sizeof(counts) / sizeof(*counts)))
+/* The last ones are for CUDA: more than its threads at once. */
+static const int64_t counts[] = { 1, 7, 257, 8192, 70001, 2621440, 2621443 };
+
+static int
+ncounts(const lpo_backend *be)
+{
+	return on_cuda(be) ? 7 : 5;
+}
 
 static double
 act(enum lpo_act f, double x)
@@ -47,9 +52,9 @@ off(const struct buf *b, const double *want)
 
 /* Values -8 .. 8, exact in bf16. */
 static struct buf
-wide_new(enum lpo_dtype dt, int64_t count, uint32_t seed)
+wide_new(lpo_backend *be, enum lpo_dtype dt, int64_t count, uint32_t seed)
 {
-	struct buf b = buf_new(dt, count, seed);
+	struct buf b = buf_new(be, dt, count, seed);
 	int64_t i;
 
 	for (i = 0; i < count; i++)
@@ -66,20 +71,26 @@ test_act(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	double fwd, bwd, *want;
 	struct buf x, y, dx;
 	int64_t n, j;
-	int f, i;
+	int f, i, add;
 
 	for (f = LPO_SILU; f <= (int)LPO_RELU; f++) {
 		fwd = bwd = 0;
-		for (i = 0; i < COUNTS; i++) {
+		for (i = 0; i < ncounts(be); i++) {
 			n = counts[i];
-			x = wide_new(dt, n, 1);
-			y = buf_new(dt, n, 2);
-			dx = buf_new(dt, n, 3);
+			x = wide_new(be, dt, n, 1);
+			y = buf_new(be, dt, n, 2);
+			dx = buf_new(be, dt, n, 3);
 			want = malloc((size_t)n * sizeof(double));
-			be->k->act_bwd(be, dt, f, dx.p, y.p, x.p, n);
-			for (j = 0; j < n; j++)
-				want[j] = dx.v[j] + y.v[j] * slope(f, x.v[j]);
-			bwd = fmax(bwd, off(&dx, want));
+			for (add = 0; add < 2; add++) {
+				buf_start(&dx, add);
+				be->k->act_bwd(be, dt, f, dx.p, y.p, x.p, n,
+				    add);
+				for (j = 0; j < n; j++)
+					want[j] = start_of(&dx, j, add) +
+					    y.v[j] * slope(f, x.v[j]);
+				bwd = fmax(bwd, off(&dx, want));
+			}
+			buf_poison(&y);
 			be->k->act_fwd(be, dt, f, y.p, x.p, n);
 			for (j = 0; j < n; j++)
 				want[j] = act(f, x.v[j]);
@@ -98,31 +109,34 @@ static void
 test_geglu(lpo_backend *be, const char *level, enum lpo_dtype dt)
 {
 	static const int64_t shapes[][2] = { { 1, 1 }, { 3, 37 }, { 5, 64 },
-	    { 300, 160 } };
+	    { 300, 160 }, { 2048, 1280 }, { 515, 2563 } };
 	double fwd = 0, bwd = 0, *want, a, g;
 	struct buf x, y, dx;
-	int64_t m, c, r, j;
-	int i;
+	int64_t m, c, r, j, k;
+	int i, add;
 
-	for (i = 0; i < 4; i++) {
+	for (i = 0; i < (on_cuda(be) ? 6 : 4); i++) {
 		m = shapes[i][0];
 		c = shapes[i][1];
-		x = wide_new(dt, 2 * m * c, 1);
-		dx = buf_new(dt, 2 * m * c, 2);
-		y = buf_new(dt, m * c, 3);
+		x = wide_new(be, dt, 2 * m * c, 1);
+		dx = buf_new(be, dt, 2 * m * c, 2);
+		y = buf_new(be, dt, m * c, 3);
 		want = malloc((size_t)(2 * m * c) * sizeof(double));
-		be->k->geglu_bwd(be, dt, dx.p, y.p, x.p, m, c);
-		for (r = 0; r < m; r++)
-			for (j = 0; j < c; j++) {
-				a = x.v[2 * r * c + j];
-				g = x.v[(2 * r + 1) * c + j];
-				want[2 * r * c + j] = dx.v[2 * r * c + j] +
-				    y.v[r * c + j] * act(LPO_GELU, g);
-				want[(2 * r + 1) * c + j] =
-				    dx.v[(2 * r + 1) * c + j] +
-				    y.v[r * c + j] * a * slope(LPO_GELU, g);
+		for (add = 0; add < 2; add++) {
+			buf_start(&dx, add);
+			be->k->geglu_bwd(be, dt, dx.p, y.p, x.p, m, c, add);
+			for (r = 0; r < m * c; r++) {
+				k = r / c * 2 * c + r % c;
+				a = x.v[k];
+				g = x.v[k + c];
+				want[k] = start_of(&dx, k, add) + y.v[r] *
+				    act(LPO_GELU, g);
+				want[k + c] = start_of(&dx, k + c, add) +
+				    y.v[r] * a * slope(LPO_GELU, g);
 			}
-		bwd = fmax(bwd, off(&dx, want));
+			bwd = fmax(bwd, off(&dx, want));
+		}
+		buf_poison(&y);
 		be->k->geglu_fwd(be, dt, y.p, x.p, m, c);
 		for (r = 0; r < m; r++)
 			for (j = 0; j < c; j++)
@@ -146,16 +160,17 @@ test_sums(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	int64_t n, j;
 	int i;
 
-	for (i = 0; i < COUNTS; i++) {
+	for (i = 0; i < ncounts(be); i++) {
 		n = counts[i];
-		a = buf_new(dt, n, 1);
-		b = buf_new(dt, n, 2);
-		y = buf_new(dt, n, 3);
+		a = buf_new(be, dt, n, 1);
+		b = buf_new(be, dt, n, 2);
+		y = buf_new(be, dt, n, 3);
 		want = malloc((size_t)n * sizeof(double));
 		be->k->acc(be, dt, y.p, a.p, n);
 		for (j = 0; j < n; j++)
 			want[j] = y.v[j] + a.v[j];
 		acc = fmax(acc, off(&y, want));
+		buf_poison(&y);
 		be->k->add(be, dt, y.p, a.p, b.p, n);
 		for (j = 0; j < n; j++)
 			want[j] = a.v[j] + b.v[j];
@@ -173,22 +188,26 @@ static void
 test_guide(lpo_backend *be, const char *level)
 {
 	enum { GROUPS = 3, R = 2, C = 19 };
-	struct buf x = buf_new(LPO_F32, 2 * GROUPS * R * C, 1), y, dx;
+	struct buf x = buf_new(be, LPO_F32, 2 * GROUPS * R * C, 1), y, dx;
 	double want[2 * GROUPS * R * C], e;
 	const double g = 7.5;
 	int64_t k, j, c, u;
+	int add;
 
-	y = buf_new(LPO_F32, GROUPS * R * C, 2);
-	dx = buf_new(LPO_F32, 2 * GROUPS * R * C, 3);
-	be->k->guide_bwd(be, dx.p, y.p, (float)g, GROUPS, R, C);
-	for (k = 0; k < GROUPS; k++)
-		for (j = 0; j < R * C; j++) {
-			c = 2 * k * R * C + j;
+	y = buf_new(be, LPO_F32, GROUPS * R * C, 2);
+	dx = buf_new(be, LPO_F32, 2 * GROUPS * R * C, 3);
+	for (add = 0, e = 0; add < 2; add++) {
+		buf_start(&dx, add);
+		be->k->guide_bwd(be, dx.p, y.p, (float)g, GROUPS, R, C, add);
+		for (k = 0; k < GROUPS * R * C; k++) {
+			c = k / (R * C) * 2 * R * C + k % (R * C);
 			u = c + R * C;
-			want[c] = dx.v[c] + g * y.v[k * R * C + j];
-			want[u] = dx.v[u] + (1 - g) * y.v[k * R * C + j];
+			want[c] = start_of(&dx, c, add) + g * y.v[k];
+			want[u] = start_of(&dx, u, add) + (1 - g) * y.v[k];
 		}
-	e = off(&dx, want);
+		e = fmax(e, off(&dx, want));
+	}
+	buf_poison(&y);
 	be->k->guide_fwd(be, y.p, x.p, (float)g, GROUPS, R, C);
 	for (k = 0; k < GROUPS; k++)
 		for (j = 0; j < R * C; j++) {
@@ -210,8 +229,8 @@ test_convert(lpo_backend *be, const char *level)
 	static const enum lpo_dtype types[] = { LPO_F32, LPO_BF16, LPO_F16 };
 	static const double eps[] = { 0, 1.0 / 256, 1.0 / 2048 };
 	enum { N = 40003 };
-	float *x = malloc(N * 4), *y = malloc(N * 4);
-	uint16_t *h = malloc(N * 4), *h2 = malloc(N * 4);
+	float *x = guarded(be, N * 4), *y = guarded(be, N * 4);
+	uint16_t *h = guarded(be, N * 4), *h2 = guarded(be, N * 4);
 	int good = 1, i, j, k;
 
 	for (i = 0; i < N; i++)
@@ -242,74 +261,136 @@ test_convert(lpo_backend *be, const char *level)
 	for (k = 0; k < N; k++)
 		good &= fabs(y[k] - half_float(h[k])) <= fabs(x[k]) / 2048 +
 		    1e-7;
+	good &= guard_at(x, N * 4) && guard_at(y, N * 4) &&
+	    guard_at(h, N * 4) && guard_at(h2, N * 4);
 	ok(good && be->k->convert(be, x, LPO_F64, y, LPO_F32, 1) ==
 	    LPO_EINVAL, "%s convert and convert_acc between f32, bf16, f16",
 	    level);
-	free(x);
-	free(y);
-	free(h);
-	free(h2);
+	dev_free(be, x);
+	dev_free(be, y);
+	dev_free(be, h);
+	dev_free(be, h2);
 }
 
+/* One tensor of the list in f64: p, m, v after step o->step. */
+static void
+adamw_truth(double *p, double *m, double *v, const float *g, int64_t n,
+    const struct lpo_adamw *o)
+{
+	double bc1 = 1 - pow((double)o->beta1, (double)o->step);
+	double bc2 = 1 - pow((double)o->beta2, (double)o->step), gj;
+	int64_t j;
+
+	for (j = 0; j < n; j++) {
+		gj = (double)g[j] * o->grad_scale;
+		p[j] *= 1 - (double)o->lr * o->weight_decay;
+		m[j] += (gj - m[j]) * (1 - (double)o->beta1);
+		v[j] = v[j] * o->beta2 + gj * gj * (1 - (double)o->beta2);
+		p[j] -= o->lr / bc1 * m[j] / (sqrt(v[j] / bc2) + o->eps);
+	}
+}
+
+/*
+ * A list of tensors of all sizes: what is used is the master itself, a copy in
+ * bf16, or one in f32.
+ */
 static void
 test_adamw(lpo_backend *be, const char *level)
 {
-	enum { N = 1003 };
+	enum { N = 5 };
+	static const int64_t size[N] = { 1003, 1, 257, 70001, 4096 };
+	static const enum lpo_dtype type[N] = { LPO_F32, LPO_BF16, LPO_BF16,
+	    LPO_F32, LPO_F32 };
 	struct lpo_adamw o = { 1e-2f, 0.9f, 0.999f, 1e-8f, 0.1f, 0.5f, 0 };
-	struct buf p = buf_new(LPO_F32, N, 1), g = buf_new(LPO_F32, N, 2);
-	double m[N] = {0}, v[N] = {0}, want[N], gj, bc1, bc2, e = 0;
-	float fm[N] = {0}, fv[N] = {0};
+	struct lpo_adamw_tensor list[N];
+	struct buf p[N], m[N], v[N], g[N], w[N];
+	double e = 0, *want, *one, *two;
 	int64_t j;
+	int i, good = 1;
 
-	memcpy(want, p.v, sizeof(want));
-	for (o.step = 1; o.step <= 4; o.step++) {
-		bc1 = 1 - pow((double)o.beta1, (double)o.step);
-		bc2 = 1 - pow((double)o.beta2, (double)o.step);
-		for (j = 0; j < N; j++) {
-			gj = g.v[j] * o.grad_scale * (double)(o.step % 3 - 1);
-			((float *)g.p)[j] = (float)(g.v[j] *
-			    (double)(o.step % 3 - 1));
-			want[j] *= 1 - (double)o.lr * o.weight_decay;
-			m[j] += (gj - m[j]) * (1 - (double)o.beta1);
-			v[j] = v[j] * o.beta2 + gj * gj *
-			    (1 - (double)o.beta2);
-			want[j] -= o.lr / bc1 * m[j] / (sqrt(v[j] / bc2) +
-			    o.eps);
-		}
-		be->k->adamw(be, p.p, fm, fv, g.p, N, &o);
-		e = fmax(e, off(&p, want));
+	for (i = 0; i < N; i++) {
+		p[i] = buf_new(be, LPO_F32, size[i], 1);
+		g[i] = buf_new(be, LPO_F32, size[i], 2);
+		m[i] = buf_new(be, LPO_F32, size[i], 3);
+		v[i] = buf_new(be, LPO_F32, size[i], 4);
+		w[i] = buf_new(be, type[i], size[i], 5);
+		buf_poison(&w[i]);
+		memset(m[i].p, 0, buf_bytes(&m[i]));
+		memset(v[i].p, 0, buf_bytes(&v[i]));
+		list[i] = (struct lpo_adamw_tensor){ p[i].p, m[i].p, v[i].p,
+		    g[i].p, i % 3 ? w[i].p : p[i].p, type[i], size[i] };
 	}
-	ok(e <= 1, "%s adamw, 4 steps: %.2f of the allowed", level, e);
-	buf_free(&p);
-	buf_free(&g);
+	for (o.step = 1; o.step <= 4; o.step++) {
+		for (i = 0; i < N; i++)
+			for (j = 0; j < size[i]; j++)
+				((float *)g[i].p)[j] = (float)(g[i].v[j] *
+				    (double)(o.step % 3 - 1));
+		good &= be->k->adamw(be, list, N, &o) == 0;
+	}
+	for (i = 0; i < N; i++) {
+		want = p[i].v;
+		one = calloc((size_t)size[i], sizeof(double));
+		two = calloc((size_t)size[i], sizeof(double));
+		for (o.step = 1; o.step <= 4; o.step++) {
+			for (j = 0; j < size[i]; j++)
+				((float *)g[i].p)[j] = (float)(g[i].v[j] *
+				    (double)(o.step % 3 - 1));
+			adamw_truth(want, one, two, g[i].p, size[i], &o);
+		}
+		e = fmax(e, fmax(off(&p[i], want), off(&m[i], one)));
+		e = fmax(e, fmax(off(&v[i], two), i % 3 ? off(&w[i], want) :
+		    0));
+		good &= guard_whole(&g[i]) && guard_whole(&w[i]);
+		free(one);
+		free(two);
+		buf_free(&p[i]);
+		buf_free(&m[i]);
+		buf_free(&v[i]);
+		buf_free(&g[i]);
+		buf_free(&w[i]);
+	}
+	ok(good && e <= 1 && be->k->adamw(be, list, 0, &o) == 0, "%s adamw, "
+	    "4 steps of %d tensors: %.2f of the allowed", level, N, e);
 }
 
+/* Each alone, then all in one list. */
 static void
 test_squares(lpo_backend *be, const char *level)
 {
-	double want, got, one = 0, bad = 0;
-	int i, threads, good = 1;
-	struct buf x;
+	double want, got, one[7] = { 0 }, all = 0, bad = 0;
+	const float *list[7];
+	int i, threads, good = 1, n = ncounts(be);
+	struct buf x[7];
 	int64_t j;
 
-	for (i = 0; i < COUNTS; i++) {
-		x = buf_new(LPO_F32, counts[i], 1);
+	for (i = 0; i < n; i++) {
+		x[i] = buf_new(be, LPO_F32, counts[i], 1);
+		list[i] = x[i].p;
 		for (j = 0, want = 0; j < counts[i]; j++)
-			want += x.v[j] * x.v[j];
+			want += x[i].v[j] * x[i].v[j];
 		for (threads = 1; threads <= 4; threads++) {
 			reopen(be, threads);
-			be->k->sum_squares(be, &got, x.p, counts[i]);
-			one = threads == 1 ? got : one;
-			good &= got == one;
+			good &= be->k->sum_squares(be, &got, &list[i],
+			    &counts[i], 1) == 0;
+			one[i] = threads == 1 ? got : one[i];
+			good &= got == one[i];
 			bad = fmax(bad, fabs(got / want - 1));
 		}
-		((float *)x.p)[counts[i] / 2] = NAN;
-		be->k->sum_squares(be, &got, x.p, counts[i]);
-		good &= isnan(got);
-		buf_free(&x);
+		all += one[i];
 	}
+	good &= be->k->sum_squares(be, &got, list, counts, n) == 0 &&
+	    got == all;
+	for (i = 0; i < n; i++) {
+		((float *)x[i].p)[counts[i] / 2] = i % 2 ? INFINITY : NAN;
+		be->k->sum_squares(be, &got, list, counts, n);
+		good &= !isfinite(got);
+		buf_reset(&x[i]);
+	}
+	good &= be->k->sum_squares(be, &got, list, counts, 0) == 0 && got == 0;
 	ok(good && bad < 1e-13, "%s sum of squares: error %.1g, the same bits "
-	    "on 1 to 4 threads, NaN shows", level, bad);
+	    "%s and in a list, Inf and NaN show", level, bad, runs(be));
+	for (i = 0; i < n; i++)
+		buf_free(&x[i]);
 }
 
 /* Threads, and one call or two, do not show in the bits. */
@@ -317,25 +398,26 @@ static void
 test_bits(lpo_backend *be, const char *level, enum lpo_dtype dt)
 {
 	int64_t n = 70001, cut = 12347, e = (int64_t)lpo_dtype_bytes(dt);
-	struct buf x = wide_new(dt, n, 1), d = buf_new(dt, n, 2);
-	struct buf y, one = wide_new(dt, n, 1);
+	struct buf x = wide_new(be, dt, n, 1), d = buf_new(be, dt, n, 2);
+	struct buf y, one = wide_new(be, dt, n, 1);
 	int threads, good = 1;
 	char *p;
 
 	for (threads = 1; threads <= 4; threads++) {
 		reopen(be, threads);
-		y = wide_new(dt, n, 1);
+		y = wide_new(be, dt, n, 1);
 		p = y.p;
-		be->k->act_bwd(be, dt, LPO_GELU, p, d.p, x.p, cut);
+		be->k->act_bwd(be, dt, LPO_GELU, p, d.p, x.p, cut, 1);
 		be->k->act_bwd(be, dt, LPO_GELU, p + cut * e, (char *)d.p +
-		    cut * e, (char *)x.p + cut * e, n - cut);
+		    cut * e, (char *)x.p + cut * e, n - cut, 1);
 		if (threads == 1)
-			be->k->act_bwd(be, dt, LPO_GELU, one.p, d.p, x.p, n);
+			be->k->act_bwd(be, dt, LPO_GELU, one.p, d.p, x.p, n,
+			    1);
 		good &= memcmp(one.p, y.p, (size_t)(n * e)) == 0;
 		buf_free(&y);
 	}
-	ok(good, "%s %s: cuts and 1 to 4 threads, same bits", level,
-	    lpo_dtype_name(dt));
+	ok(good, "%s %s: cuts and %s, same bits", level, lpo_dtype_name(dt),
+	    runs(be));
 	buf_free(&x);
 	buf_free(&d);
 	buf_free(&one);

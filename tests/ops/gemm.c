@@ -343,7 +343,7 @@ check_threads(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	struct result one = result_new(be, dt, p), r;
 	int threads, same = 1;
 
-	for (threads = 1; threads <= 4; threads++) {
+	for (threads = 1; threads <= repeats(be); threads++) {
 		if (reopen(be, threads) != 0)
 			abort();
 		if (threads == 1)

@@ -297,6 +297,12 @@ reopen(lpo_backend *be, int threads)
 	return lpo_cpu_open(be, isa, threads);
 }
 
+__attribute__((unused)) static int
+repeats(const lpo_backend *be)
+{
+	return on_cuda(be) ? 2 : 4;
+}
+
 /* The two promises in words. */
 __attribute__((unused)) static const char *
 runs(const lpo_backend *be)

@@ -4,7 +4,6 @@
  * taken as GroupNorm with hw = 1 and one group.
  */
 #include "tests/ops/levels.h"
-#include "tests/ops/reopen.h"
 
 struct shape {
 	int64_t n, hw, c, norm_groups, groups;
@@ -15,8 +14,14 @@ static const struct shape shapes[] = {
 	{ 1, 1, 4, 2, 1, 0 }, { 2, 7, 6, 3, 1, 1 }, { 4, 65, 48, 8, 2, 1 },
 	{ 2, 131, 320, 32, 2, 1 }, { 4, 64, 40, 4, 4, 0 },
 	{ 3, 200, 33, 1, 3, 1 }, { 6, 16, 130, 13, 2, 1 },
-	{ 1, 1030, 96, 32, 1, 1 }
+	{ 1, 1030, 96, 32, 1, 1 },
+	/* SD1.5's, and odd ones as long: for CUDA */
+	{ 2, 4096, 320, 32, 2, 1 }, { 2, 4096, 960, 32, 1, 1 },
+	{ 4, 1024, 640, 32, 2, 0 }, { 6, 64, 2560, 32, 3, 1 },
+	{ 2, 1021, 1280, 32, 2, 1 }, { 2, 777, 330, 11, 1, 1 },
+	{ 1, 16384, 128, 32, 1, 1 }
 };
+enum { SMALL = 8 };
 
 static const double eps = 1e-5;
 
@@ -104,46 +109,51 @@ nudged(const struct shape *s, double *at, double by, const double *x,
 
 /* Inputs, gradients as they stood, and the truth for one shape. */
 struct set {
-	struct buf x, dy, y, dx, gamma, beta, dgamma, dbeta;
-	float *stats;
+	struct buf x, dy, y, dx, gamma, beta, dgamma, dbeta, stats;
 	struct truth t;
 };
 
 static double *
-copied(const struct buf *b)
+start(struct buf *b, int add)
 {
 	double *w = malloc((size_t)b->count * sizeof(double));
+	int64_t i;
 
-	memcpy(w, b->v, (size_t)b->count * sizeof(double));
+	buf_start(b, add);
+	for (i = 0; i < b->count; i++)
+		w[i] = start_of(b, i, add);
 	return w;
 }
 
+/* add: dx is to be added to. */
 static struct set
-set_new(const struct shape *s, enum lpo_dtype dt, double shift)
+set_new(lpo_backend *be, const struct shape *s, enum lpo_dtype dt,
+    double shift, int add)
 {
 	int64_t size = s->n * s->hw * s->c, i;
 	struct set t;
 
-	t.x = buf_new(dt, size, 1);
+	t.x = buf_new(be, dt, size, 1);
 	for (i = 0; i < size; i++)
 		t.x.v[i] += shift;
 	buf_reset(&t.x);
 	for (i = 0; i < size; i++)	/* the shift may have cost digits */
 		t.x.v[i] = get(&t.x, i);
-	t.dy = buf_new(dt, size, 2);
-	t.y = buf_new(dt, size, 3);
-	t.dx = buf_new(dt, size, 4);
-	t.gamma = buf_new(LPO_F32, s->c, 5);
-	t.beta = buf_new(LPO_F32, s->c, 6);
-	t.dgamma = buf_new(LPO_F32, s->c, 7);
-	t.dbeta = buf_new(LPO_F32, s->c, 8);
+	t.dy = buf_new(be, dt, size, 2);
+	t.y = buf_new(be, dt, size, 3);
+	t.dx = buf_new(be, dt, size, 4);
+	t.gamma = buf_new(be, LPO_F32, s->c, 5);
+	t.beta = buf_new(be, LPO_F32, s->c, 6);
+	t.dgamma = buf_new(be, LPO_F32, s->c, 7);
+	t.dbeta = buf_new(be, LPO_F32, s->c, 8);
 	/* [n, norm_groups, 2], or as layer norm [n * hw, 2] */
-	t.stats = malloc((size_t)(2 * s->n * (s->norm_groups + s->hw)) *
-	    sizeof(float));
-	t.t.y = copied(&t.y);
-	t.t.dx = copied(&t.dx);
-	t.t.dgamma = copied(&t.dgamma);
-	t.t.dbeta = copied(&t.dbeta);
+	t.stats = buf_new(be, LPO_F32, 2 * s->n * (s->norm_groups + s->hw),
+	    9);
+	buf_poison(&t.stats);
+	t.t.y = start(&t.y, 0);
+	t.t.dx = start(&t.dx, add);
+	t.t.dgamma = start(&t.dgamma, 1);
+	t.t.dbeta = start(&t.dbeta, 1);
 	return t;
 }
 
@@ -151,12 +161,11 @@ static void
 set_free(struct set *t)
 {
 	struct buf *b[] = { &t->x, &t->dy, &t->y, &t->dx, &t->gamma,
-	    &t->beta, &t->dgamma, &t->dbeta };
+	    &t->beta, &t->dgamma, &t->dbeta, &t->stats };
 	int i;
 
-	for (i = 0; i < 8; i++)
+	for (i = 0; i < 9; i++)
 		buf_free(b[i]);
-	free(t->stats);
 	free(t->t.y);
 	free(t->t.dx);
 	free(t->t.dgamma);
@@ -184,39 +193,39 @@ off(const struct buf *b, const double *want, double rel)
 /* Run the op on set t (as layer norm where `layer`), all gradients. */
 static int
 run(lpo_backend *be, enum lpo_dtype dt, const struct shape *s, struct set *t,
-    int layer)
+    int layer, int add)
 {
 	int64_t m = s->n * s->hw;
-	struct scratch w = scratch_new(be->k->norm_scratch_bytes(be,
+	struct scratch w = scratch_new(be, be->k->norm_scratch_bytes(be,
 	    layer ? m : s->n, s->c, s->groups));
 	int rc;
 
 	if (layer) {
-		rc = be->k->layer_norm_fwd(be, dt, t->y.p, t->stats, t->x.p,
+		rc = be->k->layer_norm_fwd(be, dt, t->y.p, t->stats.p, t->x.p,
 		    t->gamma.p, t->beta.p, m, s->c, (float)eps);
 		rc |= be->k->layer_norm_bwd(be, dt, t->dx.p, t->dgamma.p,
-		    t->dbeta.p, t->dy.p, t->x.p, t->stats, t->gamma.p, m,
-		    s->c, s->groups, w.p);
+		    t->dbeta.p, t->dy.p, t->x.p, t->stats.p, t->gamma.p, m,
+		    s->c, s->groups, add, w.p);
 	} else {
-		rc = be->k->group_norm_fwd(be, dt, t->y.p, t->stats, t->x.p,
+		rc = be->k->group_norm_fwd(be, dt, t->y.p, t->stats.p, t->x.p,
 		    t->gamma.p, t->beta.p, s->n, s->hw, s->c, s->norm_groups,
 		    (float)eps, s->silu);
 		rc |= be->k->group_norm_bwd(be, dt, t->dx.p, t->dgamma.p,
-		    t->dbeta.p, t->dy.p, t->x.p, t->stats, t->gamma.p,
+		    t->dbeta.p, t->dy.p, t->x.p, t->stats.p, t->gamma.p,
 		    t->beta.p, s->n, s->hw, s->c, s->norm_groups, s->silu,
-		    s->groups, w.p);
+		    s->groups, add, w.p);
 	}
 	return scratch_done(&w) && rc == 0;
 }
 
 static void
 check_values(lpo_backend *be, const char *level, enum lpo_dtype dt,
-    const struct shape *s, int layer, double shift)
+    const struct shape *s, int layer, double shift, int add)
 {
 	/* x - mean loses what the shift has cost x */
 	double rel = 1e-6 * (1 + 0.3 * shift), e[4];
-	struct set t = set_new(s, dt, shift);
-	int good = run(be, dt, s, &t, layer);
+	struct set t = set_new(be, s, dt, shift, add);
+	int good = run(be, dt, s, &t, layer, add) && guard_whole(&t.stats);
 
 	truth_all(s, t.x.v, t.gamma.v, t.beta.v, t.dy.v, &t.t);
 	e[0] = off(&t.y, t.t.y, rel);
@@ -224,18 +233,20 @@ check_values(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	e[2] = off(&t.dgamma, t.t.dgamma, rel);
 	e[3] = off(&t.dbeta, t.t.dbeta, rel);
 	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
-	    "%s %s %s %ldx%ldx%ld/%ld, mean %g: %.2f %.2f %.2f %.2f of the "
-	    "allowed", level, lpo_dtype_name(dt), layer ? "layer" : "group",
-	    (long)s->n, (long)s->hw, (long)s->c, (long)s->norm_groups, shift,
-	    e[0], e[1], e[2], e[3]);
+	    "%s %s %s %ldx%ldx%ld/%ld, mean %g, dx %s: %.2f %.2f %.2f %.2f of "
+	    "the allowed", level, lpo_dtype_name(dt), layer ? "layer" :
+	    "group", (long)s->n, (long)s->hw, (long)s->c,
+	    (long)s->norm_groups, shift, add ? "added" : "set", e[0], e[1],
+	    e[2], e[3]);
 	set_free(&t);
 }
 
 static int
-same(const struct buf *a, const struct buf *b)
+same(const struct set *a, const struct set *b)
 {
-	return memcmp(a->p, b->p, (size_t)a->count *
-	    lpo_dtype_bytes(a->dt)) == 0;
+	return buf_same(&a->y, &b->y) && buf_same(&a->dx, &b->dx) &&
+	    buf_same(&a->dgamma, &b->dgamma) &&
+	    buf_same(&a->dbeta, &b->dbeta);
 }
 
 /* All runs in one call, and each by its own, on 1 to 4 threads. */
@@ -244,18 +255,18 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct shape *s, int layer)
 {
 	int64_t e = (int64_t)lpo_dtype_bytes(dt), k, at;
-	struct set a = set_new(s, dt, 0), b;
+	struct set a = set_new(be, s, dt, 0, 1), b;
 	struct shape one = *s;
 	int threads, good;
 
 	reopen(be, 1);
-	good = run(be, dt, s, &a, layer);
+	good = run(be, dt, s, &a, layer, 1);
 	one.n = s->n / s->groups;
 	one.groups = 1;
-	for (threads = 1; threads <= 4; threads++) {
+	for (threads = 1; threads <= repeats(be); threads++) {
 		reopen(be, threads);
-		b = set_new(s, dt, 0);
-		for (k = 0; k < s->groups; k++) {
+		b = set_new(be, s, dt, 0, 1);
+		for (k = 0; k < s->groups && !on_cuda(be); k++) {
 			struct set v = b;
 
 			at = k * one.n * s->hw * s->c * e;
@@ -263,20 +274,19 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 			v.dy.p = (char *)b.dy.p + at;
 			v.y.p = (char *)b.y.p + at;
 			v.dx.p = (char *)b.dx.p + at;
-			good &= run(be, dt, &one, &v, layer);
+			good &= run(be, dt, &one, &v, layer, 1);
 		}
-		good &= same(&a.y, &b.y) && same(&a.dx, &b.dx) &&
-		    same(&a.dgamma, &b.dgamma) && same(&a.dbeta, &b.dbeta);
+		good &= on_cuda(be) || same(&a, &b);
 		set_free(&b);
-		b = set_new(s, dt, 0);
-		good &= run(be, dt, s, &b, layer);
-		good &= same(&a.y, &b.y) && same(&a.dx, &b.dx) &&
-		    same(&a.dgamma, &b.dgamma) && same(&a.dbeta, &b.dbeta);
+		b = set_new(be, s, dt, 0, 1);
+		good &= run(be, dt, s, &b, layer, 1);
+		good &= same(&a, &b);
 		set_free(&b);
 	}
-	ok(good, "%s %s %s, %ld runs of %ld: run by run and 1 to 4 threads, "
-	    "same bits", level, lpo_dtype_name(dt), layer ? "layer" : "group",
-	    (long)s->groups, (long)one.n);
+	ok(good, "%s %s %s, %ld runs of %ld: %s, same bits", level,
+	    lpo_dtype_name(dt), layer ? "layer" : "group", (long)s->groups,
+	    (long)one.n, on_cuda(be) ? runs(be) :
+	    "run by run and 1 to 4 threads");
 	set_free(&a);
 }
 
@@ -285,24 +295,27 @@ static void
 check_null(lpo_backend *be, const char *level)
 {
 	const struct shape *s = &shapes[2];
-	struct set a = set_new(s, LPO_F32, 0), b = set_new(s, LPO_F32, 0);
-	int good = run(be, LPO_F32, s, &a, 0);
+	struct set a = set_new(be, s, LPO_F32, 0, 1);
+	struct set b = set_new(be, s, LPO_F32, 0, 1);
+	struct scratch w = scratch_new(be, be->k->norm_scratch_bytes(be,
+	    s->n * s->hw, s->c, s->groups));
+	int good = run(be, LPO_F32, s, &a, 0, 1);
 
 	be->k->group_norm_bwd(be, LPO_F32, b.dx.p, NULL, NULL, b.dy.p, b.x.p,
-	    a.stats, b.gamma.p, b.beta.p, s->n, s->hw, s->c, s->norm_groups,
-	    s->silu, s->groups, NULL);
-	good &= same(&a.dx, &b.dx);
-	run(be, LPO_F32, s, &b, 1);
+	    a.stats.p, b.gamma.p, b.beta.p, s->n, s->hw, s->c, s->norm_groups,
+	    s->silu, s->groups, 1, w.p);
+	good &= buf_same(&a.dx, &b.dx);
+	run(be, LPO_F32, s, &b, 1, 1);
 	buf_reset(&a.dx);
 	be->k->layer_norm_bwd(be, LPO_F32, a.dx.p, NULL, NULL, a.dy.p, a.x.p,
-	    b.stats, a.gamma.p, s->n * s->hw, s->c, s->groups, NULL);
+	    b.stats.p, a.gamma.p, s->n * s->hw, s->c, s->groups, 1,
+	    w.p);
 	buf_reset(&b.dx);
 	be->k->layer_norm_bwd(be, LPO_F32, b.dx.p, b.dgamma.p, NULL, b.dy.p,
-	    b.x.p, b.stats, b.gamma.p, s->n * s->hw, s->c, 1,
-	    a.y.p);
-	good &= same(&a.dx, &b.dx);
+	    b.x.p, b.stats.p, b.gamma.p, s->n * s->hw, s->c, 1, 1, w.p);
+	good &= buf_same(&a.dx, &b.dx) & scratch_done(&w);
 	ok(good, "%s: a NULL gradient is skipped, dx does not change", level);
-	ok(be->k->group_norm_fwd(be, LPO_F32, a.y.p, a.stats, a.x.p,
+	ok(be->k->group_norm_fwd(be, LPO_F32, a.y.p, a.stats.p, a.x.p,
 	    a.gamma.p, a.beta.p, s->n, s->hw, s->c, 7, 1e-5f, 0) ==
 	    LPO_EINVAL, "%s: groups that do not divide c are refused", level);
 	set_free(&a);
@@ -310,26 +323,34 @@ check_null(lpo_backend *be, const char *level)
 }
 
 static void
+test_shape(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct shape *group)
+{
+	struct shape s = *group;
+
+	check_values(be, level, dt, &s, 0, 0, 0);
+	check_values(be, level, dt, &s, 0, 0, 1);
+	check_bits(be, level, dt, &s, 0);
+	s.n *= s.hw;
+	s.hw = s.norm_groups = 1;
+	s.silu = 0;
+	check_values(be, level, dt, &s, 1, 0, 0);
+	check_values(be, level, dt, &s, 1, 0, 1);
+	check_bits(be, level, dt, &s, 1);
+}
+
+static void
 test_level(lpo_backend *be, const char *level)
 {
-	const int count = (int)(sizeof(shapes) / sizeof(*shapes));
+	const int all = (int)(sizeof(shapes) / sizeof(*shapes));
 	enum lpo_dtype dt;
-	struct shape s;
 	int i;
 
 	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
-		for (i = 0; i < count; i++) {
-			check_values(be, level, dt, &shapes[i], 0, 0);
-			check_bits(be, level, dt, &shapes[i], 0);
-			s = shapes[i];
-			s.n *= s.hw;
-			s.hw = s.norm_groups = 1;
-			s.silu = 0;
-			check_values(be, level, dt, &s, 1, 0);
-			check_bits(be, level, dt, &s, 1);
-		}
-	check_values(be, level, LPO_F32, &shapes[3], 0, 30);
-	check_values(be, level, LPO_F32, &shapes[7], 0, 30);
+		for (i = 0; i < (on_cuda(be) ? all : SMALL); i++)
+			test_shape(be, level, dt, &shapes[i]);
+	check_values(be, level, LPO_F32, &shapes[3], 0, 30, 1);
+	check_values(be, level, LPO_F32, &shapes[7], 0, 30, 1);
 	check_null(be, level);
 }
 
@@ -338,13 +359,24 @@ static void
 test_truth(void)
 {
 	const struct shape *s = &shapes[1];
-	struct set t = set_new(s, LPO_F32, 0);
-	double bad = 0, d, *to[] = { t.x.v, t.gamma.v, t.beta.v };
-	const double *got[] = { t.t.dx, t.t.dgamma, t.t.dbeta };
-	const double *was[] = { t.dx.v, t.dgamma.v, t.dbeta.v };
-	int64_t count[] = { t.x.count, s->c, s->c }, i;
+	lpo_backend be;
+	struct set t;
+	double bad = 0, d, *to[3], *got[3], *was[3];
+	int64_t count[] = { s->n * s->hw * s->c, s->c, s->c }, i;
 	int k;
 
+	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 1) == 0, "a CPU"))
+		return;
+	t = set_new(&be, s, LPO_F32, 0, 1);
+	to[0] = t.x.v;
+	to[1] = t.gamma.v;
+	to[2] = t.beta.v;
+	got[0] = t.t.dx;
+	got[1] = t.t.dgamma;
+	got[2] = t.t.dbeta;
+	was[0] = t.dx.v;
+	was[1] = t.dgamma.v;
+	was[2] = t.dbeta.v;
 	truth_all(s, t.x.v, t.gamma.v, t.beta.v, t.dy.v, &t.t);
 	for (k = 0; k < 3; k++)
 		for (i = 0; i < count[k]; i++) {
@@ -357,6 +389,7 @@ test_truth(void)
 	ok(bad < 1e-7, "the f64 gradients agree with central differences: "
 	    "%.1g", bad);
 	set_free(&t);
+	lpo_cpu_close(&be);
 }
 
 int

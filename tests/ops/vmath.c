@@ -155,7 +155,8 @@ static void
 test_level(lpo_backend *be, const char *level)
 {
 	enum { N = 40001 };
-	static float x[N], y[N];
+	float *x = guarded(be, N * sizeof(*x)), *y = guarded(be,
+	    N * sizeof(*y));
 	double gelu = 0, silu = 0, e;
 	int i;
 
@@ -176,6 +177,8 @@ test_level(lpo_backend *be, const char *level)
 	}
 	ok(gelu <= 1 && silu <= 1, "%s: gelu and silu in relative terms, "
 	    "%.2f and %.2f of the allowed", level, gelu, silu);
+	dev_free(be, x);
+	dev_free(be, y);
 }
 
 int
