@@ -84,13 +84,13 @@ run(struct golden *g, struct rec *r, lpo_clip *m)
 
 static void
 test_clip(const char *name, int (*change)(char *, int *, int64_t *),
-    enum lpo_isa isa)
+    const char *level)
 {
 	struct golden g;
 	struct rec r = { 0 };
 	lpo_clip *m = NULL;
 
-	if (!g_open(&g, name, isa))
+	if (!g_open(&g, name, level))
 		return;
 	if (g_write_model(&g, g.st, "model", change) < 0 ||
 	    lpo_clip_load(g.c, &g.be, &m, g.tmp, LPO_F32) < 0 ||
@@ -116,9 +116,11 @@ test_clip(const char *name, int (*change)(char *, int *, int64_t *),
 int
 main(void)
 {
-	test_clip("clip", NULL, LPO_ISA_AUTO);
-	test_clip("clip_projection", NULL, LPO_ISA_AUTO);
-	test_clip("clip", add_prefix, LPO_ISA_PORTABLE);
-	test_clip("clip_projection", drop_prefix, LPO_ISA_PORTABLE);
+	test_clip("clip", NULL, "auto");
+	test_clip("clip_projection", NULL, "auto");
+	test_clip("clip", add_prefix, "portable");
+	test_clip("clip_projection", drop_prefix, "portable");
+	test_clip("clip", NULL, "cuda");
+	test_clip("clip_projection", NULL, "cuda");
 	return done_testing();
 }

@@ -82,12 +82,12 @@ run(struct rig *r, int64_t h, int64_t w, int grad)
 
 static int
 open_rig(struct rig *r, const char *name, const char *base, int64_t h,
-    int64_t w, enum lpo_isa isa)
+    int64_t w, const char *level)
 {
 	char path[128];
 
 	memset(r, 0, sizeof(*r));
-	if (!g_open(&r->g, name, isa))
+	if (!g_open(&r->g, name, level))
 		return 0;
 	snprintf(path, sizeof(path), "tests/golden/models/%s.safetensors",
 	    base);
@@ -409,12 +409,12 @@ test_forms(struct rig *r, int64_t h, int64_t w)
 
 static void
 test_lora(const char *name, const char *base, int64_t h, int64_t w,
-    enum lpo_isa isa)
+    const char *level)
 {
 	lpo_lora_set *s = NULL;
 	struct rig r;
 
-	if (!open_rig(&r, name, base, h, w, isa))
+	if (!open_rig(&r, name, base, h, w, level))
 		goto out;
 	test_init(&r, h, w);
 	if (lpo_lora_attach(r.g.c, &s, r.u, LPO_LORA_ALL, r.rank, r.alpha,
@@ -439,8 +439,10 @@ out:
 int
 main(void)
 {
-	test_lora("lora15", "unet15", 7, 9, LPO_ISA_AUTO);
-	test_lora("loraxl", "unetxl", 8, 12, LPO_ISA_AUTO);
-	test_lora("lora15", "unet15", 7, 9, LPO_ISA_PORTABLE);
+	test_lora("lora15", "unet15", 7, 9, "auto");
+	test_lora("loraxl", "unetxl", 8, 12, "auto");
+	test_lora("lora15", "unet15", 7, 9, "portable");
+	test_lora("lora15", "unet15", 7, 9, "cuda");
+	test_lora("loraxl", "unetxl", 8, 12, "cuda");
 	return done_testing();
 }

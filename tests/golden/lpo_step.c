@@ -10,7 +10,7 @@
 #include "lib/model/lora.h"
 #include "lib/train/lpo_loss.h"
 #include "lib/train/policy.h"
-#include "tests/tap.h"
+#include "tests/backend.h"
 
 enum { PAIRS = 3, C = 4, HW = 64, COUNT = C * HW };
 
@@ -180,8 +180,8 @@ out:
 int
 main(void)
 {
-	static const enum lpo_isa levels[] = { LPO_ISA_PORTABLE, LPO_ISA_AVX2,
-	    LPO_ISA_AVX512 };
+	static const char *const levels[] = { "portable", "avx2", "avx512",
+	    "cuda" };
 	lpo_backend be;
 	float *e;
 	size_t i;
@@ -192,14 +192,11 @@ main(void)
 	e = values("f32_error");
 	limit = 4 * *e + 1e-5;
 	free(e);
-	for (i = 0; i < 3; i++) {
-		if (lpo_cpu_open(&be, levels[i], 0) < 0) {
-			skip("no %s", lpo_isa_name(levels[i]));
-			continue;
+	for (i = 0; i < 4; i++)
+		if (backend_open(&be, levels[i], 0, 0)) {
+			test(&be, levels[i]);
+			backend_close(&be);
 		}
-		test(&be, lpo_isa_name(levels[i]));
-		lpo_cpu_close(&be);
-	}
 	lpo_st_close(want);
 	lpo_ctx_free(ctx);
 	return done_testing();

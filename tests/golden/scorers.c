@@ -390,14 +390,14 @@ out:
 
 static void
 test_model(const char *name, int64_t image_px, int64_t projection,
-    enum lpo_isa isa)
+    const char *level)
 {
 	struct lpo_scorer_opts o = { .dtype = LPO_F32 };
 	lpo_embedder *e = NULL;
 	struct golden g;
 
 	harm = NULL;
-	if (!g_open(&g, name, isa))
+	if (!g_open(&g, name, level))
 		return;
 	o.be = &g.be;
 	if (write_folder(&g, projection) < 0 ||
@@ -460,7 +460,7 @@ test_harm(const struct harm *h)
 	struct golden g;
 	int rc;
 
-	if (!g_open(&g, "score_vit80", LPO_ISA_AUTO))
+	if (!g_open(&g, "score_vit80", "auto"))
 		return;
 	harm = h;
 	if (write_folder(&g, 40) < 0)
@@ -490,7 +490,7 @@ test_absent(void)
 
 	for (i = 0; i < 4; i++) {
 		harm = NULL;
-		if (!g_open(&g, "score_vit80", LPO_ISA_AUTO))
+		if (!g_open(&g, "score_vit80", "auto"))
 			return;
 		write_folder(&g, 40);
 		snprintf(path, sizeof(path), "%s/%s", g.tmp, need[i]);
@@ -516,7 +516,7 @@ test_zero(void)
 	struct golden g;
 
 	harm = &zero;
-	if (!g_open(&g, "score_vit80", LPO_ISA_AUTO))
+	if (!g_open(&g, "score_vit80", "auto"))
 		return;
 	s.g = &g;
 	ok(write_folder(&g, 40) == 0 && score(&g, &out, 2, 0, &s) ==
@@ -531,10 +531,12 @@ main(void)
 {
 	size_t i;
 
-	test_model("score_vit64", 56, 24, LPO_ISA_AUTO);
-	test_model("score_vit80", 52, 40, LPO_ISA_AUTO);
-	test_model("score_vit64", 56, 24, LPO_ISA_PORTABLE);
-	test_model("score_vit80", 52, 40, LPO_ISA_PORTABLE);
+	test_model("score_vit64", 56, 24, "auto");
+	test_model("score_vit80", 52, 40, "auto");
+	test_model("score_vit64", 56, 24, "portable");
+	test_model("score_vit80", 52, 40, "portable");
+	test_model("score_vit64", 56, 24, "cuda");
+	test_model("score_vit80", 52, 40, "cuda");
 	for (i = 0; i < sizeof(harms) / sizeof(*harms); i++)
 		test_harm(&harms[i]);
 	test_absent();

@@ -58,13 +58,13 @@ run(struct golden *g, struct rec *r, lpo_vae *m)
 }
 
 static void
-test_vae(int (*change)(char *, int *, int64_t *), enum lpo_isa isa)
+test_vae(int (*change)(char *, int *, int64_t *), const char *level)
 {
 	struct golden g;
 	struct rec r = { 0 };
 	lpo_vae *m = NULL;
 
-	if (!g_open(&g, "vae", isa))
+	if (!g_open(&g, "vae", level))
 		return;
 	if (g_write_model(&g, g.st, "diffusion_pytorch_model", change) < 0 ||
 	    lpo_vae_load(g.c, &g.be, &m, g.tmp, LPO_F32,
@@ -93,7 +93,8 @@ test_vae(int (*change)(char *, int *, int64_t *), enum lpo_isa isa)
 int
 main(void)
 {
-	test_vae(NULL, LPO_ISA_AUTO);
-	test_vae(old_names, LPO_ISA_PORTABLE);
+	test_vae(NULL, "auto");
+	test_vae(old_names, "portable");
+	test_vae(NULL, "cuda");
 	return done_testing();
 }

@@ -50,7 +50,8 @@ static void
 check_rows(lpo_backend *be, const struct shape_case *c)
 {
 	struct lpo_attn_shape one = c->s;
-	struct set a = set_new(be, &c->s, LPO_BF16), b = set_new(be, &c->s, LPO_BF16);
+	struct set a = set_new(be, &c->s, LPO_BF16);
+	struct set b = set_new(be, &c->s, LPO_BF16);
 	int64_t r, rows = c->s.n / c->s.nk;
 	int good = run_emulated(be, &c->s, &a);
 

@@ -200,7 +200,8 @@ check_rows(lpo_backend *be, const char *level, enum lpo_dtype dt, int64_t b,
     int64_t n, int64_t k)
 {
 	size_t e = lpo_dtype_bytes(dt);
-	struct buf x = buf_new(be, dt, 10 * b * k, 1), w = buf_new(be, dt, n * k, 2);
+	struct buf x = buf_new(be, dt, 10 * b * k, 1);
+	struct buf w = buf_new(be, dt, n * k, 2);
 	struct buf y = buf_new(be, dt, 10 * b * n, 3);
 	struct buf y2 = buf_new(be, dt, 10 * b * n, 3);
 	struct buf bias = buf_new(be, LPO_F32, n, 4);
@@ -249,8 +250,10 @@ static void
 check_groups(lpo_backend *be, const char *level, enum lpo_dtype dt)
 {
 	enum { G = 4, M = 300, N = 50, K = 70 };
-	struct buf x = buf_new(be, dt, G * M * K, 1), dy = buf_new(be, dt, G * M * N, 2);
-	struct buf dw = buf_new(be, LPO_F32, N * K, 3), db = buf_new(be, LPO_F32, N, 4);
+	struct buf x = buf_new(be, dt, G * M * K, 1);
+	struct buf dy = buf_new(be, dt, G * M * N, 2);
+	struct buf dw = buf_new(be, LPO_F32, N * K, 3);
+	struct buf db = buf_new(be, LPO_F32, N, 4);
 	struct problem p = { G * M, N, K, G };
 	struct scratch s = scratch_for(be, LPO_BWD_WEIGHT, dt, &p);
 	float w0[N * K], b0[N];
