@@ -86,6 +86,7 @@ struct plan {
 	struct strips t;
 	const struct lpo_piece *first;
 	size_t weight_bytes, pad_bytes, sum_bytes;
+	int add;		/* going back: to what dx holds */
 };
 
 /* Few channels stay ours: bf16 there is wrong on AMX up to oneDNN 3.13.3. */
@@ -122,6 +123,7 @@ make_plan(lpo_backend *be, struct plan *p, enum lpo_pass pass,
 	p->key.bias = bias;
 	/* Going back there is no adding in place: run_strip adds. */
 	p->key.add = pass == LPO_FWD && add;
+	p->add = add;
 	p->key.whole = *s;
 	p->key.whole.n = 1;
 	p->t = make_strips(pass, s);
@@ -179,8 +181,9 @@ run_strip(lpo_backend *be, const struct plan *p, int64_t n, int64_t i,
 	rc = lpo_onednn_run(be, piece, sums, src + (n * s->ho + from) * out,
 	    weight, NULL, mine);
 	rows = p->t.rows < s->h - to ? p->t.rows : s->h - to;
-	return rc != 0 ? rc : be->k->convert_acc(be,
-	    dst + (n * s->h + to) * in, LPO_BF16, sums, LPO_F32, rows * in);
+	return rc != 0 ? rc : (p->add ? be->k->convert_acc :
+	    be->k->convert)(be, dst + (n * s->h + to) * in, LPO_BF16, sums,
+	    LPO_F32, rows * in);
 }
 
 int
