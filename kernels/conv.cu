@@ -1,0 +1,468 @@
+/*
+ * Convolutions: cuDNN's engines, chosen in conv_graph.cu, and where it has
+ * none a direct loop.  1x1 on every pixel is a linear layer.
+ *
+ * bf16 forward rounds once: bias and residual are added in the engine that
+ * sums.  No engine takes bf16 and gives f32, so that weight gradients are
+ * made from x and dy widened to f32, by engines that multiply in TF32: of
+ * bf16's values it loses nothing.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include "kernels/conv_direct.h"
+#include "kernels/conv_graph.h"
+
+enum { THREADS = 256 };
+
+/* What an engine may want; more is a slow way out. */
+static const size_t most_workspace = (size_t)512 << 20;
+
+struct entry {
+	struct conv_key key;
+	struct conv_plan plan;
+	struct entry *next;
+};
+
+/* be->conv: the plans made so far, those that cannot be made among them. */
+struct cuda_conv {
+	struct conv_device device;
+	struct entry *bucket[256];
+};
+
+void
+cuda_conv_free(struct cuda *c)
+{
+	struct entry *e, *next;
+	int i;
+
+	if (c->conv == NULL)
+		return;
+	for (i = 0; i < 256; i++)
+		for (e = c->conv->bucket[i]; e != NULL; e = next) {
+			next = e->next;
+			cuda_conv_plan_free(&e->plan);
+			free(e);
+		}
+	cuda_conv_device_free(&c->conv->device);
+	free(c->conv);
+	c->conv = NULL;
+}
+
+static unsigned
+hash(const struct conv_key *k)
+{
+	const unsigned char *p = (const unsigned char *)k;
+	unsigned h = 2166136261u;
+	size_t i;
+
+	for (i = 0; i < sizeof(*k); i++)
+		h = (h ^ p[i]) * 16777619u;
+	return (h ^ h >> 16) & 255;
+}
+
+static struct conv_key
+key_of(const struct lpo_conv_shape *s, enum lpo_pass pass, enum lpo_dtype dt,
+    int flags, int align)
+{
+	struct conv_key k;
+
+	memset(&k, 0, sizeof(k));
+	k.s = *s;
+	k.pass = pass;
+	k.dt = dt;
+	k.flags = flags;
+	k.align = align;
+	return k;
+}
+
+static struct entry *find(struct cuda *, const struct conv_key *);
+
+/*
+ * Scratch is asked for when no pointer is known: what an engine for worse
+ * aligned ones may use is what the one for aligned ones does.
+ */
+static size_t
+cap_of(struct cuda *c, const struct conv_key *k)
+{
+	struct conv_key aligned = *k;
+	struct entry *e;
+
+	if (k->align == 16)
+		return most_workspace;
+	aligned.align = 16;
+	e = find(c, &aligned);
+	return e == NULL ? 0 : e->plan.workspace_bytes;
+}
+
+/* NULL: no memory, or it is too late to make a plan. */
+static struct entry *
+find(struct cuda *c, const struct conv_key *k)
+{
+	struct entry **at, *e;
+	size_t cap;
+
+	if (c->conv == NULL) {
+		c->conv = (struct cuda_conv *)calloc(1, sizeof(*c->conv));
+		if (c->conv == NULL)
+			return NULL;
+		c->conv->device.handle = c->dnn;
+	}
+	at = &c->conv->bucket[hash(k)];
+	for (e = *at; e != NULL; e = e->next)
+		if (memcmp(&e->key, k, sizeof(*k)) == 0)
+			return e;
+	if (c->capturing) {
+		cuda_fail(c, LPO_ECUDA, "conv", "no plan was made before the "
+		    "graph");
+		return NULL;
+	}
+	cap = cap_of(c, k);
+	e = (struct entry *)calloc(1, sizeof(*e));
+	if (e == NULL)
+		return NULL;
+	e->key = *k;
+	/* An error, too, means that no engine will do. */
+	cuda_conv_plan_make(&e->plan, k, &c->conv->device, cap);
+	e->next = *at;
+	*at = e;
+	return e;
+}
+
+/* The largest power of two up to 16 that divides all of them. */
+static int
+alignment(const void *a, const void *b, const void *c, const void *d)
+{
+	uintptr_t bits = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c |
+	    (uintptr_t)d | 16;
+
+	return (int)(bits & -bits);
+}
+
+static int
+no_plan(struct cuda *c)
+{
+	return c->capturing ? LPO_ECUDA : cuda_fail(c, LPO_ENOMEM, "conv",
+	    "out of memory");
+}
+
+static int
+run(struct cuda *c, const struct entry *e, const struct conv_data *d)
+{
+	int rc = cuda_check_dnn(c, cuda_conv_plan_run(&e->plan, &e->key,
+	    c->dnn, d), "conv");
+
+	return rc != 0 ? rc : cuda_done(c, "conv");
+}
+
+static int
+is_linear(const struct lpo_conv_shape *s)
+{
+	return s->kh == 1 && s->kw == 1 && s->stride == 1 &&
+	    s->pad_top == 0 && s->pad_left == 0 && s->ho == s->h &&
+	    s->wo == s->w;
+}
+
+static int64_t
+x_count(const struct lpo_conv_shape *s)
+{
+	return s->n * s->h * s->w * s->ci;
+}
+
+static int64_t
+y_count(const struct lpo_conv_shape *s)
+{
+	return s->n * s->ho * s->wo * s->co;
+}
+
+static int64_t
+w_count(const struct lpo_conv_shape *s)
+{
+	return s->co * s->kh * s->kw * s->ci;
+}
+
+/* Bytes of an f32 copy, so that what is behind it is aligned. */
+static size_t
+wide_bytes(int64_t count)
+{
+	return ((size_t)count * 4 + 255) & ~(size_t)255;
+}
+
+static unsigned
+blocks_for(int64_t count)
+{
+	int64_t b = (count + THREADS - 1) / THREADS;
+
+	return (unsigned)(b < 65536 ? b : 65536);
+}
+
+/* y[m,co] = bias[co] + residual[m,co], what a convolution is added to */
+template <typename T>
+static __global__ void
+start(float *y, const float *bias, const T *residual, int64_t count,
+    int64_t co)
+{
+	int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+
+	for (; i < count; i += (int64_t)gridDim.x * THREADS)
+		y[i] = (bias != NULL ? bias[i % co] : 0) +
+		    (residual != NULL ? cuda_load(residual + i) : 0);
+}
+
+static int
+run_start(struct cuda *c, enum lpo_dtype dt, float *y, const float *bias,
+    const void *residual, const struct lpo_conv_shape *s)
+{
+	int64_t count = y_count(s);
+
+	if (dt == LPO_BF16)
+		start<<<blocks_for(count), THREADS, 0, c->stream>>>(y, bias,
+		    (const __nv_bfloat16 *)residual, count, s->co);
+	else
+		start<<<blocks_for(count), THREADS, 0, c->stream>>>(y, bias,
+		    (const float *)residual, count, s->co);
+	return cuda_done(c, "conv");
+}
+
+/*
+ * Forward.  In f32, and in bf16 without a bias, y is first filled with what
+ * is added and the convolution joins it.
+ */
+static int
+fwd_flags(enum lpo_dtype dt, int bias, int residual)
+{
+	if (dt == LPO_BF16 && bias)
+		return residual ? CONV_BIAS | CONV_RESIDUAL : CONV_BIAS;
+	return bias || residual ? CONV_ADD : 0;
+}
+
+/* bf16 in f32's clothes: x, w and y are widened in scratch. */
+static struct conv_key
+fwd_wide_key(const struct lpo_conv_shape *s)
+{
+	return key_of(s, LPO_FWD, LPO_F32, CONV_ADD | CONV_TENSOR, 16);
+}
+
+static int
+fwd_wide(lpo_backend *be, const struct entry *e, void *y, const void *x,
+    const void *w, const float *bias, const void *residual,
+    const struct lpo_conv_shape *s, char *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	float *xf = (float *)scratch;
+	float *wf = (float *)(scratch += wide_bytes(x_count(s)));
+	float *yf = (float *)(scratch += wide_bytes(w_count(s)));
+	struct conv_data d = { xf, wf, yf, NULL, NULL,
+	    scratch + wide_bytes(y_count(s)) };
+	int rc;
+
+	rc = cuda_convert(be, xf, LPO_F32, x, LPO_BF16, x_count(s));
+	if (rc == 0)
+		rc = cuda_convert(be, wf, LPO_F32, w, LPO_BF16, w_count(s));
+	if (rc == 0)
+		rc = run_start(c, LPO_BF16, yf, bias, residual, s);
+	if (rc == 0)
+		rc = run(c, e, &d);
+	return rc != 0 ? rc : cuda_convert(be, y, LPO_BF16, yf, LPO_F32,
+	    y_count(s));
+}
+
+/* y = what the convolution is added to */
+static int
+fill(struct cuda *c, enum lpo_dtype dt, void *y, const float *bias,
+    const void *residual, const struct lpo_conv_shape *s)
+{
+	if (bias != NULL)
+		return run_start(c, dt, (float *)y, bias, residual, s);
+	if (residual == y)
+		return 0;
+	return cuda_check(c, cudaMemcpyAsync(y, residual, (size_t)y_count(s) *
+	    cuda_bytes(dt), cudaMemcpyDeviceToDevice, c->stream), "conv_fwd");
+}
+
+int
+cuda_conv_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
+    const void *w, const float *bias, const void *residual,
+    const struct lpo_conv_shape *s, void *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	struct conv_data d = { x, w, y, bias, residual, scratch };
+	struct conv_key k;
+	struct entry *e;
+	int rc = 0;
+
+	if (y_count(s) == 0)
+		return 0;
+	if (is_linear(s))
+		return cuda_linear_fwd(be, dt, y, x, w, bias, residual, s->n *
+		    s->h * s->w, s->co, s->ci, 1, scratch);
+	k = key_of(s, LPO_FWD, dt, fwd_flags(dt, bias != NULL, residual !=
+	    NULL), alignment(x, w, y, residual));
+	e = find(c, &k);
+	if (e == NULL)
+		return no_plan(c);
+	if (e->plan.plan != NULL) {
+		if (k.flags & CONV_ADD)
+			rc = fill(c, dt, y, bias, residual, s);
+		return rc != 0 ? rc : run(c, e, &d);
+	}
+	if (k.flags & CONV_BIAS) {
+		k = fwd_wide_key(s);
+		e = find(c, &k);
+		if (e == NULL)
+			return no_plan(c);
+		if (e->plan.plan != NULL)
+			return fwd_wide(be, e, y, x, w, bias, residual, s,
+			    (char *)scratch);
+	}
+	return cuda_conv_direct_fwd(c, dt, y, x, w, bias, residual, s);
+}
+
+int
+cuda_conv_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
+    const void *dy, const void *w, const struct lpo_conv_shape *s, int add,
+    void *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	struct conv_data d = { dx, w, dy, NULL, NULL, scratch };
+	struct conv_key k;
+	struct entry *e;
+
+	if (dx == NULL || x_count(s) == 0)
+		return 0;
+	if (is_linear(s))
+		return cuda_linear_bwd_data(be, dt, dx, dy, w, s->n * s->h *
+		    s->w, s->co, s->ci, 1, add, scratch);
+	k = key_of(s, LPO_BWD_DATA, dt, add ? CONV_ADD : 0, alignment(dx, dy,
+	    w, NULL));
+	e = find(c, &k);
+	if (e == NULL)
+		return no_plan(c);
+	if (e->plan.plan != NULL)
+		return run(c, e, &d);
+	return cuda_conv_direct_bwd_data(c, dt, dx, dy, w, s, add);
+}
+
+/* Sums into dw; x and dy of bf16 are widened in scratch. */
+static struct conv_key
+weight_key(const struct lpo_conv_shape *s, enum lpo_dtype dt, int align)
+{
+	return key_of(s, LPO_BWD_WEIGHT, LPO_F32, CONV_ADD |
+	    (dt == LPO_BF16 ? CONV_TENSOR : 0), align);
+}
+
+static int
+weight_wide(lpo_backend *be, const struct entry *e, float *dw, const void *dy,
+    const void *x, const struct lpo_conv_shape *s, char *scratch)
+{
+	float *xf = (float *)scratch;
+	float *yf = (float *)(scratch += wide_bytes(x_count(s)));
+	struct conv_data d = { xf, dw, yf, NULL, NULL,
+	    scratch + wide_bytes(y_count(s)) };
+	int rc;
+
+	rc = cuda_convert(be, xf, LPO_F32, x, LPO_BF16, x_count(s));
+	if (rc == 0)
+		rc = cuda_convert(be, yf, LPO_F32, dy, LPO_BF16, y_count(s));
+	return rc != 0 ? rc : run(cuda_of(be), e, &d);
+}
+
+static int
+weight(lpo_backend *be, enum lpo_dtype dt, float *dw, const void *dy,
+    const void *x, const struct lpo_conv_shape *s, void *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	struct conv_data d = { x, dw, dy, NULL, NULL, scratch };
+	struct conv_key k = weight_key(s, dt, dt == LPO_BF16 ?
+	    alignment(dw, NULL, NULL, NULL) : alignment(dw, dy, x, NULL));
+	struct entry *e = find(c, &k);
+
+	if (e == NULL)
+		return no_plan(c);
+	if (e->plan.plan != NULL)
+		return dt == LPO_BF16 ? weight_wide(be, e, dw, dy, x, s,
+		    (char *)scratch) : run(c, e, &d);
+	return cuda_conv_direct_bwd_weight(c, dt, dw, dy, x, s);
+}
+
+int
+cuda_conv_bwd_weight(lpo_backend *be, enum lpo_dtype dt, float *dw, float *db,
+    const void *dy, const void *x, const struct lpo_conv_shape *s,
+    int64_t groups, void *scratch)
+{
+	struct cuda *c = cuda_of(be);
+	int64_t m = s->n * s->ho * s->wo;
+	int rc = 0;
+
+	if (groups < 1 || s->n % groups != 0)
+		return cuda_fail(c, LPO_EINVAL, "conv_bwd_weight",
+		    "groups do not divide the rows");
+	if (y_count(s) == 0)
+		return 0;
+	if (is_linear(s))
+		return cuda_linear_bwd_weight(be, dt, dw, db, dy, x, m, s->co,
+		    s->ci, 1, groups, scratch);
+	if (dw != NULL)
+		rc = weight(be, dt, dw, dy, x, s, scratch);
+	return rc != 0 || db == NULL ? rc : cuda_conv_column_sums(c, dt, db,
+	    dy, m, s->co, (float *)scratch);
+}
+
+static size_t
+larger(size_t a, size_t b)
+{
+	return a > b ? a : b;
+}
+
+/* The workspace of the plan; *missing is set where there is none. */
+static size_t
+plan_bytes(struct cuda *c, struct conv_key k, int *missing)
+{
+	struct entry *e = find(c, &k);
+
+	*missing |= e == NULL || e->plan.plan == NULL;
+	return e == NULL ? 0 : e->plan.workspace_bytes;
+}
+
+/* Each way that cuda_conv_fwd may go; makes its plan. */
+static size_t
+fwd_bytes(struct cuda *c, enum lpo_dtype dt, const struct lpo_conv_shape *s)
+{
+	size_t most = 0;
+	int i, missing = 0;
+
+	for (i = 0; i < 4; i++)
+		most = larger(most, plan_bytes(c, key_of(s, LPO_FWD, dt,
+		    fwd_flags(dt, i & 1, i & 2), 16), &missing));
+	if (dt == LPO_BF16 && missing)
+		most = larger(most, wide_bytes(x_count(s)) +
+		    wide_bytes(w_count(s)) + wide_bytes(y_count(s)) +
+		    plan_bytes(c, fwd_wide_key(s), &missing));
+	return most;
+}
+
+size_t
+cuda_conv_scratch_bytes(lpo_backend *be, enum lpo_pass pass,
+    enum lpo_dtype dt, const struct lpo_conv_shape *s, int64_t groups)
+{
+	struct cuda *c = cuda_of(be);
+	int64_t m = s->n * s->ho * s->wo;
+	int missing = 0;
+	size_t bytes;
+
+	if (x_count(s) == 0 || y_count(s) == 0)
+		return 0;
+	if (is_linear(s))
+		return cuda_linear_scratch_bytes(be, pass, dt, m, s->co, s->ci,
+		    groups);
+	if (pass == LPO_FWD)
+		return fwd_bytes(c, dt, s);
+	if (pass == LPO_BWD_DATA)
+		return larger(plan_bytes(c, key_of(s, pass, dt, 0, 16),
+		    &missing), plan_bytes(c, key_of(s, pass, dt, CONV_ADD, 16),
+		    &missing));
+	bytes = plan_bytes(c, weight_key(s, dt, 16), &missing);
+	if (dt == LPO_BF16 && !missing)
+		bytes += wide_bytes(x_count(s)) + wide_bytes(y_count(s));
+	return larger(bytes, cuda_conv_column_sums_bytes(m, s->co));
+}
