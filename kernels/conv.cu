@@ -306,7 +306,8 @@ cuda_conv_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
 			rc = fill(c, dt, y, bias, residual, s);
 		return rc != 0 ? rc : run(c, e, &d);
 	}
-	if (k.flags & CONV_BIAS) {
+	/* Scratch has room for it where aligned pointers need it. */
+	if (k.flags & CONV_BIAS && k.align == 16) {
 		k = fwd_wide_key(s);
 		e = find(c, &k);
 		if (e == NULL)

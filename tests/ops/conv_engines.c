@@ -9,6 +9,10 @@
 #include <stdlib.h>
 #include <string.h>
 
+#ifdef __SANITIZE_ADDRESS__
+#include <sanitizer/lsan_interface.h>
+#endif
+
 #include "tests/tap.h"
 
 #if __has_include(<cudnn.h>) && __has_include(<cuda_runtime_api.h>)
@@ -215,6 +219,10 @@ main(void)
 {
 	size_t i;
 
+#ifdef __SANITIZE_ADDRESS__
+	/* cuDNN's own leaks */
+	__lsan_disable();
+#endif
 	library = dlopen("libcudnn.so.9", RTLD_NOW | RTLD_GLOBAL);
 	if (library == NULL || open_device() != 0) {
 		skip("no cuDNN that plans without a device");
