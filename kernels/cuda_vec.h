@@ -29,6 +29,13 @@ cuda_read(const T *p)
 	return *(const cuda_pack<T, V> *)p;
 }
 
+template <typename T, int V>
+static __device__ __forceinline__ void
+cuda_put(T *p, const cuda_pack<T, V> &u)
+{
+	*(cuda_pack<T, V> *)p = u;
+}
+
 /* For what is read for the last time: L2 may forget it first. */
 static __device__ __forceinline__ void
 cuda_read_last(cuda_pack<float, 1> *u, const float *p)
@@ -168,8 +175,9 @@ cuda_aligned(const void *a, const void *b, const void *c)
  * columns of `per` rows and takes `steps` times as many rows.
  */
 struct cuda_deal {
-	int64_t rows, w, chunks;
-	int span, per, steps;
+	int64_t rows, w;
+	unsigned int chunks, span;
+	int per, steps;
 	unsigned int blocks, threads;
 };
 
@@ -181,12 +189,12 @@ cuda_deal_of(const struct cuda *cu, int64_t rows, int64_t w)
 
 	d.rows = rows;
 	d.w = w;
-	d.chunks = (w + CUDA_THREADS - 1) / CUDA_THREADS;
-	d.span = (int)((w + d.chunks - 1) / d.chunks);
-	d.per = CUDA_THREADS / d.span;
+	d.chunks = (unsigned int)((w + CUDA_THREADS - 1) / CUDA_THREADS);
+	d.span = (unsigned int)((w + d.chunks - 1) / d.chunks);
+	d.per = CUDA_THREADS / (int)d.span;
 	if (d.per > rows)
 		d.per = (int)rows;
-	d.threads = (unsigned int)(d.span * d.per);
+	d.threads = d.span * (unsigned int)d.per;
 	d.steps = CUDA_STEPS;
 	blocks = (rows + d.per * d.steps - 1) / (d.per * d.steps) * d.chunks;
 	if (blocks < 4 * cu->processors) {
@@ -201,13 +209,30 @@ cuda_deal_of(const struct cuda *cu, int64_t rows, int64_t w)
 static __device__ __forceinline__ int64_t
 cuda_deal_column(const struct cuda_deal &d)
 {
-	return blockIdx.x % d.chunks * d.span + threadIdx.x % d.span;
+	return (int64_t)(blockIdx.x % d.chunks) * d.span + threadIdx.x %
+	    d.span;
 }
 
 static __device__ __forceinline__ int64_t
 cuda_deal_row(const struct cuda_deal &d)
 {
-	return blockIdx.x / d.chunks * d.per * d.steps + threadIdx.x / d.span;
+	return (int64_t)(blockIdx.x / d.chunks) * d.per * d.steps +
+	    threadIdx.x / d.span;
+}
+
+/* One u for each row r of the thread; more rows than there are: none. */
+#define CUDA_EACH_ROW(d, first, u, r)					\
+	_Pragma("unroll")						\
+	for (u = 0; u < CUDA_STEPS; u++)				\
+		if (r = (first) + u * (d).per, u < (d).steps &&		\
+		    r < (d).rows)
+
+/* a / b, where both are seldom long */
+static __device__ __forceinline__ int64_t
+cuda_quotient(int64_t a, int64_t b)
+{
+	return ((a | b) >> 32) == 0 ? (int64_t)((uint32_t)a / (uint32_t)b) :
+	    a / b;
 }
 
 /* ---- functions, as kernels/vmath.h has them */

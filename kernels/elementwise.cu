@@ -258,19 +258,11 @@ geglu_forward(void *yv, const void *xv, struct cuda_deal d)
 
 	if (col >= d.w)
 		return;
-#pragma unroll
-	for (u = 0; u < CUDA_STEPS; u++) {
-		r = row + u * d.per;
-		if (u >= d.steps || r >= d.rows)
-			break;
+	CUDA_EACH_ROW(d, row, u, r) {
 		cuda_read_last(&a[u], x + 2 * r * d.w * V);
 		cuda_read_last(&b[u], x + (2 * r + 1) * d.w * V);
 	}
-#pragma unroll
-	for (u = 0; u < CUDA_STEPS; u++) {
-		r = row + u * d.per;
-		if (u >= d.steps || r >= d.rows)
-			break;
+	CUDA_EACH_ROW(d, row, u, r) {
 		cuda_unpack(v, a[u]);
 		cuda_unpack(g, b[u]);
 #pragma unroll
