@@ -235,7 +235,11 @@ out:
 
 /* ------------------------------------------- values made piece by piece */
 
-#define PIECE 16384	/* elements, in a thread's cache */
+/*
+ * Elements: what stays in a thread's cache where the weights are the host's
+ * memory, and what is worth a transfer where they are a device's.
+ */
+enum { PIECE = 16384, DEVICE_PIECE = 1 << 17 };
 
 struct making {
 	lpo_params *ps;
@@ -243,6 +247,8 @@ struct making {
 	void (*get)(const void *, int64_t, float *, int64_t);
 	const void *arg;
 	int64_t piece;		/* elements; of a kernel: whole rows */
+	int64_t pieces;
+	int here;		/* weights are the host's memory */
 };
 
 static int64_t
@@ -259,20 +265,37 @@ first_bad(const float *x, int64_t n)
 	return -1;
 }
 
-/* Elements `first` and following, by way of buf[2 * piece]; bad or -1. */
+/* Elements of piece i. */
 static int64_t
-make_piece(const struct making *m, int64_t first, float *buf)
+piece_count(const struct making *m, int64_t i)
+{
+	int64_t left = m->p->count - i * m->piece;
+
+	return left < m->piece ? left : m->piece;
+}
+
+/* Where make_piece() leaves its piece: in the one half of buf or the other. */
+static float *
+made(const struct making *m, float *buf)
+{
+	int steps = (m->p->kind == LPO_KERNEL) + (m->p->dtype != LPO_F32);
+
+	return steps == 1 ? buf + m->piece : buf;
+}
+
+/* Piece i in its final form by way of buf[2 * piece]; bad or -1. */
+static int64_t
+make_piece(const struct making *m, int64_t i, float *buf)
 {
 	const lpo_param *p = m->p;
 	lpo_param rows = *p;
-	int64_t n = p->count - first < m->piece ? p->count - first : m->piece;
+	int64_t n = piece_count(m, i), bad, k;
 	float *f = buf, *g = buf + m->piece;
 	uint16_t *half;
-	int64_t bad, i;
 
-	m->get(m->arg, first, f, n);
+	m->get(m->arg, i * m->piece, f, n);
 	if ((bad = first_bad(f, n)) >= 0)
-		return first + bad;
+		return i * m->piece + bad;
 	if (p->kind == LPO_KERNEL) {
 		rows.shape[0] = n / (p->count / p->shape[0]);
 		rows.count = n;
@@ -282,16 +305,52 @@ make_piece(const struct making *m, int64_t first, float *buf)
 	}
 	if (p->dtype != LPO_F32) {
 		half = (uint16_t *)g;
-		for (i = 0; i < n; i++)
-			half[i] = lpo_f32_to_bf16(f[i]);
-		f = g;
+		for (k = 0; k < n; k++)
+			half[k] = lpo_f32_to_bf16(f[k]);
 	}
-	/* a copy on the CPU; elsewhere there is one thread */
-	if (m->ps->be->k->upload(m->ps->be, (char *)p->w + (size_t)first *
-	    lpo_dtype_bytes(p->dtype), f, (size_t)n *
-	    lpo_dtype_bytes(p->dtype)) < 0)
-		return first;
 	return -1;
+}
+
+static int
+put_piece(const struct making *m, int64_t i, float *buf)
+{
+	size_t bytes = lpo_dtype_bytes(m->p->dtype);
+
+	return m->ps->be->k->upload(m->ps->be, (char *)m->p->w +
+	    (size_t)(i * m->piece) * bytes, made(m, buf),
+	    (size_t)piece_count(m, i) * bytes);
+}
+
+/*
+ * Pieces `from` to `to` - 1, each in a part of buf: its thread's where that
+ * stores it, else its own, from where this thread uploads it afterwards (a
+ * device is spoken to by one thread).
+ */
+static int
+make_some(const struct making *m, int64_t from, int64_t to, int threads,
+    float *buf, int64_t *least)
+{
+	int64_t i, b, first = *least;
+	float *at;
+	int rc = 0, one;
+
+#pragma omp parallel for schedule(dynamic) reduction(min:first) \
+    reduction(min:rc) num_threads(threads) \
+    private(b, at, one)
+	for (i = from; i < to; i++) {
+		at = buf + 2 * m->piece * (m->here ? omp_get_thread_num() :
+		    i - from);
+		b = make_piece(m, i, at);
+		if (b >= 0 && b < first)
+			first = b;
+		one = b < 0 && m->here ? put_piece(m, i, at) : 0;
+		rc = one < rc ? one : rc;
+	}
+	*least = first;
+	for (i = from; i < to && !m->here && rc == 0 &&
+	    first == INT64_MAX; i++)
+		rc = put_piece(m, i, buf + 2 * m->piece * (i - from));
+	return rc;
 }
 
 static int
@@ -300,31 +359,30 @@ make_all(struct making *m, int64_t *bad)
 	const lpo_param *p = m->p;
 	lpo_backend *be = m->ps->be;
 	int64_t row = p->kind == LPO_KERNEL ? p->count / p->shape[0] : 1;
-	int64_t pieces, i, b, least = INT64_MAX;
-	int threads = strcmp(be->k->name, "cpu") == 0 ? be->threads : 1;
+	int64_t want, i, step, least = INT64_MAX;
+	int threads = be->threads > 0 ? be->threads : 1, rc = 0;
 	float *buf;
 
-	m->piece = row >= PIECE ? row : PIECE / row * row;
+	m->here = strcmp(be->k->name, "cpu") == 0;
+	want = m->here ? PIECE : DEVICE_PIECE;
+	m->piece = row >= want ? row : want / row * row;
 	if (m->piece > p->count)
 		m->piece = p->count;
-	pieces = (p->count + m->piece - 1) / m->piece;
-	if (threads > pieces)
-		threads = (int)pieces;
-	buf = lpo_alloc(m->ps->ctx, (size_t)threads,
-	    2 * (size_t)m->piece * sizeof(*buf));
+	m->pieces = (p->count + m->piece - 1) / m->piece;
+	if (threads > m->pieces)
+		threads = (int)m->pieces;
+	/* not cleared: that would take as long as a drawing */
+	buf = lpo_realloc(m->ps->ctx, NULL, (size_t)threads * 2 *
+	    (size_t)m->piece * sizeof(*buf));
 	if (buf == NULL)
 		return LPO_ENOMEM;
-#pragma omp parallel for schedule(dynamic) reduction(min:least) \
-    num_threads(threads) private(b)
-	for (i = 0; i < pieces; i++) {
-		b = make_piece(m, i * m->piece, buf + 2 * m->piece *
-		    omp_get_thread_num());
-		if (b >= 0 && b < least)
-			least = b;
-	}
+	step = m->here ? m->pieces : threads;
+	for (i = 0; i < m->pieces && rc == 0 && least == INT64_MAX; i += step)
+		rc = make_some(m, i, i + step < m->pieces ? i + step :
+		    m->pieces, threads, buf, &least);
 	lpo_free(buf);
 	*bad = least == INT64_MAX ? -1 : least;
-	return 0;
+	return device(m->ps, rc, "upload");
 }
 
 lpo_param *
@@ -332,7 +390,7 @@ lpo_param_make(lpo_params *ps, const char *key, enum lpo_param_kind kind,
     int rank, const int64_t *shape, void (*get)(const void *, int64_t,
     float *, int64_t), const void *arg, int64_t *bad)
 {
-	struct making m = { ps, NULL, get, arg, 0 };
+	struct making m = { .ps = ps, .get = get, .arg = arg };
 
 	*bad = -1;
 	if ((m.p = param_new(ps, key, kind, rank, shape, 0)) == NULL)
