@@ -20,7 +20,8 @@ LIBS		= -ldnnl -larchive -lsqlite3 -lcsv -ljansson -ljpeg -lpng \
 
 # Files of kernels/ that are compiled once per CPU level; the rest once.
 # Contraction is on there: a * b + c is one fma wherever the level has it.
-K_ONCE		= kernels/cpu.c kernels/onednn.c kernels/plugin.c
+K_ONCE		= kernels/cpu.c kernels/dtype.c kernels/onednn.c \
+		  kernels/plugin.c
 K_AMX		= $(sort $(wildcard kernels/*_amx.c))
 K_MULTI		= $(filter-out $(K_ONCE) $(K_AMX),$(sort $(wildcard kernels/*.c)))
 F_portable	=
