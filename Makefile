@@ -67,6 +67,7 @@ help:
 #: make coverage     lines of lib/ that the tests run, by gcov
 #: make lint         manual pages, shell scripts, schemas
 #: make bench        speed, as ratios to a ceiling of the same run
+#: make bench-h200   bin/bench-h200: the same on a GPU, in one file to copy there
 #: make install      to DESTDIR and PREFIX
 #: make clean        remove what was built
 
@@ -137,12 +138,13 @@ include mk/deps.mk
 include mk/cuda.mk
 include mk/fuzz.mk
 include mk/coverage.mk
+include mk/bench.mk
 
 -include $(OBJ:.o=.d) $(TOOLS:$(BIN)/%=$(BUILD)/tools/%.d) \
 	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)
 
 # prove's last lines are counted into one: N passed, N failed, N skipped.
-check: all $(TESTS) $(BUILD)/demo/selftest.t
+check: all $(TESTS) $(BUILD)/demo/selftest.t $(BUILD)/tests/bench/h200.t
 	@BIN=$(BIN) BUILD=$(BUILD) CC='$(CC)' \
 	LPO_CUDA_PLUGIN=$$(ls $(abspath $(PLUGIN)) 2> /dev/null) tests/run.sh \
 	    $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)
