@@ -16,7 +16,7 @@ enum {
 	WARPS = THREADS / 32,
 	SMALL = 16,		/* the largest side of a small product */
 	DEPTH = 1024,		/* of the weights that a block keeps */
-	DEPTH_LD = DEPTH + 32,	/* 16 words beyond a multiple of 32 banks */
+	DEPTH_LD = DEPTH + 32,	/* 16 words off a multiple of 32 banks */
 	STRIP = 64,		/* columns of a block of `tall` */
 	TILE = 64,		/* of `general`: TILE x TILE by TILE_K */
 	TILE_K = 16,

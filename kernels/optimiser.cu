@@ -287,7 +287,7 @@ sum_tensors(double *out, const double *sum, int64_t n)
 {
 	double s = 0;
 
-#pragma unroll 8
+#pragma unroll 32
 	for (int64_t i = 0; i < n; i++)
 		s += sum[i];
 	*out = s;
