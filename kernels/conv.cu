@@ -122,8 +122,12 @@ find(struct cuda *c, const struct conv_key *k)
 	if (e == NULL)
 		return NULL;
 	e->key = *k;
-	/* An error, too, means that no engine will do. */
+	/*
+	 * An error, too, means that no engine will do.  What those tried in
+	 * vain left behind is not for the next launch to report.
+	 */
 	cuda_conv_plan_make(&e->plan, k, &c->conv->device, cap);
+	cudaGetLastError();
 	e->next = *at;
 	*at = e;
 	return e;
