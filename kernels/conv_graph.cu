@@ -176,7 +176,8 @@ add_convolution(struct graph *g, desc y)
 	const struct lpo_conv_shape *s = &g->k->s;
 	const struct op *o = &ops[g->k->pass];
 	cudnnDataType_t type = type_of(g->k);
-	double alpha = 1, beta = g->k->flags & CONV_ADD ? 1 : 0;
+	/* of the compute type: cuDNN reads a double here as a float */
+	float alpha = 1, beta = g->k->flags & CONV_ADD ? 1 : 0;
 	desc conv = convolution(g);
 	desc x = tensor(g, X, type, s->n, s->h, s->w, s->ci);
 	desc w = tensor(g, W, type, s->co, s->kh, s->kw, s->ci);
@@ -186,8 +187,8 @@ add_convolution(struct graph *g, desc y)
 	set_desc(g, d, o->x, x);
 	set_desc(g, d, o->w, w);
 	set_desc(g, d, o->y, y);
-	set(g, d, o->alpha, CUDNN_TYPE_DOUBLE, 1, &alpha);
-	set(g, d, o->beta, CUDNN_TYPE_DOUBLE, 1, &beta);
+	set(g, d, o->alpha, CUDNN_TYPE_FLOAT, 1, &alpha);
+	set(g, d, o->beta, CUDNN_TYPE_FLOAT, 1, &beta);
 	finish(g, d);
 	g->ops[g->n_ops++] = d;
 }
