@@ -91,7 +91,7 @@ static __device__ __forceinline__ void
 mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
     uint32_t b0, uint32_t b1)
 {
-	asm volatile("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
 	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
 	    : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
 	    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
@@ -252,25 +252,37 @@ narrow(small_product p, int cut)
 	}
 }
 
-/* x[l], x[l+1] of a row of depth elements, zeros behind its end */
+/*
+ * Below, what lies outside is loaded from inside and then masked: without
+ * branches the loads of a lane do not wait for one another.
+ */
 static __device__ __forceinline__ uint32_t
-row_pair(const bf16 *x, int l, int depth, bool whole)
+masked_pair(bf16 a, bool has_a, bf16 b, bool has_b)
 {
-	if (whole)
+	return (has_a ? bits(a) : 0) | (has_b ? bits(b) << 16 : 0);
+}
+
+/* x[l], x[l+1] of a row of depth elements, zeros behind its end */
+template<bool EVEN>
+static __device__ __forceinline__ uint32_t
+row_pair(const bf16 *x, int l, int depth)
+{
+	int last = depth - 1;
+
+	if (EVEN)
 		return l < depth ? *(const uint32_t *)(x + l) : 0;
-	return (l < depth ? bits(x[l]) : 0) |
-	    (l + 1 < depth ? bits(x[l + 1]) << 16 : 0);
+	return masked_pair(x[min(l, last)], l < depth, x[min(l + 1, last)],
+	    l + 1 < depth);
 }
 
 static __device__ __forceinline__ uint32_t
 weight_pair(const small_product &p, int64_t j, int l)
 {
-	const bf16 *w = p.w + j * p.wn;
+	const bf16 *w = p.w + (j < p.n ? j : 0) * p.wn;
+	int depth = (int)p.depth, last = depth - 1;
 
-	if (j >= p.n)
-		return 0;
-	return (l < p.depth ? bits(w[l * p.wd]) : 0) |
-	    (l + 1 < p.depth ? bits(w[(l + 1) * p.wd]) << 16 : 0);
+	return masked_pair(w[min(l, last) * p.wd], j < p.n && l < depth,
+	    w[min(l + 1, last) * p.wd], j < p.n && l + 1 < depth);
 }
 
 /* 8 neighbours: alpha of 4 accumulators' pairs + bias + residual */
@@ -295,8 +307,9 @@ finish8(const float (*acc)[4], int half, float alpha, const float *bias,
  * lane stores 8 neighbours.  y may be the residual: a lane reads what it
  * writes before it does.
  */
+template<bool EVEN>
 static __global__ void __launch_bounds__(THREADS)
-thin(small_product p, int64_t strips, bool whole)
+thin(small_product p, int64_t strips)
 {
 	const uint4 zeros = make_uint4(0, 0, 0, 0);
 	int lane = threadIdx.x % 32, g = lane / 4, t = lane % 4;
@@ -305,7 +318,7 @@ thin(small_product p, int64_t strips, bool whole)
 	int64_t row = id / strips * 64 + g, col = id % strips * 32;
 	int64_t mine = col + 8 * t;
 	bool in = mine < p.n;
-	uint32_t b[4][2];
+	uint32_t b[4][2], a[8][2];
 	uint4 r[8];
 	float bias[8];
 
@@ -320,31 +333,29 @@ thin(small_product p, int64_t strips, bool whole)
 #pragma unroll
 	for (int i = 0; i < 8; i++) {
 		int64_t at = row + 8 * i;
+		const bf16 *x = p.x + (at < p.m ? at : p.m - 1) * depth;
 
 		bias[i] = p.bias != NULL && in ? p.bias[mine + i] : 0;
 		r[i] = p.residual != NULL && in && at < p.m ?
 		    load16(p.residual + at * p.n + mine) : zeros;
+		a[i][0] = row_pair<EVEN>(x, 2 * t, depth);
+		a[i][1] = row_pair<EVEN>(x, 2 * t + 8, depth);
 	}
 #pragma unroll
-	for (int i = 0; i < 4; i++) {
-		int64_t ra = row + 16 * i, rb = ra + 8;
-		const bf16 *xa = p.x + (ra < p.m ? ra : p.m - 1) * depth;
-		const bf16 *xb = p.x + (rb < p.m ? rb : p.m - 1) * depth;
-		uint32_t a0 = row_pair(xa, 2 * t, depth, whole);
-		uint32_t a1 = row_pair(xb, 2 * t, depth, whole);
-		uint32_t a2 = row_pair(xa, 2 * t + 8, depth, whole);
-		uint32_t a3 = row_pair(xb, 2 * t + 8, depth, whole);
+	for (int i = 0; i < 8; i += 2) {
+		int64_t at = row + 8 * i;
 		float acc[4][4] = {};
 
 #pragma unroll
 		for (int k = 0; k < 4; k++)
-			mma(acc[k], a0, a1, a2, a3, b[k][0], b[k][1]);
-		if (in && ra < p.m)
-			*(uint4 *)(p.y + ra * p.n + mine) = finish8(acc, 0,
-			    p.alpha, bias, r[2 * i]);
-		if (in && rb < p.m)
-			*(uint4 *)(p.y + rb * p.n + mine) = finish8(acc, 1,
-			    p.alpha, bias, r[2 * i + 1]);
+			mma(acc[k], a[i][0], a[i + 1][0], a[i][1],
+			    a[i + 1][1], b[k][0], b[k][1]);
+		if (in && at < p.m)
+			__stwb((uint4 *)(p.y + at * p.n + mine),
+			    finish8(acc, 0, p.alpha, bias, r[i]));
+		if (in && at + 8 < p.m)
+			__stwb((uint4 *)(p.y + (at + 8) * p.n + mine),
+			    finish8(acc, 1, p.alpha, bias, r[i + 1]));
 	}
 }
 
@@ -364,12 +375,10 @@ struct tall_product {
 static __device__ __forceinline__ uint32_t
 few_pair(const tall_product &p, int64_t r, int64_t to, int j)
 {
-	const bf16 *s = p.s + r * p.few + j;
+	const bf16 *s = p.s + min(j, p.few - 1);
 
-	if (j >= p.few)
-		return 0;
-	return (r < to ? bits(s[0]) : 0) |
-	    (r + 1 < to ? bits(s[p.few]) << 16 : 0);
+	return masked_pair(s[(r < to ? r : 0) * p.few], j < p.few && r < to,
+	    s[(r + 1 < to ? r + 1 : 0) * p.few], j < p.few && r + 1 < to);
 }
 
 /*
@@ -965,8 +974,12 @@ run_small(struct cuda *c, const small_product *p)
 	if (p->depth <= SMALL && p->n % 8 == 0 && p->depth > 0 &&
 	    alignment(p->y, p->residual, NULL, NULL) == 16) {
 		blocks = ((p->m + 63) / 64 * strips + WARPS - 1) / WARPS;
-		thin<<<(unsigned)blocks, THREADS, 0, c->stream>>>(*p, strips,
-		    p->depth % 2 == 0 && (uintptr_t)p->x % 4 == 0);
+		if (p->depth % 2 == 0 && (uintptr_t)p->x % 4 == 0)
+			thin<true><<<(unsigned)blocks, THREADS, 0,
+			    c->stream>>>(*p, strips);
+		else
+			thin<false><<<(unsigned)blocks, THREADS, 0,
+			    c->stream>>>(*p, strips);
 		return 1;
 	}
 	return 0;
