@@ -14,7 +14,8 @@
 #include "kernels/attention_flash.h"
 
 /* attention_bwd.cu */
-size_t	cuda_attention_bwd_bytes(enum lpo_dtype, const struct lpo_attn_shape *);
+size_t	cuda_attention_bwd_bytes(enum lpo_dtype,
+	    const struct lpo_attn_shape *);
 
 enum { ID_Q = 1, ID_K, ID_V, ID_O, ID_STATS, ID_SCALE };
 enum {
@@ -224,12 +225,16 @@ plan_free(struct plan *p)
 	free(p);
 }
 
-/* May cuDNN be asked? */
+/*
+ * May cuDNN be asked?  Small ones are not worth a plan, which takes a good
+ * part of a second to make.  Never a matter of n: the bits of a row would
+ * change with the number of rows.
+ */
 static int
 suits(enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
-	return dt == LPO_BF16 && !s->causal && s->d % 8 == 0 &&
-	    s->ldq % 8 == 0 && s->ldk % 8 == 0;
+	return dt == LPO_BF16 && !s->causal && s->lq >= 64 && s->lk >= 64 &&
+	    s->d >= 32 && s->d % 8 == 0 && s->ldq % 8 == 0 && s->ldk % 8 == 0;
 }
 
 /* The plan of s from the cache, or NULL. */

@@ -181,10 +181,148 @@ copy_block(__nv_bfloat16 *dst, const __nv_bfloat16 *src, int64_t ld,
 	}
 }
 
-/*
- * A warp has MT tiles of 16 queries; K and V blocks of BK keys are fetched
- * one ahead.
- */
+/* What a warp has in registers: MT tiles of 16 queries. */
+template <int D, int MT, int BK>
+struct warp {
+	float s[MT][BK / 8][4];		/* scores, then weights, C tiles */
+	float acc[MT][D / 8][4];	/* output, C tiles */
+	float m[MT][2], l[MT][2];	/* of rows g and g + 8; l: own part */
+};
+
+/* s = q k^T; q: the warp's first query */
+template <int D, int MT, int BK>
+static __device__ __forceinline__ void
+scores(struct warp<D, MT, BK> &w, const __nv_bfloat16 *q,
+    const __nv_bfloat16 *k)
+{
+	typedef struct flash_sizes<D, MT, BK> Z;
+	const int lane = threadIdx.x & 31;
+	uint32_t a[MT][4], b[4];
+	int i, n, x;
+
+#pragma unroll
+	for (i = 0; i < MT; i++)
+#pragma unroll
+		for (n = 0; n < BK / 8; n++)
+			w.s[i][n][0] = w.s[i][n][1] = w.s[i][n][2] =
+			    w.s[i][n][3] = 0.0f;
+#pragma unroll
+	for (x = 0; x < Z::DK; x += 16) {
+#pragma unroll
+		for (i = 0; i < MT; i++)
+			load_tiles(a[i], q + (i * 16 + (lane & 15)) * Z::LD +
+			    x + (lane >> 4) * 8);
+#pragma unroll
+		for (n = 0; n < BK / 8; n += 2) {
+			load_tiles(b, k + (n * 8 + (lane & 7) +
+			    (lane >> 4) * 8) * Z::LD + x + (lane >> 3 & 1) * 8);
+#pragma unroll
+			for (i = 0; i < MT; i++) {
+				mma(w.s[i][n], a[i], b[0], b[1]);
+				mma(w.s[i][n + 1], a[i], b[2], b[3]);
+			}
+		}
+	}
+}
+
+/* s = -Inf where key k0 + column is not there or after query q0 + row */
+template <int D, int MT, int BK>
+static __device__ __forceinline__ void
+mask(struct warp<D, MT, BK> &w, int64_t k0, int64_t q0, const struct flash &f)
+{
+	const int lane = threadIdx.x & 31;
+	int64_t key, query;
+	int i, n, e;
+
+#pragma unroll
+	for (i = 0; i < MT; i++)
+#pragma unroll
+		for (n = 0; n < BK / 8; n++)
+#pragma unroll
+			for (e = 0; e < 4; e++) {
+				key = k0 + n * 8 + (lane & 3) * 2 + (e & 1);
+				query = q0 + i * 16 + (lane >> 2) +
+				    (e >> 1) * 8;
+				if (key >= f.lk || (f.causal && key > query))
+					w.s[i][n][e] = -INFINITY;
+			}
+}
+
+/* s becomes p; m, l and acc move on */
+template <int D, int MT, int BK>
+static __device__ __forceinline__ void
+soften(struct warp<D, MT, BK> &w, float c)
+{
+	float top, sum, ref, was;
+	int i, n, e, x;
+
+#pragma unroll
+	for (i = 0; i < MT; i++)
+#pragma unroll
+		for (e = 0; e < 2; e++) {
+			top = -INFINITY;
+#pragma unroll
+			for (n = 0; n < BK / 8; n++)
+				top = fmaxf(top, fmaxf(w.s[i][n][2 * e],
+				    w.s[i][n][2 * e + 1]));
+			top = fmaxf(w.m[i][e], quad_max(top) * c);
+			ref = top == -INFINITY ? 0.0f : top;
+			was = exp2_fast(w.m[i][e] - ref);
+			w.m[i][e] = top;
+			sum = 0.0f;
+#pragma unroll
+			for (n = 0; n < BK / 8; n++)
+#pragma unroll
+				for (x = 2 * e; x < 2 * e + 2; x++) {
+					w.s[i][n][x] = exp2_fast(fmaf(
+					    w.s[i][n][x], c, -ref));
+					sum += w.s[i][n][x];
+				}
+			w.l[i][e] = fmaf(w.l[i][e], was, sum);
+#pragma unroll
+			for (n = 0; n < D / 8; n++) {
+				w.acc[i][n][2 * e] *= was;
+				w.acc[i][n][2 * e + 1] *= was;
+			}
+		}
+}
+
+/* acc += p v */
+template <int D, int MT, int BK>
+static __device__ __forceinline__ void
+weigh(struct warp<D, MT, BK> &w, const __nv_bfloat16 *v)
+{
+	typedef struct flash_sizes<D, MT, BK> Z;
+	const int lane = threadIdx.x & 31;
+	uint32_t a[MT][4], b[4];
+	int i, n, x;
+
+#pragma unroll
+	for (x = 0; x < BK / 8; x += 2) {
+#pragma unroll
+		for (i = 0; i < MT; i++) {
+			a[i][0] = pack(w.s[i][x][0], w.s[i][x][1]);
+			a[i][1] = pack(w.s[i][x][2], w.s[i][x][3]);
+			a[i][2] = pack(w.s[i][x + 1][0], w.s[i][x + 1][1]);
+			a[i][3] = pack(w.s[i][x + 1][2], w.s[i][x + 1][3]);
+		}
+#pragma unroll
+		for (n = 0; n < D / 8; n += 2) {
+			load_tiles_trans(b, v + (x * 8 + (lane & 15)) * Z::LD +
+			    n * 8 + (lane >> 4) * 8);
+#pragma unroll
+			for (i = 0; i < MT; i++) {
+				mma(w.acc[i][n], a[i], b[0], b[1]);
+				/* D may be an odd number of tiles */
+				if (n + 1 < D / 8)
+					mma(w.acc[i][n + 1 < D / 8 ? n + 1 : n],
+					    a[i], b[2], b[3]);
+			}
+		}
+	}
+}
+
+/* K and V blocks of BK keys are fetched one ahead. */
 template <int D, int MT, int BK>
 static __global__ void __launch_bounds__(THREADS, 2)
 flash_bf16(__nv_bfloat16 *__restrict__ o, float *__restrict__ lse,
@@ -192,27 +330,26 @@ flash_bf16(__nv_bfloat16 *__restrict__ o, float *__restrict__ lse,
     const __nv_bfloat16 *__restrict__ v, const struct flash f)
 {
 	typedef struct flash_sizes<D, MT, BK> Z;
-	const int NS = BK / 8, NO = D / 8, LD = Z::LD;
+	const int LD = Z::LD, BLOCK = BK * Z::LD;
 	extern __shared__ __align__(16) unsigned char room[];
 	__nv_bfloat16 *qs = (__nv_bfloat16 *)room, *ks = qs + Z::BQ * LD;
-	__nv_bfloat16 *vs = ks + 2 * BK * LD;
+	__nv_bfloat16 *vs = ks + 2 * BLOCK;
 	const struct place at = place_of(f, Z::BQ);
-	const int lane = threadIdx.x & 31, g = lane >> 2, t = lane & 3;
+	const int g = (threadIdx.x & 31) >> 2, t = threadIdx.x & 3;
 	const int w0 = (threadIdx.x >> 5) * MT * 16;	/* the warp's first */
 	const int64_t steps = (at.keys + BK - 1) / BK;
-	float s[MT][NS][4], acc[MT][NO][4], m[MT][2], l[MT][2];
-	uint32_t a[MT][4], b[4];
-	int64_t j;
-	int i, n, e, x;
+	struct warp<D, MT, BK> w;
+	int64_t j, next;
+	int i, n, e;
 
 #pragma unroll
 	for (i = 0; i < MT; i++) {
-		m[i][0] = m[i][1] = -INFINITY;
-		l[i][0] = l[i][1] = 0.0f;
+		w.m[i][0] = w.m[i][1] = -INFINITY;
+		w.l[i][0] = w.l[i][1] = 0.0f;
 #pragma unroll
-		for (n = 0; n < NO; n++)
-			acc[i][n][0] = acc[i][n][1] = acc[i][n][2] =
-			    acc[i][n][3] = 0.0f;
+		for (n = 0; n < D / 8; n++)
+			w.acc[i][n][0] = w.acc[i][n][1] = w.acc[i][n][2] =
+			    w.acc[i][n][3] = 0.0f;
 	}
 	k += at.kv;
 	v += at.kv;
@@ -221,13 +358,10 @@ flash_bf16(__nv_bfloat16 *__restrict__ o, float *__restrict__ lse,
 	copy_block<D, BK>(vs, v, f.ldk, f.lk, f.d);
 	copies_end();
 	for (j = 0; j < steps; j++) {
-		const int64_t k0 = j * BK, next = k0 + BK;
-		const __nv_bfloat16 *kb = ks + (j & 1) * BK * LD;
-		const __nv_bfloat16 *vb = vs + (j & 1) * BK * LD;
+		const int from = (int)(j & 1) * BLOCK, to = BLOCK - from;
 
+		next = (j + 1) * BK;
 		if (j + 1 < steps) {
-			int to = (int)((j + 1) & 1) * BK * LD;
-
 			copy_block<D, BK>(ks + to, k + next * f.ldk, f.ldk,
 			    f.lk - next, f.d);
 			copy_block<D, BK>(vs + to, v + next * f.ldk, f.ldk,
@@ -236,106 +370,11 @@ flash_bf16(__nv_bfloat16 *__restrict__ o, float *__restrict__ lse,
 		copies_end();
 		copies_wait<1>();
 		__syncthreads();
-
-		/* s = q k^T */
-#pragma unroll
-		for (i = 0; i < MT; i++)
-#pragma unroll
-			for (n = 0; n < NS; n++)
-				s[i][n][0] = s[i][n][1] = s[i][n][2] =
-				    s[i][n][3] = 0.0f;
-#pragma unroll
-		for (x = 0; x < Z::DK; x += 16) {
-#pragma unroll
-			for (i = 0; i < MT; i++)
-				load_tiles(a[i], qs + (w0 + i * 16 +
-				    (lane & 15)) * LD + x + (lane >> 4) * 8);
-#pragma unroll
-			for (n = 0; n < NS; n += 2) {
-				load_tiles(b, kb + (n * 8 + (lane & 7) +
-				    (lane >> 4) * 8) * LD + x +
-				    (lane >> 3 & 1) * 8);
-#pragma unroll
-				for (i = 0; i < MT; i++) {
-					mma(s[i][n], a[i], b[0], b[1]);
-					mma(s[i][n + 1], a[i], b[2], b[3]);
-				}
-			}
-		}
-
-		/* keys that are not there or in the future */
+		scores(w, qs + w0 * LD, ks + from);
 		if (next > f.lk || (f.causal && next > at.q0 + w0 + 1))
-#pragma unroll
-			for (i = 0; i < MT; i++)
-#pragma unroll
-				for (n = 0; n < NS; n++)
-#pragma unroll
-					for (e = 0; e < 4; e++) {
-						int64_t key = k0 + n * 8 +
-						    2 * t + (e & 1);
-						int64_t query = at.q0 + w0 +
-						    i * 16 + g + (e >> 1) * 8;
-
-						if (key >= f.lk || (f.causal &&
-						    key > query))
-							s[i][n][e] = -INFINITY;
-					}
-
-		/* s becomes p; e: 0 row g, 1 row g + 8 */
-#pragma unroll
-		for (i = 0; i < MT; i++)
-#pragma unroll
-			for (e = 0; e < 2; e++) {
-				float top = -INFINITY, sum = 0.0f, ref, was;
-
-#pragma unroll
-				for (n = 0; n < NS; n++)
-					top = fmaxf(top, fmaxf(s[i][n][2 * e],
-					    s[i][n][2 * e + 1]));
-				top = fmaxf(m[i][e], quad_max(top) * f.c);
-				ref = top == -INFINITY ? 0.0f : top;
-				was = exp2_fast(m[i][e] - ref);
-				m[i][e] = top;
-#pragma unroll
-				for (n = 0; n < NS; n++) {
-					s[i][n][2 * e] = exp2_fast(fmaf(
-					    s[i][n][2 * e], f.c, -ref));
-					s[i][n][2 * e + 1] = exp2_fast(fmaf(
-					    s[i][n][2 * e + 1], f.c, -ref));
-					sum += s[i][n][2 * e] +
-					    s[i][n][2 * e + 1];
-				}
-				l[i][e] = fmaf(l[i][e], was, sum);
-#pragma unroll
-				for (n = 0; n < NO; n++) {
-					acc[i][n][2 * e] *= was;
-					acc[i][n][2 * e + 1] *= was;
-				}
-			}
-
-		/* acc += p v */
-#pragma unroll
-		for (x = 0; x < NS; x += 2) {
-#pragma unroll
-			for (i = 0; i < MT; i++) {
-				a[i][0] = pack(s[i][x][0], s[i][x][1]);
-				a[i][1] = pack(s[i][x][2], s[i][x][3]);
-				a[i][2] = pack(s[i][x + 1][0], s[i][x + 1][1]);
-				a[i][3] = pack(s[i][x + 1][2], s[i][x + 1][3]);
-			}
-#pragma unroll
-			for (n = 0; n < NO; n += 2) {
-				load_tiles_trans(b, vb + (x * 8 + (lane & 15)) *
-				    LD + n * 8 + (lane >> 4) * 8);
-#pragma unroll
-				for (i = 0; i < MT; i++) {
-					mma(acc[i][n], a[i], b[0], b[1]);
-					if (n + 1 < NO)
-						mma(acc[i][n + 1 < NO ? n + 1 :
-						    n], a[i], b[2], b[3]);
-				}
-			}
-		}
+			mask(w, next - BK, at.q0 + w0, f);
+		soften(w, f.c);
+		weigh(w, vs + from);
 		__syncthreads();
 	}
 #pragma unroll
@@ -343,19 +382,19 @@ flash_bf16(__nv_bfloat16 *__restrict__ o, float *__restrict__ lse,
 #pragma unroll
 		for (e = 0; e < 2; e++) {
 			const int row = w0 + i * 16 + g + e * 8;
-			const float sum = quad_sum(l[i][e]), r = 1.0f / sum;
+			const float sum = quad_sum(w.l[i][e]), r = 1.0f / sum;
 			__nv_bfloat16 *y = o + at.o + row * f.ldo + 2 * t;
 
 			if (at.q0 + row >= f.lq)
 				continue;
 #pragma unroll
-			for (n = 0; n < NO; n++)
+			for (n = 0; n < D / 8; n++)
 				if (n * 8 < f.d)
 					*(uint32_t *)(y + n * 8) = pack(
-					    acc[i][n][2 * e] * r,
-					    acc[i][n][2 * e + 1] * r);
+					    w.acc[i][n][2 * e] * r,
+					    w.acc[i][n][2 * e + 1] * r);
 			if (lse != NULL && t == 0)
-				lse[at.lse + row] = (m[i][e] + log2f(sum)) *
+				lse[at.lse + row] = (w.m[i][e] + log2f(sum)) *
 				    LN2;
 		}
 }
@@ -470,7 +509,7 @@ flash_plain(T *__restrict__ o, float *__restrict__ lse,
 			load_across<Z::BK, Z::DC, Z::LK>(ks, k + k0 * f.ldk +
 			    d0, f.ldk, f.lk - k0, f.d - d0);
 			__syncthreads();
-#pragma unroll 8
+#pragma unroll 4
 			for (p = 0; p < Z::DC; p++) {
 				load_vector<R>(a, qs + p * Z::LQ + y);
 #pragma unroll
