@@ -20,7 +20,8 @@ typedef __nv_bfloat16 bf16;
 enum {
 	LARGEST_D = 160,
 	LONGEST = 1 << 30,	/* tokens met by one block */
-	PAD = 64		/* stats end on a multiple of it */
+	PAD = 128,		/* stats end on a multiple of it */
+	LONG = 256		/* tokens from which warpgroups pay */
 };
 
 /* One call, and what is known of it. */
@@ -689,6 +690,436 @@ mma_kernel(const __grid_constant__ struct job j)
 	}
 }
 
+/* ---- bf16 on Hopper's warpgroups */
+
+/*
+ * The same plan with wgmma, for long sequences: a warpgroup owns 64 rows, and
+ * both tiles it meets are read from shared memory as they are, whichever way
+ * they are multiplied.
+ *
+ * A tile is made of core matrices, 8 tokens by 8 channels, 128 bytes each:
+ * the units of channels of 8 tokens follow each other, then the next 8
+ * tokens.  Summed over channels (S, dP) the leading offset is the step from
+ * unit to unit and the stride the step from 8 tokens to the next; summed over
+ * tokens (dV, dK, dQ) the other way round.
+ */
+template <int D, bool KEYS>
+struct wg_shape {
+	static constexpr int GROUPS = KEYS ? (D <= 40 ? 3 : 2) :
+	    D <= 40 ? 4 : 3;
+	static constexpr int THREADS = GROUPS * 128;
+	static constexpr int OWNED = GROUPS * 64;
+	static constexpr int MET = 128;
+	static constexpr int ROW8 = (D + 15) / 16 * 256;	/* bytes */
+	static constexpr int TILE = OWNED / 8 * ROW8;
+	static constexpr int MET_TILE = MET / 8 * ROW8;
+	static constexpr int STAGE = 2 * MET_TILE + (KEYS ? MET * 8 : 0);
+	static constexpr int BYTES = 2 * TILE + 3 * STAGE;
+};
+
+/* What shared memory was given is seen by wgmma. */
+static __device__ __forceinline__ void
+wg_publish(void)
+{
+	asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+}
+
+static __device__ __forceinline__ void
+wg_begin(void)
+{
+	asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+}
+
+static __device__ __forceinline__ void
+wg_commit(void)
+{
+	asm volatile("wgmma.commit_group.sync.aligned;" ::: "memory");
+}
+
+/* Until at most `left` groups are on their way. */
+template <int left>
+static __device__ __forceinline__ void
+wg_wait(void)
+{
+	asm volatile("wgmma.wait_group.sync.aligned %0;" :: "n"(left) :
+	    "memory");
+}
+
+/* No use of x moves from after to before. */
+template <int N>
+static __device__ __forceinline__ void
+wg_settle(float (&x)[N])
+{
+	int i;
+
+#pragma unroll
+	for (i = 0; i < N; i++)
+		asm volatile("" : "+f"(x[i]) :: "memory");
+}
+
+/* A matrix at p, not swizzled. */
+static __device__ __forceinline__ uint64_t
+wg_matrix(const void *p, int leading, int stride)
+{
+	return (uint64_t)(shared_of(p) >> 4 & 0x3fff) |
+	    (uint64_t)(leading >> 4) << 16 | (uint64_t)(stride >> 4) << 32;
+}
+
+/* c[64,64] = a[64,16] b[64,16]^T, both in shared memory */
+static __device__ __forceinline__ void
+wg_dot(float (&c)[32], uint64_t a, uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,"
+	    "%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+	    "%32, %33, p, 1, 1, 0, 0;\n}\n" :
+	    "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]),
+	    "=f"(c[5]), "=f"(c[6]), "=f"(c[7]), "=f"(c[8]), "=f"(c[9]),
+	    "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
+	    "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]),
+	    "=f"(c[20]), "=f"(c[21]), "=f"(c[22]), "=f"(c[23]), "=f"(c[24]),
+	    "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]), "=f"(c[29]),
+	    "=f"(c[30]), "=f"(c[31]) :
+	    "l"(a), "l"(b) : "memory");
+}
+
+/* c += the same */
+static __device__ __forceinline__ void
+wg_dot_more(float (&c)[32], uint64_t a, uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,"
+	    "%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+	    "%32, %33, p, 1, 1, 0, 0;\n}\n" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
+	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
+	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+	    "+f"(c[30]), "+f"(c[31]) :
+	    "l"(a), "l"(b) : "memory");
+}
+
+/* c[64,N] += a[64,16] b[16,N]; a in registers, b as the channels lie */
+static __device__ __forceinline__ void
+wg_sum(float (&c)[20], const uint32_t a[4], uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n40k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,"
+	    "%18,%19}, "
+	    "{%20,%21,%22,%23}, %24, p, 1, 1, 1;\n}\n" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
+	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]) :
+	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
+}
+
+static __device__ __forceinline__ void
+wg_sum(float (&c)[32], const uint32_t a[4], uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,"
+	    "%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31}, "
+	    "{%32,%33,%34,%35}, %36, p, 1, 1, 1;\n}\n" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
+	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
+	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+	    "+f"(c[30]), "+f"(c[31]) :
+	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
+}
+
+static __device__ __forceinline__ void
+wg_sum(float (&c)[40], const uint32_t a[4], uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,%17,"
+	    "%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,%31,%32,"
+	    "%33,%34,%35,%36,%37,%38,%39}, "
+	    "{%40,%41,%42,%43}, %44, p, 1, 1, 1;\n}\n" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
+	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
+	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+	    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]),
+	    "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]) :
+	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
+}
+
+/* As copy_tile, into core matrices. */
+template <int D, int ROWS, int THREADS>
+static __device__ __forceinline__ void
+copy_cores(unsigned char *to, const bf16 *from, int64_t ld, int valid, int d)
+{
+	constexpr int ROW8 = (D + 15) / 16 * 256;
+	constexpr int ALL = ROWS * (D / 8);
+	int at;
+
+#pragma unroll
+	for (at = 0; at < ALL; at += THREADS) {
+		int i = at + threadIdx.x;
+		int r = i / D * 8 + i % 8, u = i / 8 % (D / 8);
+		bool there = r < valid && 8 * u < d;
+
+		if (at + THREADS <= ALL || i < ALL)
+			copy16(to + i / D * ROW8 + u * 128 + i % 8 * 16,
+			    there ? from + r * ld + 8 * u : from, there);
+	}
+}
+
+/* As copy_met. */
+template <int D, bool KEYS>
+static __device__ __forceinline__ void
+copy_met_cores(unsigned char *stage, const struct job &j,
+    const struct place &p, struct met *m)
+{
+	using S = wg_shape<D, KEYS>;
+	int64_t lda = KEYS ? j.ldq : j.ldk, ldb = KEYS ? j.ldo : j.ldk;
+	int length = KEYS ? j.lq : j.lk, t = m->block * S::MET;
+	int64_t token = (int64_t)m->row * length + t;
+	int valid = min(S::MET, length - t), x = 2 * threadIdx.x;
+
+	copy_cores<D, S::MET, S::THREADS>(stage, m->a + token * lda, lda,
+	    valid, j.d);
+	copy_cores<D, S::MET, S::THREADS>(stage + S::MET_TILE,
+	    m->b + token * ldb, ldb, valid, j.d);
+	if (KEYS && x < S::MET)
+		copy16(stage + 2 * S::MET_TILE + 8 * x, m->stats +
+		    (int64_t)m->row * j.heads * j.lq_padded + t + x, true);
+	copies_begin();
+	if (++m->block == p.begin + p.blocks) {
+		m->block = p.begin;
+		m->row++;
+	}
+}
+
+/* All 16 bytes at once, used or not. */
+static __device__ __forceinline__ float4
+wg_stats(const float4 *p)
+{
+	float4 f;
+
+	asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(f.x),
+	    "=f"(f.y), "=f"(f.z), "=f"(f.w) : "r"(shared_of(p)));
+	return f;
+}
+
+/* What a warpgroup holds; fragments are those of the warps' products. */
+template <int D>
+struct wg {
+	float dv[D / 2], dx[D / 2];
+	uint32_t pa[4][4], da[4][4];
+	float rl[2], rd[2];		/* stats of the rows, unless KEYS */
+	uint64_t own_a, own_b;
+};
+
+/* p = P of s */
+template <int D, bool KEYS>
+static __device__ __forceinline__ void
+wg_probabilities(const struct wg<D> &w, float p[32], const float s[32],
+    const float4 *stats, float scale2)
+{
+	int i, e;
+
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		float4 f = KEYS ? wg_stats(stats + 4 * i) :
+		    make_float4(w.rl[0], 0, w.rl[1], 0);
+
+#pragma unroll
+		for (e = 0; e < 4; e++)
+			p[4 * i + e] = pow2(fmaf(s[4 * i + e], scale2,
+			    (KEYS ? e % 2 : e / 2) ? f.z : f.x));
+	}
+}
+
+/*
+ * P and dS = P (dP - delta) as operands.  MASKED: only `valid` keys are there;
+ * queries that are not have P = 0 by their stats.
+ */
+template <int D, bool KEYS, bool MASKED>
+static __device__ __forceinline__ void
+wg_gradients(struct wg<D> &w, float p[32], const float dp[32],
+    const float4 *stats, int valid)
+{
+	int column = threadIdx.x % 4 * 2, i, e;
+
+#pragma unroll
+	for (i = 0; i < (MASKED ? 32 : 0); i++)
+		if (i / 4 * 8 + column + i % 2 >= valid)
+			p[i] = 0.0f;
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		float4 f = KEYS ? wg_stats(stats + 4 * i) :
+		    make_float4(0, w.rd[0], 0, w.rd[1]);
+		const float *pi = p + 4 * i;
+		float g[4];
+
+#pragma unroll
+		for (e = 0; e < 4; e++)
+			g[e] = pi[e] * (dp[4 * i + e] + ((KEYS ? e % 2 :
+			    e / 2) ? f.w : f.y));
+		if (KEYS) {
+			w.pa[i / 2][i % 2 * 2] = pack(pi[0], pi[1]);
+			w.pa[i / 2][i % 2 * 2 + 1] = pack(pi[2], pi[3]);
+		}
+		w.da[i / 2][i % 2 * 2] = pack(g[0], g[1]);
+		w.da[i / 2][i % 2 * 2 + 1] = pack(g[2], g[3]);
+	}
+}
+
+/*
+ * 64 tokens met: matrices at ma and mb.  The last products are left on their
+ * way: they end before the S of the next tokens does.
+ */
+template <int D, bool KEYS, bool MASKED>
+static __device__ __forceinline__ void
+wg_meet(struct wg<D> &w, const unsigned char *ma, const unsigned char *mb,
+    const float4 *stats, float scale2, int valid)
+{
+	constexpr int ROW8 = wg_shape<D, KEYS>::ROW8;
+	uint64_t a = wg_matrix(ma, 128, ROW8), b = wg_matrix(mb, 128, ROW8);
+	uint64_t at = wg_matrix(ma, ROW8, 128), bt = wg_matrix(mb, ROW8, 128);
+	float s[32], dp[32], pr[32];
+	int k;
+
+	wg_begin();
+	wg_dot(s, w.own_a, a);
+#pragma unroll
+	for (k = 1; k < ROW8 / 256; k++)
+		wg_dot_more(s, w.own_a + 16 * k, a + 16 * k);
+	wg_commit();
+	wg_dot(dp, w.own_b, b);
+#pragma unroll
+	for (k = 1; k < ROW8 / 256; k++)
+		wg_dot_more(dp, w.own_b + 16 * k, b + 16 * k);
+	wg_commit();
+	wg_wait<1>();
+	wg_settle(s);
+	wg_probabilities<D, KEYS>(w, pr, s, stats, scale2);
+	wg_wait<0>();
+	wg_settle(dp);
+	wg_gradients<D, KEYS, MASKED>(w, pr, dp, stats, valid);
+	wg_begin();
+#pragma unroll
+	for (k = 0; k < 4; k++) {
+		if (KEYS)
+			wg_sum(w.dv, w.pa[k], bt + k * (2 * ROW8 / 16));
+		wg_sum(w.dx, w.da[k], at + k * (2 * ROW8 / 16));
+	}
+	wg_commit();
+}
+
+/* Rows of a warp; sum as put_rows has it. */
+template <int D>
+static __device__ __forceinline__ void
+wg_put(bf16 *to, int64_t ld, const float (&sum)[D / 2], int rows, int d,
+    float scale, bool add)
+{
+	put_rows<D>(to, ld, (const float (*)[4])sum, rows, d, scale, add);
+}
+
+template <int D, bool KEYS>
+static __global__ void
+__launch_bounds__(wg_shape<D, KEYS>::THREADS, 1)
+wg_kernel(const __grid_constant__ struct job j)
+{
+#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
+	/* There is no code for other devices, and none is asked for. */
+	__trap();
+#else
+	using S = wg_shape<D, KEYS>;
+	extern __shared__ __align__(128) unsigned char cores[];
+	unsigned char *own_a = cores, *own_b = own_a + S::TILE;
+	unsigned char *stage = own_b + S::TILE, *last = stage + 2 * S::STAGE;
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * 16;
+	int length = KEYS ? j.lq : j.lk, step, i;
+	struct met next = met_of<KEYS>(j, p);
+	struct wg<D> w = {};
+	int64_t at = KEYS ? at_k(j, p.row, p.first, p.head) :
+	    at_q(j, p.row, p.first, p.head);
+
+	/* The channels that no copy writes. */
+	for (i = threadIdx.x; i < (D % 16 ? S::BYTES / 16 : 0);
+	    i += S::THREADS)
+		((uint4 *)cores)[i] = make_uint4(0, 0, 0, 0);
+	__syncthreads();
+	copy_cores<D, S::OWNED, S::THREADS>(own_a, (const bf16 *)(KEYS ? j.k :
+	    j.q) + at, KEYS ? j.ldk : j.ldq, p.valid, j.d);
+	copy_cores<D, S::OWNED, S::THREADS>(own_b, KEYS ? (const bf16 *)j.v +
+	    at : (const bf16 *)j.dout + at_o(j, p.row, p.first, p.head),
+	    KEYS ? j.ldk : j.ldo, p.valid, j.d);
+	copy_met_cores<D, KEYS>(stage, j, p, &next);
+#pragma unroll
+	for (i = 0; i < (KEYS ? 0 : 2); i++) {
+		int r = mine + 8 * i + lane / 4;
+		float2 f = make_float2(-INFINITY, 0.0f);
+
+		if (r < p.valid)
+			f = j.stats[(p.row * j.heads + p.head) * j.lq_padded +
+			    p.first + r];
+		w.rl[i] = f.x;
+		w.rd[i] = f.y;
+	}
+	w.own_a = wg_matrix(own_a + mine / 64 * 8 * S::ROW8, 128, S::ROW8);
+	w.own_b = wg_matrix(own_b + mine / 64 * 8 * S::ROW8, 128, S::ROW8);
+	/* Zeros put in later would keep the products from overlapping. */
+	wg_settle(w.dv);
+	wg_settle(w.dx);
+	for (step = 0; step < p.steps; step++) {
+		int t = ((next.block == p.begin ? p.begin + p.blocks :
+		    next.block) - 1) * S::MET;
+		int valid = min(S::MET, length - t), x = 0;
+		const unsigned char *ma = stage, *mb = ma + S::MET_TILE;
+		const float4 *stats = (const float4 *)(mb + S::MET_TILE) +
+		    lane % 4;
+
+		copies_end();
+		wg_publish();
+		/* Also: all are done with the block before the last. */
+		__syncthreads();
+		stage = stage == last ? last - 2 * S::STAGE :
+		    stage + S::STAGE;
+		if (step + 1 < p.steps)
+			copy_met_cores<D, KEYS>(stage, j, p, &next);
+#pragma unroll 1
+		for (; x + (KEYS ? 0 : 63) < valid; x += 64)
+			wg_meet<D, KEYS, false>(w, ma + x / 8 * S::ROW8,
+			    mb + x / 8 * S::ROW8, stats + x / 2,
+			    j.scale * LOG2E, 64);
+		if (!KEYS && x < valid)
+			wg_meet<D, KEYS, true>(w, ma + x / 8 * S::ROW8,
+			    mb + x / 8 * S::ROW8, stats, j.scale * LOG2E,
+			    valid - x);
+	}
+	wg_wait<0>();
+	wg_settle(w.dv);
+	wg_settle(w.dx);
+	at += mine * (KEYS ? j.ldk : j.ldq);
+	if (!KEYS)
+		wg_put<D>((bf16 *)j.dq + at, j.ldq, w.dx, p.valid - mine, j.d,
+		    j.scale, j.add & LPO_ADD_A);
+	if (KEYS && j.dk != NULL)
+		wg_put<D>((bf16 *)j.dk + at, j.ldk, w.dx, p.valid - mine, j.d,
+		    j.scale, j.add & LPO_ADD_B);
+	if (KEYS && j.dv != NULL)
+		wg_put<D>((bf16 *)j.dv + at, j.ldk, w.dv, p.valid - mine, j.d,
+		    1.0f, j.add & LPO_ADD_C);
+#endif
+}
+
 /* ---- f32 sums of f32 products: f32, and bf16 that is not aligned */
 
 /*
@@ -963,6 +1394,27 @@ launch_mma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
 	    S::WARPS * 32, S::BYTES);
 }
 
+template <int D, bool KEYS>
+static int
+launch_wg(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	using S = wg_shape<D, KEYS>;
+
+	return launch(c, wg_kernel<D, KEYS>, j, n, tokens, S::OWNED,
+	    S::THREADS, S::BYTES);
+}
+
+template <bool KEYS>
+static int
+pass_wg(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	if (j->d <= 40)
+		return launch_wg<40, KEYS>(c, j, n, tokens);
+	if (j->d <= 64)
+		return launch_wg<64, KEYS>(c, j, n, tokens);
+	return launch_wg<80, KEYS>(c, j, n, tokens);
+}
+
 template <bool KEYS>
 static int
 pass_mma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
@@ -1053,6 +1505,9 @@ pass(struct cuda *c, enum lpo_dtype dt, const struct job *j, const void *o,
 {
 	if (dt == LPO_F32)
 		return pass_fma<float, KEYS>(c, j, n, tokens);
+	if (wide(j, o) && c->sm == 90 && j->d <= 80 && !j->causal &&
+	    j->lq >= LONG && j->lk >= LONG)
+		return pass_wg<KEYS>(c, j, n, tokens);
 	if (wide(j, o))
 		return pass_mma<KEYS>(c, j, n, tokens);
 	return pass_fma<bf16, KEYS>(c, j, n, tokens);
