@@ -16,6 +16,8 @@ enum {
 /* Rows that a thread has in flight: more would take too many registers. */
 #define ROWS(T)	(8 / (int)sizeof(T))
 #define ROWS_BACK	2
+/* Blocks of an SM at least, which bounds the registers of one thread. */
+#define BLOCKS(T)	(4 / (int)sizeof(T))
 
 /*
  * How images are cut: columns into chunks of whole groups, rows into slices.
@@ -56,8 +58,8 @@ cut_of(int64_t hw, int64_t c, int64_t groups, int wide)
 	k.chunk = (int)chunk_of(groups, k.cg, v);
 	k.chunks = (k.groups + k.chunk - 1) / k.chunk;
 	k.span = k.chunk * k.cg / v;
-	if (k.span > 512)
-		k.span = 512;
+	if (k.span > CUDA_THREADS)
+		k.span = CUDA_THREADS;
 	k.per = k.span < CUDA_THREADS ? CUDA_THREADS / k.span : 1;
 	k.threads = (k.span * k.per + 31) / 32 * 32;
 	rows = (hw + most - 1) / most;
@@ -114,7 +116,7 @@ lanes_sum(float s)
 
 /* Mean and sum of squares about it of x over one slice, by group. */
 template <typename T, int V>
-static __global__ void __launch_bounds__(512)
+static __global__ void __launch_bounds__(CUDA_THREADS, 3 * BLOCKS(T) / 2)
 group_part(float2 *part, const void *xv, struct cut k)
 {
 	extern __shared__ float4 shared[];
@@ -207,6 +209,7 @@ group_finish(float *mean, float *rstd, float *stats, const float2 *part,
 	int i, g, e, count;
 
 	part += (img * k.groups + p.first) * k.slices;
+	stats += 2 * (img * k.groups + p.first);
 	for (i = 0; i < p.groups; i += k.threads / LANES) {
 		float base = 0.0f, sum = 0.0f, square = 0.0f, d, rows;
 		float all = (float)k.hw;
@@ -237,9 +240,8 @@ group_finish(float *mean, float *rstd, float *stats, const float2 *part,
 		mean[g] = base;
 		rstd[g] = d;
 		if (blockIdx.x == 0) {
-			stats += 2 * (img * k.groups + p.first + g);
-			stats[0] = base;
-			stats[1] = d;
+			stats[2 * g] = base;
+			stats[2 * g + 1] = d;
 		}
 	}
 	__syncthreads();
@@ -265,7 +267,7 @@ rows_read(cuda_pack<T, V> *a, const T *from, int r, const struct cut &k,
  * way while the statistics are finished.
  */
 template <typename T, int V>
-static __global__ void __launch_bounds__(512)
+static __global__ void __launch_bounds__(CUDA_THREADS, BLOCKS(T))
 group_apply(void *yv, float *stats, const void *xv, const float *gamma,
     const float *beta, const float2 *part, struct cut k, float eps, int silu)
 {
@@ -443,7 +445,7 @@ back_rows(float *s, float *q, const T *dy, const T *x, const float *mean,
 
 /* Sums of dy' gamma and of dy' gamma xhat over one slice, by group. */
 template <typename T, int V>
-static __global__ void __launch_bounds__(512)
+static __global__ void __launch_bounds__(CUDA_THREADS, BLOCKS(T))
 back_part(float2 *part, const void *dyv, const void *xv, const float *stats,
     const float *gamma, const float *beta, struct cut k, int silu)
 {
@@ -526,10 +528,10 @@ back_finish(float *ma, float *mb, const float2 *part, const float *stats,
 
 /*
  * dx (+)= rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)),
- * as dy' a + x f + h.
+ * as dy' a - h + (mean - x) f.
  */
 template <typename T, int V>
-static __global__ void __launch_bounds__(512)
+static __global__ void __launch_bounds__(CUDA_THREADS, BLOCKS(T))
 back_apply(void *dxv, const void *dyv, const void *xv, const float *stats,
     const float *gamma, const float *beta, const float2 *part, struct cut k,
     int silu, int add)
@@ -539,7 +541,7 @@ back_apply(void *dxv, const void *dyv, const void *xv, const float *stats,
 	const struct piece p = piece_of(k, img, blockIdx.x);
 	float *ma = (float *)shared, *mb = ma + k.chunk;
 	const int row = threadIdx.x / k.span;
-	float a[V], b[V], f[V], h[V], d[V], v[V];
+	float mean[V], a[V], b[V], f[V], h[V], d[V], v[V];
 	cuda_pack<T, V> dyp[ROWS_BACK], xp[ROWS_BACK], old[ROWS_BACK];
 	int col, j, r, u;
 
@@ -551,12 +553,12 @@ back_apply(void *dxv, const void *dyv, const void *xv, const float *stats,
 		const T *x = (const T *)xv + p.at + col * V;
 		T *dx = (T *)dxv + p.at + col * V;
 
-		back_columns<V>(h, a, b, stats, gamma, beta, k,
+		back_columns<V>(mean, a, b, stats, gamma, beta, k,
 		    p.first * k.cg + col * V);
 #pragma unroll
 		for (j = 0; j < V; j++) {
-			f[j] = -mb[(col * V + j) / k.cg];
-			h[j] = fmaf(-h[j], f[j], -ma[(col * V + j) / k.cg]);
+			f[j] = mb[(col * V + j) / k.cg];
+			h[j] = -ma[(col * V + j) / k.cg];
 		}
 		for (r = row; r < p.rows; r += ROWS_BACK * k.per) {
 #pragma unroll
@@ -583,8 +585,8 @@ back_apply(void *dxv, const void *dyv, const void *xv, const float *stats,
 						    fmaf(v[j], a[j], b[j]));
 #pragma unroll
 				for (j = 0; j < V; j++)
-					d[j] = fmaf(d[j], a[j], fmaf(v[j],
-					    f[j], h[j]));
+					d[j] = fmaf(mean[j] - v[j], f[j],
+					    fmaf(d[j], a[j], h[j]));
 				if (add) {
 					cuda_unpack(v, old[u]);
 #pragma unroll
@@ -602,7 +604,7 @@ back_apply(void *dxv, const void *dyv, const void *xv, const float *stats,
  * over one slice of their rows: parts [runs][slices][2][c].
  */
 template <typename T, int V>
-static __global__ void __launch_bounds__(512)
+static __global__ void __launch_bounds__(CUDA_THREADS)
 weight_part(float *parts, const void *dyv, const void *xv, const float *stats,
     const float *gamma, const float *beta, struct cut k, int64_t images,
     int silu)
