@@ -277,7 +277,7 @@ cuda_silu_back(float dy, float x)
 static __device__ __forceinline__ float
 cuda_cdf(float x, float *pdf)
 {
-	float g = cuda_exp2(x * x * -0.721347520f);
+	float h = cuda_exp2(fmaf(x * x, -0.721347520f, -1.0f));
 	float t = cuda_rcp(fmaf(fabsf(x), 0.707106781f, 2.0f));
 	float q = fmaf(t, 4.0f, -1.0f), p, e;
 
@@ -289,8 +289,8 @@ cuda_cdf(float x, float *pdf)
 	p = fmaf(p, q, 0.2794696313f);
 	p = fmaf(p, q, 0.6871609734f);
 	p = fmaf(p, q, 1.021582743f);
-	e = __fmul_rn(__fmul_rn(p, t), 0.5f * g);
-	*pdf = __fmul_rn(g, 0.398942280f);
+	e = __fmul_rn(__fmul_rn(p, t), h);
+	*pdf = __fmul_rn(h, 0.797884561f);
 	return x > 0.0f ? 1.0f - e : e;
 }
 

@@ -267,7 +267,7 @@ rows_read(cuda_pack<T, V> *a, const T *from, int r, const struct cut &k,
  * way while the statistics are finished.
  */
 template <typename T, int V>
-static __global__ void __launch_bounds__(CUDA_THREADS, BLOCKS(T))
+static __global__ void __launch_bounds__(CUDA_THREADS, 3 * BLOCKS(T) / 2)
 group_apply(void *yv, float *stats, const void *xv, const float *gamma,
     const float *beta, const float2 *part, struct cut k, float eps, int silu)
 {
@@ -280,7 +280,7 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 	const int row = threadIdx.x / k.span, c0 = threadIdx.x % k.span;
 	const int busy = row < k.per;
 	float a[V], b[V], v[V];
-	cuda_pack<T, V> now[ROWS(T)], next[ROWS(T)];
+	cuda_pack<T, V> now[ROWS(T)];
 	int col, r, u, j, ch;
 
 	if (busy && c0 < p.width / V)
@@ -297,8 +297,6 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 			    beta[p.first * k.cg + ch]);
 		}
 		for (r = row; r < p.rows; r += ROWS(T) * k.per) {
-			rows_read<T, V>(next, x + col * V, r + ROWS(T) * k.per,
-			    k, p.rows);
 #pragma unroll
 			for (u = 0; u < ROWS(T); u++) {
 				if (r + u * k.per >= p.rows)
@@ -314,9 +312,8 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 				cuda_write<V>(y + (r + u * k.per) * k.c +
 				    col * V, v);
 			}
-#pragma unroll
-			for (u = 0; u < ROWS(T); u++)
-				now[u] = next[u];
+			rows_read<T, V>(now, x + col * V, r + ROWS(T) * k.per, k,
+			    p.rows);
 		}
 	}
 }
