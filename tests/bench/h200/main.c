@@ -120,7 +120,7 @@ by_value(const void *a, const void *b)
 int
 bench_time(struct bench *b, double *ms, int (*run)(void *), void *arg)
 {
-	double want = b->tiny ? 1e-4 : b->quick ? 5e-3 : 15e-3;
+	double want = b->tiny ? 1e-4 : b->quick ? 4e-3 : 8e-3;
 	double s[5], one;
 	int64_t n;
 	int i, batches = b->quick || b->tiny ? 3 : 5, rc;
