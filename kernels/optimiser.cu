@@ -86,15 +86,31 @@ adamw_one(float *p, float *m, float *v, float g, const adamw_numbers &o)
 	*v = square;
 }
 
+static __device__ __forceinline__ unsigned short
+half_bits(int dt, float x)
+{
+	return dt == LPO_BF16 ? __bfloat16_as_ushort(__float2bfloat16_rn(x)) :
+	    __half_as_ushort(__float2half_rn(x));
+}
+
 static __device__ __forceinline__ void
 store_as(void *w, int dt, int64_t i, float x)
 {
 	if (dt == LPO_F32)
 		((float *)w)[i] = x;
-	else if (dt == LPO_BF16)
-		cuda_store((__nv_bfloat16 *)w + i, x);
 	else
-		cuda_store((__half *)w + i, x);
+		((unsigned short *)w)[i] = half_bits(dt, x);
+}
+
+static __device__ __forceinline__ void
+store4_as(void *w, int dt, int64_t i, float4 x)
+{
+	if (dt == LPO_F32)
+		__stwb((float4 *)((float *)w + i), x);
+	else
+		__stwb((ushort4 *)((unsigned short *)w + i), make_ushort4(
+		    half_bits(dt, x.x), half_bits(dt, x.y),
+		    half_bits(dt, x.z), half_bits(dt, x.w)));
 }
 
 static __global__ void __launch_bounds__(THREADS)
@@ -121,12 +137,8 @@ adamw(const __grid_constant__ struct adamw_list l)
 			*(float4 *)(p + i) = p4;
 			*(float4 *)(m + i) = m4;
 			*(float4 *)(v + i) = v4;
-			if (w == NULL)
-				continue;
-			store_as(w, dt, i, p4.x);
-			store_as(w, dt, i + 1, p4.y);
-			store_as(w, dt, i + 2, p4.z);
-			store_as(w, dt, i + 3, p4.w);
+			if (w != NULL)
+				store4_as(w, dt, i, p4);
 		}
 	for (; i < to; i += THREADS * 4)
 		for (j = 0; j < 4 && i + j < to; j++) {
@@ -187,7 +199,8 @@ cuda_adamw(lpo_backend *be, const struct lpo_adamw_tensor *t, int64_t n,
 			l.count[at] = t[i].count;
 			l.dt[at] = (unsigned char)t[i].w_dt;
 			l.vectors[at] = aligned(t[i].p, t[i].m, 16) &&
-			    aligned(t[i].v, t[i].g, 16);
+			    aligned(t[i].v, t[i].g, 16) &&
+			    aligned(w, NULL, 16);
 			l.first[at++] = (unsigned)blocks;
 			blocks += (t[i].count + CHUNK - 1) / CHUNK;
 		}
