@@ -56,6 +56,8 @@ find_or_make(struct cuda *cu, const struct attention_key *key)
 	}
 	e->p.key = *key;
 	cuda_attention_plan_make(&e->p, cu->dnn, NULL);
+	/* what was tried in vain is not for the next launch to report */
+	cudaGetLastError();
 	e->next = cu->attention->plans;
 	cu->attention->plans = e;
 	return &e->p;
