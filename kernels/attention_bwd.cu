@@ -28,7 +28,11 @@ enum {
 struct job {
 	const void *q, *k, *v, *dout;
 	void *dq, *dk, *dv;
-	const float2 *stats;	/* [n, heads, lq_padded]: -lse log2 e, -delta */
+	/*
+	 * [n, heads, lq_padded / 2, 4]: -lse log2 e of two queries, then
+	 * their -delta
+	 */
+	const float *stats;
 	int64_t lq_padded, ldq, ldk, ldo;
 	int lq, lk, heads, d, causal, add;
 	int share;		/* rows of q per row of k */
@@ -46,7 +50,7 @@ padded(int64_t lq)
 /* Eight lanes a row; V elements at a time. */
 template <typename T, int V>
 static __global__ void
-stats_kernel(float2 *stats, const T *dout, const T *o, const float *lse,
+stats_kernel(float *stats, const T *dout, const T *o, const float *lse,
     int64_t rows, int64_t lq, int64_t lq_padded, int heads, int d)
 {
 	int64_t u = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
@@ -73,9 +77,20 @@ stats_kernel(float2 *stats, const T *dout, const T *o, const float *lse,
 	if (u >= rows || lane != 0)
 		return;
 	/* A query that is not there: P = 2^-inf = 0. */
-	stats[(i * heads + h) * lq_padded + t] = t < lq ? make_float2(
-	    -lse[(i * heads + h) * lq + t] * LOG2E, -sum) :
-	    make_float2(-INFINITY, 0.0f);
+	stats += (i * heads + h) * lq_padded * 2 + t / 2 * 4 + t % 2;
+	stats[0] = t < lq ? -lse[(i * heads + h) * lq + t] * LOG2E :
+	    -INFINITY;
+	stats[2] = -sum;
+}
+
+/* Of one query of a row and head: -lse log2 e, -delta. */
+static __device__ __forceinline__ float2
+stats_of(const struct job &j, int64_t row, int64_t head, int64_t t)
+{
+	const float *p = j.stats + (row * j.heads + head) * j.lq_padded * 2 +
+	    t / 2 * 4 + t % 2;
+
+	return make_float2(p[0], p[2]);
 }
 
 /* ---- where a block works */
@@ -418,7 +433,7 @@ put_rows(bf16 *to, int64_t ld, const float sum[D / 8][4], int rows, int d,
 /* What a block meets: rows of q of one row of k follow each other. */
 struct met {
 	const bf16 *a, *b;	/* token 0 of the first row met */
-	const float2 *stats;
+	const float *stats;
 	int row, block;		/* next to copy: row from the first, block */
 };
 
@@ -433,7 +448,7 @@ met_of(const struct job &j, const struct place &p)
 	    (const bf16 *)j.k + at_k(j, row, 0, p.head);
 	m.b = KEYS ? (const bf16 *)j.dout + at_o(j, row, 0, p.head) :
 	    (const bf16 *)j.v + at_k(j, row, 0, p.head);
-	m.stats = j.stats + (row * j.heads + p.head) * j.lq_padded;
+	m.stats = j.stats + (row * j.heads + p.head) * j.lq_padded * 2;
 	m.row = 0;
 	m.block = p.begin;
 	return m;
@@ -457,8 +472,9 @@ copy_met(bf16 *stage, const struct job &j, const struct place &p,
 	copy_tile<D, S::LD, S::MET, THREADS>(stage + S::MET * S::LD,
 	    m->b + token * ldb, ldb, valid, j.d);
 	if (KEYS && x < S::MET)
-		copy16((float2 *)(stage + 2 * S::MET * S::LD) + x, m->stats +
-		    (int64_t)m->row * j.heads * j.lq_padded + t + x, true);
+		copy16((float *)(stage + 2 * S::MET * S::LD) + 2 * x,
+		    m->stats + 2 * ((int64_t)m->row * j.heads *
+		    j.lq_padded + t + x), true);
 	copies_begin();
 	if (++m->block == p.begin + p.blocks) {
 		m->block = p.begin;
@@ -553,12 +569,12 @@ chunk(struct warp<D, KEYS> &w, const bf16 *own_a, const bf16 *own_b,
 		float4 f = KEYS ? stats[4 * t] : make_float4(0, 0, 0, 0);
 
 		cl[t][0] = f.x;
-		cl[t][1] = f.z;
+		cl[t][1] = f.y;
 #pragma unroll
 		for (m = 0; m < MT; m++) {
-			dp[m][t][0] = KEYS ? f.y : w.rd[m][0];
+			dp[m][t][0] = KEYS ? f.z : w.rd[m][0];
 			dp[m][t][1] = KEYS ? f.w : w.rd[m][0];
-			dp[m][t][2] = KEYS ? f.y : w.rd[m][1];
+			dp[m][t][2] = KEYS ? f.z : w.rd[m][1];
 			dp[m][t][3] = KEYS ? f.w : w.rd[m][1];
 		}
 	}
@@ -637,8 +653,7 @@ mma_kernel(const __grid_constant__ struct job j)
 		r = mine + 8 * e + lane / 4;
 		w.rl[e / 2][e % 2] = -INFINITY;
 		if (r < p.valid) {
-			float2 f = j.stats[(p.row * j.heads + p.head) *
-			    j.lq_padded + p.first + r];
+			float2 f = stats_of(j, p.row, p.head, p.first + r);
 
 			w.rl[e / 2][e % 2] = f.x;
 			w.rd[e / 2][e % 2] = f.y;
@@ -896,23 +911,13 @@ copy_met_cores(unsigned char *stage, const struct job &j,
 	    m->b + token * ldb, ldb, valid, j.d);
 	if (KEYS && x < S::MET)
 		copy16(stage + 2 * S::MET_TILE + 8 * x, m->stats +
-		    (int64_t)m->row * j.heads * j.lq_padded + t + x, true);
+		    2 * ((int64_t)m->row * j.heads * j.lq_padded + t + x),
+		    true);
 	copies_begin();
 	if (++m->block == p.begin + p.blocks) {
 		m->block = p.begin;
 		m->row++;
 	}
-}
-
-/* All 16 bytes at once, used or not. */
-static __device__ __forceinline__ float4
-wg_stats(const float4 *p)
-{
-	float4 f;
-
-	asm volatile("ld.shared.v4.f32 {%0,%1,%2,%3}, [%4];" : "=f"(f.x),
-	    "=f"(f.y), "=f"(f.z), "=f"(f.w) : "r"(shared_of(p)));
-	return f;
 }
 
 /* What a warpgroup holds; fragments are those of the warps' products. */
@@ -928,19 +933,19 @@ struct wg {
 template <int D, bool KEYS>
 static __device__ __forceinline__ void
 wg_probabilities(const struct wg<D> &w, float p[32], const float s[32],
-    const float4 *stats, float scale2)
+    const float2 *stats, float scale2)
 {
 	int i, e;
 
 #pragma unroll
 	for (i = 0; i < 8; i++) {
-		float4 f = KEYS ? wg_stats(stats + 4 * i) :
-		    make_float4(w.rl[0], 0, w.rl[1], 0);
+		float2 f = KEYS ? stats[8 * i] :
+		    make_float2(w.rl[0], w.rl[1]);
 
 #pragma unroll
 		for (e = 0; e < 4; e++)
 			p[4 * i + e] = pow2(fmaf(s[4 * i + e], scale2,
-			    (KEYS ? e % 2 : e / 2) ? f.z : f.x));
+			    (KEYS ? e % 2 : e / 2) ? f.y : f.x));
 	}
 }
 
@@ -951,7 +956,7 @@ wg_probabilities(const struct wg<D> &w, float p[32], const float s[32],
 template <int D, bool KEYS, bool MASKED>
 static __device__ __forceinline__ void
 wg_gradients(struct wg<D> &w, float p[32], const float dp[32],
-    const float4 *stats, int valid)
+    const float2 *stats, int valid)
 {
 	int column = threadIdx.x % 4 * 2, i, e;
 
@@ -961,15 +966,15 @@ wg_gradients(struct wg<D> &w, float p[32], const float dp[32],
 			p[i] = 0.0f;
 #pragma unroll
 	for (i = 0; i < 8; i++) {
-		float4 f = KEYS ? wg_stats(stats + 4 * i) :
-		    make_float4(0, w.rd[0], 0, w.rd[1]);
+		float2 f = KEYS ? stats[8 * i + 1] :
+		    make_float2(w.rd[0], w.rd[1]);
 		const float *pi = p + 4 * i;
 		float g[4];
 
 #pragma unroll
 		for (e = 0; e < 4; e++)
 			g[e] = pi[e] * (dp[4 * i + e] + ((KEYS ? e % 2 :
-			    e / 2) ? f.w : f.y));
+			    e / 2) ? f.y : f.x));
 		if (KEYS) {
 			w.pa[i / 2][i % 2 * 2] = pack(pi[0], pi[1]);
 			w.pa[i / 2][i % 2 * 2 + 1] = pack(pi[2], pi[3]);
@@ -986,7 +991,7 @@ wg_gradients(struct wg<D> &w, float p[32], const float dp[32],
 template <int D, bool KEYS, bool MASKED>
 static __device__ __forceinline__ void
 wg_meet(struct wg<D> &w, const unsigned char *ma, const unsigned char *mb,
-    const float4 *stats, float scale2, int valid)
+    const float2 *stats, float scale2, int valid)
 {
 	constexpr int ROW8 = wg_shape<D, KEYS>::ROW8;
 	uint64_t a = wg_matrix(ma, 128, ROW8), b = wg_matrix(mb, 128, ROW8);
@@ -1068,8 +1073,7 @@ wg_kernel(const __grid_constant__ struct job j)
 		float2 f = make_float2(-INFINITY, 0.0f);
 
 		if (r < p.valid)
-			f = j.stats[(p.row * j.heads + p.head) * j.lq_padded +
-			    p.first + r];
+			f = stats_of(j, p.row, p.head, p.first + r);
 		w.rl[i] = f.x;
 		w.rd[i] = f.y;
 	}
@@ -1083,8 +1087,8 @@ wg_kernel(const __grid_constant__ struct job j)
 		    next.block) - 1) * S::MET;
 		int valid = min(S::MET, length - t), x = 0;
 		const unsigned char *ma = stage, *mb = ma + S::MET_TILE;
-		const float4 *stats = (const float4 *)(mb + S::MET_TILE) +
-		    lane % 4;
+		const float2 *stats = (const float2 *)(mb + S::MET_TILE) +
+		    lane % 4 * 2;
 
 		copies_end();
 		wg_publish();
@@ -1097,7 +1101,7 @@ wg_kernel(const __grid_constant__ struct job j)
 #pragma unroll 1
 		for (; x + (KEYS ? 0 : 63) < valid; x += 64)
 			wg_meet<D, KEYS, false>(w, ma + x / 8 * S::ROW8,
-			    mb + x / 8 * S::ROW8, stats + x / 2,
+			    mb + x / 8 * S::ROW8, stats + x,
 			    j.scale * LOG2E, 64);
 		if (!KEYS && x < valid)
 			wg_meet<D, KEYS, true>(w, ma + x / 8 * S::ROW8,
@@ -1256,8 +1260,8 @@ fma_kernel(const __grid_constant__ struct job j)
 		load_turned<T, D, TILE, THREADS>(own_b, (const T *)j.dout +
 		    at_o(j, p.row, p.first, p.head), j.ldo, p.valid, j.d);
 		if (threadIdx.x < TILE)
-			stats[threadIdx.x] = j.stats[(p.row * j.heads +
-			    p.head) * j.lq_padded + p.first + threadIdx.x];
+			stats[threadIdx.x] = stats_of(j, p.row, p.head,
+			    p.first + threadIdx.x);
 	}
 	for (step = 0; step < p.steps; step++) {
 		float s[4][4] = {}, dp[4][4] = {};
@@ -1273,8 +1277,8 @@ fma_kernel(const __grid_constant__ struct job j)
 			    (const T *)j.dout + at_o(j, row, t, p.head),
 			    j.ldo, valid, j.d);
 			if (threadIdx.x < TILE)
-				stats[threadIdx.x] = j.stats[(row * j.heads +
-				    p.head) * j.lq_padded + t + threadIdx.x];
+				stats[threadIdx.x] = stats_of(j, row, p.head,
+				    t + threadIdx.x);
 		} else {
 			int64_t at = at_k(j, row, t, p.head);
 
@@ -1478,7 +1482,7 @@ wide(const struct job *j, const void *o)
 
 template <typename T>
 static int
-run_stats(struct cuda *c, const struct job *j, float2 *stats, const void *o,
+run_stats(struct cuda *c, const struct job *j, float *stats, const void *o,
     const float *lse, int64_t n)
 {
 	constexpr int V = 16 / sizeof(T);
@@ -1520,7 +1524,7 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
     const struct lpo_attn_shape *s, int add, void *scratch)
 {
 	struct cuda *c = cuda_of(be);
-	struct job j = { q, k, v, dout, dq, dk, dv, (const float2 *)scratch,
+	struct job j = { q, k, v, dout, dq, dk, dv, (const float *)scratch,
 	    padded(s->lq), s->ldq, s->ldk, s->heads * s->d, (int)s->lq,
 	    (int)s->lk, (int)s->heads, (int)s->d, s->causal, add, 0, 0.0f };
 	int ret;
@@ -1535,8 +1539,8 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
 	j.share = (int)(s->n / s->nk);
 	j.scale = 1.0f / sqrtf((float)s->d);
 	ret = dt == LPO_F32 ?
-	    run_stats<float>(c, &j, (float2 *)scratch, o, lse, s->n) :
-	    run_stats<bf16>(c, &j, (float2 *)scratch, o, lse, s->n);
+	    run_stats<float>(c, &j, (float *)scratch, o, lse, s->n) :
+	    run_stats<bf16>(c, &j, (float *)scratch, o, lse, s->n);
 	if (ret == 0 && (dk != NULL || dv != NULL))
 		ret = pass<true>(c, dt, &j, o, s->nk, s->lk);
 	if (ret == 0 && dq != NULL)
@@ -1548,5 +1552,6 @@ size_t
 cuda_attention_bwd_bytes(enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
 	(void)dt;
-	return (size_t)(s->n * s->heads * padded(s->lq)) * sizeof(float2);
+	return (size_t)(s->n * s->heads * padded(s->lq)) * 2 *
+	    sizeof(float);
 }
