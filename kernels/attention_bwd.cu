@@ -732,6 +732,12 @@ struct wg_shape {
 	static constexpr int BYTES = 2 * TILE + 3 * STAGE;
 };
 
+/* Of the GPUs only sm_90a has wgmma. */
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HAVE_WG
+#endif
+
+#ifdef HAVE_WG
 /* What shared memory was given is seen by wgmma. */
 static __device__ __forceinline__ void
 wg_publish(void)
@@ -1034,15 +1040,15 @@ wg_put(bf16 *to, int64_t ld, const float (&sum)[D / 2], int rows, int d,
 {
 	put_rows<D>(to, ld, (const float (*)[4])sum, rows, d, scale, add);
 }
+#endif
 
 template <int D, bool KEYS>
 static __global__ void
 __launch_bounds__(wg_shape<D, KEYS>::THREADS, 1)
 wg_kernel(const __grid_constant__ struct job j)
 {
-#if defined(__CUDA_ARCH__) && !defined(__CUDA_ARCH_FEAT_SM90_ALL)
-	/* There is no code for other devices, and none is asked for. */
-	__trap();
+#ifndef HAVE_WG
+	__trap();		/* never asked for */
 #else
 	using S = wg_shape<D, KEYS>;
 	extern __shared__ __align__(128) unsigned char cores[];
