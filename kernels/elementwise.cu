@@ -110,8 +110,7 @@ act_slopes(enum lpo_act f, float *x)
 	case LPO_RELU:
 #pragma unroll
 		for (j = 0; j < V; j++)
-			x[j] = x[j] <= 0.0f ? 0.0f : x[j] > 0.0f ? 1.0f :
-			    x[j];
+			x[j] = x[j] <= 0.0f ? 0.0f : 1.0f;
 		break;
 	}
 }

@@ -114,6 +114,47 @@ lanes_sum(float s)
 	return s;
 }
 
+/*
+ * Chan's merge of what each row of threads has of each channel, into the
+ * groups: means and sums of squares [per][width].
+ */
+static __device__ __forceinline__ void
+group_merge(float2 *part, const float *mean, const float *m2,
+    const struct cut &k, const struct piece &p)
+{
+	int i, g, e, r, j, count;
+	float d;
+
+	for (i = 0; i < p.groups; i += k.threads / LANES) {
+		float base = 0.0f, sum = 0.0f, square = 0.0f;
+
+		g = i + threadIdx.x / LANES;
+		count = g < p.groups ? k.per * k.cg : 0;
+		if (count > 0)
+			base = mean[g * k.cg];
+		for (e = threadIdx.x % LANES; e < count; e += LANES) {
+			r = e / k.cg;
+			j = r * p.width + g * k.cg + e % k.cg;
+			if (r < p.rows)
+				sum += (float)((p.rows - r - 1) / k.per + 1) *
+				    (mean[j] - base);
+		}
+		base += lanes_sum(sum) / (float)(p.rows * k.cg);
+		for (e = threadIdx.x % LANES; e < count; e += LANES) {
+			r = e / k.cg;
+			j = r * p.width + g * k.cg + e % k.cg;
+			d = mean[j] - base;
+			if (r < p.rows)
+				square += fmaf((float)((p.rows - r - 1) /
+				    k.per + 1) * d, d, m2[j]);
+		}
+		square = lanes_sum(square);
+		if (g < p.groups && threadIdx.x % LANES == 0)
+			part[((int64_t)blockIdx.z * k.groups + p.first + g) *
+			    k.slices + blockIdx.x] = make_float2(base, square);
+	}
+}
+
 /* Mean and sum of squares about it of x over one slice, by group. */
 template <typename T, int V>
 static __global__ void __launch_bounds__(CUDA_THREADS, 3 * BLOCKS(T) / 2)
@@ -124,7 +165,7 @@ group_part(float2 *part, const void *xv, struct cut k)
 	const T *x = (const T *)xv + p.at;
 	float *mean = (float *)shared, *m2 = mean + k.per * p.width;
 	const int row = threadIdx.x / k.span;
-	int col, r, u, j, g, e, i, count;
+	int col, r, u, j, count;
 	float shift[V], s[V], q[V], v[V], d;
 	cuda_pack<T, V> a[4];
 
@@ -171,34 +212,7 @@ group_part(float2 *part, const void *xv, struct cut k)
 		cuda_write<V>(m2 + row * p.width + col * V, q);
 	}
 	__syncthreads();
-	for (i = 0; i < p.groups; i += k.threads / LANES) {
-		float base = 0.0f, sum = 0.0f, square = 0.0f;
-
-		g = i + threadIdx.x / LANES;
-		count = g < p.groups ? k.per * k.cg : 0;
-		if (count > 0)
-			base = mean[g * k.cg];
-		for (e = threadIdx.x % LANES; e < count; e += LANES) {
-			r = e / k.cg;
-			j = r * p.width + g * k.cg + e % k.cg;
-			if (r < p.rows)
-				sum += (float)((p.rows - r - 1) / k.per + 1) *
-				    (mean[j] - base);
-		}
-		base += lanes_sum(sum) / (float)(p.rows * k.cg);
-		for (e = threadIdx.x % LANES; e < count; e += LANES) {
-			r = e / k.cg;
-			j = r * p.width + g * k.cg + e % k.cg;
-			d = mean[j] - base;
-			if (r < p.rows)
-				square += fmaf((float)((p.rows - r - 1) /
-				    k.per + 1) * d, d, m2[j]);
-		}
-		square = lanes_sum(square);
-		if (g < p.groups && threadIdx.x % LANES == 0)
-			part[((int64_t)blockIdx.z * k.groups + p.first + g) *
-			    k.slices + blockIdx.x] = make_float2(base, square);
-	}
+	group_merge(part, mean, m2, k, p);
 }
 
 /* From the parts of all slices, into [groups of the chunk] each. */
@@ -312,8 +326,8 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 				cuda_write<V>(y + (r + u * k.per) * k.c +
 				    col * V, v);
 			}
-			rows_read<T, V>(now, x + col * V, r + ROWS(T) * k.per, k,
-			    p.rows);
+			rows_read<T, V>(now, x + col * V, r + ROWS(T) *
+			    k.per, k, p.rows);
 		}
 	}
 }
