@@ -1,6 +1,6 @@
 #!/bin/sh
 # What has to be tested on a machine with a GPU, in one command and less than
-# three minutes: ops, whole models against the golden files, tape, trainer and
+# 150 s: ops, whole models against the golden files, tape, trainer and
 # plug-in, eight programs at a time, then the method in small with -d cuda.
 # One that fails, hangs or dies stops no other.
 #
@@ -35,7 +35,7 @@ if [ "${1-}" = --one ]; then
 	exit 0
 fi
 
-jobs=8 limit=60 logs=
+jobs=8 limit=45 logs=
 while getopts j:t:o: option; do
 	case $option in
 	j) jobs=$OPTARG ;;

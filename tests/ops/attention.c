@@ -32,14 +32,14 @@ backward(lpo_backend *be, enum lpo_dtype dt, const struct lpo_attn_shape *s,
 /*
  * What may be wrong in the values and in the gradients, of the largest.  P and
  * dS are f32 but on AMX and CUDA's tensor cores, which round them to bf16; o
- * enters delta as bf16.
+ * enters delta as bf16.  Roundings alone, done in f64, take up to half of it.
  */
 static void
 allowed(const lpo_backend *be, enum lpo_dtype dt, double *f, double *g)
 {
 	*f = dt == LPO_F32 ? 4e-6 : be->isa == LPO_ISA_AMX || on_cuda(be) ?
 	    4e-3 : 1e-5;
-	*g = dt == LPO_F32 ? 2e-6 : on_cuda(be) ? 1e-2 : 6e-3;
+	*g = dt == LPO_F32 ? 2e-6 : 6e-3;
 }
 
 /* Forward, and gradients set or added to what stood there. */

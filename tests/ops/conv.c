@@ -340,7 +340,8 @@ result_free(struct result *r)
 
 /*
  * 8 images as four groups: at once with 1 .. 4 threads, and one group, two,
- * and one and three groups at a time.
+ * and one and three groups at a time.  On CUDA run after run, with as many
+ * images as before: each new shape is a plan to be made there.
  */
 static void
 check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
@@ -352,18 +353,19 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	struct buf x, w, dy;
 	struct result all, r;
 	int threads, i, j, first, same = 1;
+	int64_t groups = on_cuda(be) ? s.n : 4;
 
-	s.n = 8;
+	s.n = on_cuda(be) ? s.n : 8;
 	x = buf_new(be, dt, x_count(&s), 1);
 	w = buf_new(be, dt, w_count(&s), 2);
 	dy = buf_new(be, dt, y_count(&s), 3);
 	all = result_new(be, &s, dt);
-	same &= run_images(be, dt, s, 0, 8, 4, &all, &x, &w, &dy);
+	same &= run_images(be, dt, s, 0, s.n, groups, &all, &x, &w, &dy);
 	for (threads = 1; threads <= repeats(be); threads++) {
 		if (reopen(be, threads) != 0)
 			abort();
 		r = result_new(be, &s, dt);
-		same &= run_images(be, dt, s, 0, 8, 4, &r, &x, &w, &dy);
+		same &= run_images(be, dt, s, 0, s.n, groups, &r, &x, &w, &dy);
 		same &= result_same(&all, &r);
 		result_free(&r);
 	}

@@ -106,21 +106,29 @@ evaluate(lpo_backend *be, lpo_unet *u, enum lpo_dtype dt, int64_t side,
 	return rc;
 }
 
-static int
-run(lpo_backend *be, const char *dir, enum lpo_dtype dt, int64_t side,
-    int times, int segments, struct result *r)
+static lpo_unet *
+load(lpo_backend *be, const char *dir, enum lpo_dtype dt)
 {
 	lpo_unet *u = NULL;
+
+	if (lpo_unet_load(ctx, be, &u, dir, dt, 0) != 0) {
+		ok(0, "%s %s: %s", dir, lpo_dtype_name(dt), lpo_errmsg(ctx));
+		lpo_clear(ctx);
+	}
+	return u;
+}
+
+/* On a tape of its own, with or without checkpointed segments. */
+static int
+run(lpo_backend *be, lpo_unet *u, enum lpo_dtype dt, int64_t side, int times,
+    int segments, struct result *r)
+{
 	int rc;
 
 	memset(r, 0, sizeof(*r));
-	if ((rc = lpo_unet_load(ctx, be, &u, dir, dt, 0)) == 0) {
-		lpo_unet_set_checkpoint(u, segments);
-		rc = evaluate(be, u, dt, side, times, r);
-	}
-	lpo_unet_free(u);
-	if (rc != 0) {
-		ok(0, "%s %s: %s", dir, lpo_dtype_name(dt), lpo_errmsg(ctx));
+	lpo_unet_set_checkpoint(u, segments);
+	if ((rc = evaluate(be, u, dt, side, times, r)) != 0) {
+		ok(0, "%s: %s", lpo_dtype_name(dt), lpo_errmsg(ctx));
 		lpo_clear(ctx);
 	}
 	return rc == 0;
@@ -157,37 +165,42 @@ static void
 against(lpo_backend *be, const char *dir, enum lpo_dtype dt, int64_t side,
     const struct result *want, double limit)
 {
-	struct result a, b, s;
+	const char *type = lpo_dtype_name(dt);
+	lpo_unet *u = load(be, dir, dt);
+	struct result a, b;
 	double e[3];
 
-	if (!run(be, dir, dt, side, 1, 0, &a))
-		return;
+	if (u == NULL || !run(be, u, dt, side, 1, 0, &a))
+		goto out;
 	e[0] = off(a.out, want->out, a.n);
 	e[1] = off(a.dx, want->dx, a.n);
 	e[2] = off(a.dctx, want->dctx, a.nctx);
 	ok(e[0] < limit && e[1] < limit && e[2] < limit, "%s %s against the "
 	    "CPU: off by %.2g, gradients %.2g and %.2g (limit %.2g)", dir,
-	    lpo_dtype_name(dt), e[0], e[1], e[2], limit);
-	if (run(be, dir, dt, side, 3, 0, &b)) {
+	    type, e[0], e[1], e[2], limit);
+	if (run(be, u, dt, side, 3, 0, &b))
 		ok(same(&a, &b), "%s %s: the third walk has the bits of the "
-		    "first", dir, lpo_dtype_name(dt));
-		result_free(&b);
-	}
-	if (run(be, dir, dt, side, 1, 1, &s)) {
-		ok(same(&a, &s), "%s %s: checkpointed segments change no bit",
-		    dir, lpo_dtype_name(dt));
-		result_free(&s);
-	}
+		    "first", dir, type);
+	result_free(&b);
+	if (run(be, u, dt, side, 1, 1, &b))
+		ok(same(&a, &b), "%s %s: checkpointed segments change no bit",
+		    dir, type);
+	result_free(&b);
 	result_free(&a);
+out:
+	lpo_unet_free(u);
 }
 
 /* side: of the latent.  f32 adds in another order, bf16 rounds. */
 static void
 compare(lpo_backend *be, lpo_backend *cpu, const char *dir, int64_t side)
 {
+	lpo_unet *u = load(cpu, dir, LPO_F32);
 	struct result want;
+	int good = u != NULL && run(cpu, u, LPO_F32, side, 1, 0, &want);
 
-	if (!run(cpu, dir, LPO_F32, side, 1, 0, &want))
+	lpo_unet_free(u);
+	if (!good)
 		return;
 	against(be, dir, LPO_F32, side, &want, 1e-4);
 	against(be, dir, LPO_BF16, side, &want, 0.04);
