@@ -158,7 +158,7 @@ same(const struct result *a, const struct result *b)
 }
 
 /*
- * limit: of the whole, for output and gradients.  A second walk of the same
+ * limit: of the whole; gradients have gone through twice as much.  A second walk of the same
  * tape is one that was recorded, where the backend records.
  */
 static void
@@ -175,9 +175,9 @@ against(lpo_backend *be, const char *dir, enum lpo_dtype dt, int64_t side,
 	e[0] = off(a.out, want->out, a.n);
 	e[1] = off(a.dx, want->dx, a.n);
 	e[2] = off(a.dctx, want->dctx, a.nctx);
-	ok(e[0] < limit && e[1] < limit && e[2] < limit, "%s %s against the "
-	    "CPU: off by %.2g, gradients %.2g and %.2g (limit %.2g)", dir,
-	    type, e[0], e[1], e[2], limit);
+	ok(e[0] < limit && e[1] < 2 * limit && e[2] < 2 * limit, "%s %s "
+	    "against the CPU: off by %.2g (limit %.2g), gradients %.2g and "
+	    "%.2g", dir, type, e[0], limit, e[1], e[2]);
 	if (run(be, u, dt, side, 3, 0, &b))
 		ok(same(&a, &b), "%s %s: the third walk has the bits of the "
 		    "first", dir, type);
@@ -202,7 +202,7 @@ compare(lpo_backend *be, lpo_backend *cpu, const char *dir, int64_t side)
 	lpo_unet_free(u);
 	if (!good)
 		return;
-	against(be, dir, LPO_F32, side, &want, 1e-4);
+	against(be, dir, LPO_F32, side, &want, 2e-5);
 	against(be, dir, LPO_BF16, side, &want, 0.04);
 	result_free(&want);
 }
