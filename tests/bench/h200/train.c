@@ -13,6 +13,72 @@
 
 enum { MAX_PROMPTS = 32 };
 
+/* A table of kernels that knows how long the host waited for the device. */
+static struct {
+	const struct lpo_kernels *real;
+	struct lpo_kernels table;
+	double waited_s, uploaded_s;
+} watch;
+
+static int
+watched_download(lpo_backend *be, void *dst, const void *src, size_t bytes)
+{
+	double t = lpo_now_s();
+	int rc = watch.real->download(be, dst, src, bytes);
+
+	watch.waited_s += lpo_now_s() - t;
+	return rc;
+}
+
+static int
+watched_upload(lpo_backend *be, void *dst, const void *src, size_t bytes)
+{
+	double t = lpo_now_s();
+	int rc = watch.real->upload(be, dst, src, bytes);
+
+	watch.uploaded_s += lpo_now_s() - t;
+	return rc;
+}
+
+static int
+watched_sums(lpo_backend *be, double *out, const float *const *x,
+    const int64_t *count, int64_t n)
+{
+	double t = lpo_now_s();
+	int rc = watch.real->sum_squares(be, out, x, count, n);
+
+	watch.waited_s += lpo_now_s() - t;
+	return rc;
+}
+
+static int
+watched_sync(lpo_backend *be)
+{
+	double t = lpo_now_s();
+	int rc = watch.real->sync(be);
+
+	watch.waited_s += lpo_now_s() - t;
+	return rc;
+}
+
+static void
+watch_begin(struct bench *b)
+{
+	watch.real = b->be.k;
+	watch.table = *b->be.k;
+	watch.table.download = watched_download;
+	watch.table.upload = watched_upload;
+	watch.table.sync = watched_sync;
+	watch.table.sum_squares = watched_sums;
+	b->be.k = &watch.table;
+}
+
+static void
+watch_end(struct bench *b)
+{
+	b->be.k = watch.real;
+}
+
 /* A trainer and what it works on. */
 struct rig {
 	struct bench *b;
@@ -132,29 +198,37 @@ make(struct rig *r)
 
 /* ---------------------------------------------------------- an iteration */
 
-/* Seconds of each phase; every piece ends with what it has downloaded. */
+/* Seconds of the phases. */
+struct phases {
+	double all[3], waited[3], uploaded[3];
+};
+
+/* Every piece of work ends with a download, or with a sync here. */
 static int
-iterate(struct rig *r, double s[3])
+iterate(struct rig *r, struct phases *p)
 {
 	enum lpo_lpo_phase phase;
 	int64_t done, total;
 	double t;
 	int rc;
 
-	memset(s, 0, 3 * sizeof(*s));
+	memset(p, 0, sizeof(*p));
 	do {
 		phase = lpo_lpo_where(r->lpo, &done, &total);
+		watch.waited_s = watch.uploaded_s = 0;
 		t = lpo_now_s();
 		if ((rc = lpo_lpo_advance(r->lpo)) < 0 ||
 		    bench_sync(r->b) < 0)
 			return lpo_errcode(r->b->ctx);
-		s[phase] += lpo_now_s() - t;
+		p->all[phase] += lpo_now_s() - t;
+		p->waited[phase] += watch.waited_s;
+		p->uploaded[phase] += watch.uploaded_s;
 	} while (rc == 0);
 	return 0;
 }
 
 static void
-put_phases(struct rig *r, int64_t n, const double s[3])
+put_phases(struct rig *r, int64_t n, const struct phases *s)
 {
 	static const char *const phase[] = { "rollout", "score", "train" };
 	const struct lpo_lpo_report *p = lpo_lpo_report(r->lpo);
@@ -172,11 +246,15 @@ put_phases(struct rig *r, int64_t n, const double s[3])
 		    "pairs", (long long)n, (long long)p->pairs);
 		l.name = phase[i];
 		l.dt = i == LPO_PH_SCORE ? narrow(r->b) : r->dtype;
-		l.ms = 1e3 * s[i];
+		l.ms = 1e3 * s->all[i];
 		l.flops = flops[i];
 		bench_put(r->b, &l);
+		bench_say("%s %s: %.1f ms waiting for the device, %.1f "
+		    "uploading, %.1f else on the host", r->section, phase[i],
+		    1e3 * s->waited[i], 1e3 * s->uploaded[i], 1e3 *
+		    (s->all[i] - s->waited[i] - s->uploaded[i]));
 		all += flops[i];
-		all_s += s[i];
+		all_s += s->all[i];
 	}
 	if (p->skipped_steps > 0)
 		bench_say("%s: %lld steps left out: %s not finite", r->section,
@@ -197,9 +275,11 @@ static int
 lpo(struct rig *r, int iterations)
 {
 	struct lpo_lpo_plan plan;
-	double s[3], t = lpo_now_s();
+	struct phases s;
+	double t = lpo_now_s();
 	int i, rc;
 
+	watch_begin(r->b);
 	if ((rc = make(r)) == 0) {
 		lpo_lpo_plan(r->lpo, &plan);
 		bench_say("%s: %.2f s to load; %lld prompts, %lld steps, "
@@ -212,9 +292,10 @@ lpo(struct rig *r, int iterations)
 		    plan.activation_bytes >> 20);
 	}
 	for (i = 0; i < iterations && rc == 0; i++)
-		if ((rc = iterate(r, s)) == 0)
-			put_phases(r, i, s);
+		if ((rc = iterate(r, &s)) == 0)
+			put_phases(r, i, &s);
 	drop(r);
+	watch_end(r->b);
 	return rc;
 }
 
