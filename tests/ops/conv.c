@@ -149,9 +149,10 @@ reference(struct truth *t, const struct lpo_conv_shape *s,
 
 static void
 check(const char *what, const char *name, const struct buf *got,
-    const double *want, const double *magnitude, int rc, struct scratch *s)
+    const double *want, const double *magnitude, const double *added, int rc,
+    struct scratch *s)
 {
-	double e = worst(got, want, magnitude);
+	double e = worst(got, want, magnitude, added);
 	int whole = scratch_done(s);
 
 	ok(rc == 0 && e <= 1 && whole && guard_whole(got),
@@ -169,7 +170,8 @@ scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
 /* The sums of a truth and what else there is: to `want`, as `worst` has it. */
 static void
 and_start(double *want, double *magnitude, const double *sum,
-    const double *absolute, const struct buf *start, const struct buf *bias)
+    const double *absolute, double *added, const struct buf *start,
+    const struct buf *bias)
 {
 	int64_t i;
 
@@ -179,6 +181,9 @@ and_start(double *want, double *magnitude, const double *sum,
 		add(&want[i], &magnitude[i], start->v[i]);
 		if (bias != NULL)
 			add(&want[i], &magnitude[i], bias->v[i % bias->count]);
+		if (added != NULL)
+			added[i] = fabs(start->v[i]) + (bias != NULL ?
+			    fabs(bias->v[i % bias->count]) : 0);
 	}
 }
 
@@ -194,6 +199,7 @@ check_forward(lpo_backend *be, enum lpo_dtype dt,
 	struct buf r = buf_new(be, dt, y_count(s), 4), none = r;
 	struct buf bias = buf_new(be, LPO_F32, s->co, 5);
 	double *want = zeros(y.count), *magnitude = zeros(y.count);
+	double *added = zeros(y.count);
 	struct scratch tmp;
 	char what[64];
 	int i, kind, rc;
@@ -204,17 +210,19 @@ check_forward(lpo_backend *be, enum lpo_dtype dt,
 		snprintf(what, sizeof(what), "forward%s%s", i % 2 ? " + bias" :
 		    "", residuals[kind]);
 		buf_start(&y, kind == 1);
-		and_start(want, magnitude, t->y, t->ay, kind ? &r : &none,
+		and_start(want, magnitude, t->y, t->ay, added, kind ? &r :
+		    &none,
 		    i % 2 ? &bias : NULL);
 		tmp = scratch_for(be, LPO_FWD, dt, s, 1);
 		rc = be->k->conv_fwd(be, dt, y.p, x->p, w->p,
 		    i % 2 ? bias.p : NULL, kind == 0 ? NULL : kind == 1 ?
 		    y.p : r.p, s, tmp.p);
-		check(what, name, &y, want, magnitude, rc, &tmp);
+		check(what, name, &y, want, magnitude, added, rc, &tmp);
 	}
 	free(none.v);
 	free(want);
 	free(magnitude);
+	free(added);
 	buf_free(&y);
 	buf_free(&r);
 	buf_free(&bias);
@@ -229,24 +237,27 @@ check_backward(lpo_backend *be, enum lpo_dtype dt,
 	struct buf dw = buf_new(be, LPO_F32, w_count(s), 7);
 	struct buf db = buf_new(be, LPO_F32, s->co, 8);
 	struct scratch tmp = scratch_for(be, LPO_BWD_DATA, dt, s, 1);
+	double *added = zeros(dx.count);
 	int rc;
 
 	buf_poison(&dx);
 	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, 0, tmp.p);
-	check("backward to x, set", name, &dx, t->dx, t->ax, rc, &tmp);
+	check("backward to x, set", name, &dx, t->dx, t->ax, NULL, rc, &tmp);
 	buf_reset(&dx);
 	tmp = scratch_for(be, LPO_BWD_DATA, dt, s, 1);
 	rc = be->k->conv_bwd_data(be, dt, dx.p, dy->p, w->p, s, 1, tmp.p);
-	and_start(t->dx, t->ax, t->dx, t->ax, &dx, NULL);
-	check("backward to x, added", name, &dx, t->dx, t->ax, rc, &tmp);
+	and_start(t->dx, t->ax, t->dx, t->ax, added, &dx, NULL);
+	check("backward to x, added", name, &dx, t->dx, t->ax, added, rc,
+	    &tmp);
+	free(added);
 	tmp = scratch_for(be, LPO_BWD_WEIGHT, dt, s, s->n);
 	rc = be->k->conv_bwd_weight(be, dt, dw.p, db.p, dy->p, x->p, s, s->n,
 	    tmp.p);
-	and_start(t->dw, t->aw, t->dw, t->aw, &dw, NULL);
-	and_start(t->db, t->ab, t->db, t->ab, &db, NULL);
-	check("backward to w", name, &dw, t->dw, t->aw, rc, &tmp);
+	and_start(t->dw, t->aw, t->dw, t->aw, NULL, &dw, NULL);
+	and_start(t->db, t->ab, t->db, t->ab, NULL, &db, NULL);
+	check("backward to w", name, &dw, t->dw, t->aw, NULL, rc, &tmp);
 	tmp = scratch_new(be, 1);
-	check("backward to b", name, &db, t->db, t->ab, rc, &tmp);
+	check("backward to b", name, &db, t->db, t->ab, NULL, rc, &tmp);
 	buf_free(&dx);
 	buf_free(&dw);
 	buf_free(&db);
@@ -415,10 +426,12 @@ check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
 	    &w2, &dy2);
 
 	good &= run_images(be, dt, s, 0, s.n, groups, &r, &x, &w, &dy);
-	e[0] = worst_of(&r.y, &want.y, taps * (double)s.ci + 1);
-	e[1] = worst_of(&r.dx, &want.dx, taps * (double)s.co + 1);
-	e[2] = worst_of(&r.dw, &want.dw, (double)(s.n * s.ho * s.wo) / 4 + 1);
-	e[3] = worst_of(&r.db, &want.db, (double)(s.n * s.ho * s.wo) / 2 + 1);
+	e[0] = worst_of(&r.y, &want.y, taps * (double)s.ci + 1, 2);
+	e[1] = worst_of(&r.dx, &want.dx, taps * (double)s.co + 1, 1);
+	e[2] = worst_of(&r.dw, &want.dw, (double)(s.n * s.ho * s.wo) / 4 + 1,
+	    0);
+	e[3] = worst_of(&r.db, &want.db, (double)(s.n * s.ho * s.wo) / 2 + 1,
+	    0);
 	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
 	    "%s against the CPU: errors %.2g %.2g %.2g %.2g of the allowed",
 	    text(level, dt, &s), e[0], e[1], e[2], e[3]);

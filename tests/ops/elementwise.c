@@ -357,7 +357,8 @@ test_adamw(lpo_backend *be, const char *level)
 static void
 test_squares(lpo_backend *be, const char *level)
 {
-	double want, got, one[7] = { 0 }, all = 0, bad = 0;
+	double got, one[7] = { 0 }, all = 0, bad = 0;
+	long double want;	/* one by one: f64 would lose what is tested */
 	const float *list[7];
 	int i, threads, good = 1, n = ncounts(be);
 	struct buf x[7];
@@ -374,7 +375,7 @@ test_squares(lpo_backend *be, const char *level)
 			    &counts[i], 1) == 0;
 			one[i] = threads == 1 ? got : one[i];
 			good &= got == one[i];
-			bad = fmax(bad, fabs(got / want - 1));
+			bad = fmax(bad, fabs((double)(got / want - 1)));
 		}
 		all += one[i];
 	}

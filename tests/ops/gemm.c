@@ -54,7 +54,7 @@ reference(double *want, double *magnitude, int64_t m, int64_t n, int64_t k,
 }
 
 struct truth {
-	double *want, *magnitude;
+	double *want, *magnitude, *added;
 };
 
 /* What there is besides the products: start where added, row or NULL. */
@@ -66,12 +66,14 @@ truth_new(const struct buf *start, int add, const double *row, int64_t n)
 
 	t.want = calloc((size_t)start->count, sizeof(double));
 	t.magnitude = calloc((size_t)start->count, sizeof(double));
-	if (t.want == NULL || t.magnitude == NULL)
+	t.added = calloc((size_t)start->count, sizeof(double));
+	if (t.want == NULL || t.magnitude == NULL || t.added == NULL)
 		abort();
 	for (i = 0; i < start->count; i++) {
 		t.want[i] = start_of(start, i, add) + (row ? row[i % n] : 0);
 		t.magnitude[i] = fabs(start_of(start, i, add)) +
 		    (row ? fabs(row[i % n]) : 0);
+		t.added[i] = t.magnitude[i];
 	}
 	return t;
 }
@@ -81,6 +83,7 @@ truth_free(struct truth *t)
 {
 	free(t->want);
 	free(t->magnitude);
+	free(t->added);
 }
 
 static void
@@ -88,7 +91,7 @@ check(const char *level, const char *what, const struct problem *p,
     enum lpo_dtype dt, const struct buf *got, struct truth *t, int rc,
     struct scratch *s)
 {
-	double e = worst(got, t->want, t->magnitude);
+	double e = worst(got, t->want, t->magnitude, t->added);
 	int whole = scratch_done(s);
 
 	ok(rc == 0 && e <= 1 && guard_whole(got) && whole,
@@ -382,10 +385,10 @@ check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
 
 	good &= run_all(be, dt, p, &r, &x, &w, &dy);
 	/* |a b| of values in -1 .. 1 is 1/4 in the mean */
-	e[0] = worst_of(&r.y, &want.y, (double)p->k / 4 + 1);
-	e[1] = worst_of(&r.dx, &want.dx, (double)p->n / 4 + 1);
-	e[2] = worst_of(&r.dw, &want.dw, (double)p->m / 4 + 1);
-	e[3] = worst_of(&r.db, &want.db, (double)p->m / 2 + 1);
+	e[0] = worst_of(&r.y, &want.y, (double)p->k / 4 + 1, 2);
+	e[1] = worst_of(&r.dx, &want.dx, (double)p->n / 4 + 1, 1);
+	e[2] = worst_of(&r.dw, &want.dw, (double)p->m / 4 + 1, 0);
+	e[3] = worst_of(&r.db, &want.db, (double)p->m / 2 + 1, 0);
 	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,
 	    "%s %s %dx%dx%d against the CPU: errors %.2g %.2g %.2g %.2g of "
 	    "the allowed", level, dt_name(dt), (int)p->m, (int)p->n,

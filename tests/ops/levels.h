@@ -201,17 +201,24 @@ guard_whole(const struct buf *b)
 
 /*
  * The largest error in units of what is allowed: 2e-6 of the sum of absolute
- * products (long f32 sums) and, in bf16, half a unit of the result.
+ * products (long f32 sums) and, in bf16, half a unit of the result.  CUDA's
+ * libraries round the products to bf16 before they add what is `added` (as
+ * they do for PyTorch): there also half a unit of that sum and of a bias,
+ * which |result| + |added| bounds.
  */
 __attribute__((unused)) static double
-worst(const struct buf *b, const double *want, const double *magnitude)
+worst(const struct buf *b, const double *want, const double *magnitude,
+    const double *added)
 {
+	int twice = on_cuda(b->be) && b->dt == LPO_BF16 && added != NULL;
 	double bad = 0, e;
 	int64_t i;
 
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (2e-6 * magnitude[i] + 1e-30 +
-		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0));
+		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0) +
+		    (twice && added[i] > 0 ? (fabs(want[i]) + added[i]) / 256 :
+		    0));
 		if (!(e <= bad))
 			bad = e;
 	}
@@ -223,15 +230,18 @@ worst(const struct buf *b, const double *want, const double *magnitude)
  * loops: both err, and the sum of absolute products is about `magnitude`.
  */
 __attribute__((unused)) static double
-worst_of(const struct buf *b, const struct buf *want, double magnitude)
+worst_of(const struct buf *b, const struct buf *want, double magnitude,
+    double added)
 {
+	int twice = on_cuda(b->be) && b->dt == LPO_BF16 && added > 0;
 	double bad = 0, e, w;
 	int64_t i;
 
 	for (i = 0; i < b->count; i++) {
 		w = ((float *)want->p)[i];
 		e = fabs(get(b, i) - w) / (4e-6 * magnitude +
-		    (b->dt == LPO_BF16 ? fabs(w) / 256 : 0));
+		    (b->dt == LPO_BF16 ? fabs(w) / 256 : 0) +
+		    (twice ? (fabs(w) + added) / 256 : 0));
 		if (!(e <= bad))
 			bad = e;
 	}
