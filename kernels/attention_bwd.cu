@@ -20,7 +20,7 @@ typedef __nv_bfloat16 bf16;
 enum {
 	LARGEST_D = 160,
 	LONGEST = 1 << 30,	/* tokens met by one block */
-	PAD = 128,		/* stats end on a multiple of it */
+	PAD = 384,		/* stats end on a multiple: of every MET */
 	LONG = 256		/* tokens from which warpgroups pay */
 };
 
@@ -724,7 +724,7 @@ struct wg_shape {
 	    D <= 40 ? 4 : 3;
 	static constexpr int THREADS = GROUPS * 128;
 	static constexpr int OWNED = GROUPS * 64;
-	static constexpr int MET = 128;
+	static constexpr int MET = D <= 64 ? 192 : 128;
 	static constexpr int ROW8 = (D + 15) / 16 * 256;	/* bytes */
 	static constexpr int TILE = OWNED / 8 * ROW8;
 	static constexpr int MET_TILE = MET / 8 * ROW8;
