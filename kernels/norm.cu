@@ -295,7 +295,7 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 	const int busy = row < k.per;
 	float a[V], b[V], v[V];
 	cuda_pack<T, V> now[ROWS(T)];
-	int col, r, u, j, ch;
+	int col, r, u, j, ch, g;
 
 	if (busy && c0 < p.width / V)
 		rows_read<T, V>(now, x + c0 * V, row, k, p.rows);
@@ -303,12 +303,14 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 	for (col = c0; busy && col < p.width / V; col += k.span) {
 		if (col != c0)
 			rows_read<T, V>(now, x + col * V, row, k, p.rows);
+		ch = p.first * k.cg + col * V;
+		cuda_unpack(a, cuda_read<float, V>(gamma + ch));
+		cuda_unpack(b, cuda_read<float, V>(beta + ch));
 #pragma unroll
 		for (j = 0; j < V; j++) {
-			ch = col * V + j;
-			a[j] = rstd[ch / k.cg] * gamma[p.first * k.cg + ch];
-			b[j] = fmaf(-mean[ch / k.cg], a[j],
-			    beta[p.first * k.cg + ch]);
+			g = (col * V + j) / k.cg;
+			a[j] *= rstd[g];
+			b[j] = fmaf(-mean[g], a[j], b[j]);
 		}
 		for (r = row; r < p.rows; r += ROWS(T) * k.per) {
 #pragma unroll
@@ -335,9 +337,10 @@ group_apply(void *yv, float *stats, const void *xv, const float *gamma,
 /* 1 where whole vectors can be used. */
 static int
 group_wide(int64_t c, int64_t groups, const void *x, const void *y,
-    const void *z)
+    const void *z, const float *gamma, const float *beta)
 {
 	return c % CUDA_WIDE == 0 && cuda_aligned(x, y, z) &&
+	    cuda_aligned(gamma, beta, NULL) &&
 	    chunk_of(groups, c / groups, CUDA_WIDE) > 0;
 }
 
@@ -372,7 +375,7 @@ cuda_group_norm_fwd(lpo_backend *be, enum lpo_dtype dt, void *y,
 		return LPO_EINVAL;
 	if (n == 0 || hw == 0)
 		return 0;
-	wide = group_wide(c, norm_groups, x, y, NULL);
+	wide = group_wide(c, norm_groups, x, y, NULL, gamma, beta);
 	k = cut_of(hw, c, norm_groups, wide);
 	batch = batch_of(cu, &k, n);
 	if (batch < 1)
@@ -402,12 +405,14 @@ back_columns(float *mean, float *a, float *b, const float *stats,
 {
 	int j, g;
 
+	cuda_unpack(a, cuda_read<float, V>(gamma + ch));
+	cuda_unpack(b, cuda_read<float, V>(beta + ch));
 #pragma unroll
 	for (j = 0; j < V; j++, ch++) {
 		g = ch / k.cg;
 		mean[j] = stats[2 * g];
-		a[j] = stats[2 * g + 1] * gamma[ch];
-		b[j] = fmaf(-mean[j], a[j], beta[ch]);
+		a[j] *= stats[2 * g + 1];
+		b[j] = fmaf(-mean[j], a[j], b[j]);
 	}
 }
 
@@ -757,7 +762,7 @@ cuda_group_norm_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
 		return LPO_EINVAL;
 	if (n == 0 || hw == 0)
 		return 0;
-	wide = group_wide(c, norm_groups, dx, dy, x);
+	wide = group_wide(c, norm_groups, dx, dy, x, gamma, beta);
 	k = cut_of(hw, c, norm_groups, wide);
 	batch = batch_of(cu, &k, n);
 	if (batch < 1)
