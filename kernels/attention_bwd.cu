@@ -935,10 +935,10 @@ struct wg {
 	uint64_t own_a, own_b;
 };
 
-/* p = P of s */
+/* p = P of s; for KEYS also as an operand. */
 template <int D, bool KEYS>
 static __device__ __forceinline__ void
-wg_probabilities(const struct wg<D> &w, float p[32], const float s[32],
+wg_probabilities(struct wg<D> &w, float p[32], const float s[32],
     const float2 *stats, float scale2)
 {
 	int i, e;
@@ -952,11 +952,16 @@ wg_probabilities(const struct wg<D> &w, float p[32], const float s[32],
 		for (e = 0; e < 4; e++)
 			p[4 * i + e] = pow2(fmaf(s[4 * i + e], scale2,
 			    (KEYS ? e % 2 : e / 2) ? f.y : f.x));
+		if (KEYS) {
+			w.pa[i / 2][i % 2 * 2] = pack(p[4 * i], p[4 * i + 1]);
+			w.pa[i / 2][i % 2 * 2 + 1] = pack(p[4 * i + 2],
+			    p[4 * i + 3]);
+		}
 	}
 }
 
 /*
- * P and dS = P (dP - delta) as operands.  MASKED: only `valid` keys are there;
+ * dS = P (dP - delta) as an operand.  MASKED: only `valid` keys are there;
  * queries that are not have P = 0 by their stats.
  */
 template <int D, bool KEYS, bool MASKED>
@@ -974,17 +979,12 @@ wg_gradients(struct wg<D> &w, float p[32], const float dp[32],
 	for (i = 0; i < 8; i++) {
 		float2 f = KEYS ? stats[8 * i + 1] :
 		    make_float2(w.rd[0], w.rd[1]);
-		const float *pi = p + 4 * i;
 		float g[4];
 
 #pragma unroll
 		for (e = 0; e < 4; e++)
-			g[e] = pi[e] * (dp[4 * i + e] + ((KEYS ? e % 2 :
-			    e / 2) ? f.y : f.x));
-		if (KEYS) {
-			w.pa[i / 2][i % 2 * 2] = pack(pi[0], pi[1]);
-			w.pa[i / 2][i % 2 * 2 + 1] = pack(pi[2], pi[3]);
-		}
+			g[e] = p[4 * i + e] * (dp[4 * i + e] + ((KEYS ?
+			    e % 2 : e / 2) ? f.y : f.x));
 		w.da[i / 2][i % 2 * 2] = pack(g[0], g[1]);
 		w.da[i / 2][i % 2 * 2 + 1] = pack(g[2], g[3]);
 	}
@@ -1019,16 +1019,21 @@ wg_meet(struct wg<D> &w, const unsigned char *ma, const unsigned char *mb,
 	wg_wait<1>();
 	wg_settle(s);
 	wg_probabilities<D, KEYS>(w, pr, s, stats, scale2);
-	wg_wait<0>();
+	if (KEYS) {
+		/* Before the wait, so that dP is not waited for earlier. */
+		wg_begin();
+#pragma unroll
+		for (k = 0; k < 4; k++)
+			wg_sum(w.dv, w.pa[k], bt + k * (2 * ROW8 / 16));
+		wg_commit();
+	}
+	wg_wait<KEYS ? 1 : 0>();
 	wg_settle(dp);
 	wg_gradients<D, KEYS, MASKED>(w, pr, dp, stats, valid);
 	wg_begin();
 #pragma unroll
-	for (k = 0; k < 4; k++) {
-		if (KEYS)
-			wg_sum(w.dv, w.pa[k], bt + k * (2 * ROW8 / 16));
+	for (k = 0; k < 4; k++)
 		wg_sum(w.dx, w.da[k], at + k * (2 * ROW8 / 16));
-	}
 	wg_commit();
 }
 
