@@ -16,6 +16,7 @@ struct bench {
 	int gpu, device;
 	int quick;		/* fewer and shorter batches */
 	int tiny;		/* small models and shapes, to try it out */
+	int values;		/* networks once, at few rows, for their values */
 	int bf16;		/* the device has it */
 	double flops[2];	/* a second: f32, bf16; 0: not measured */
 	double copied;		/* bytes a second, read and written */

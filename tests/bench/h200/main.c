@@ -221,10 +221,11 @@ usage(void)
 {
 	int i;
 
-	printf("usage: h200 [-qt] [-d cpu|cuda[:N]] [section ...]\n"
-	    "  -d --device  what to measure\n"
+	printf("usage: h200 [-qtv] [-d DEVICE] [section ...]\n"
+	    "  -d --device  cpu or cpu:LEVEL; cuda or cuda:N\n"
 	    "  -q --quick   fewer and shorter batches\n"
 	    "  -t --tiny    small models and shapes, to try it out\n"
+	    "  -v --values  of networks, no times: to compare devices\n"
 	    "  -h --help    this\n"
 	    "Tab-separated lines on standard output; sections (all):\n");
 	for (i = 0; i < N_SECTIONS; i++)
@@ -239,11 +240,12 @@ options(struct bench *b, const char **device, int argc, char **argv)
 		{ "device", required_argument, NULL, 'd' },
 		{ "quick", no_argument, NULL, 'q' },
 		{ "tiny", no_argument, NULL, 't' },
+		{ "values", no_argument, NULL, 'v' },
 		{ "help", no_argument, NULL, 'h' }, { NULL, 0, NULL, 0 }
 	};
 	int ch;
 
-	while ((ch = getopt_long(argc, argv, "d:qth", table, NULL)) != -1)
+	while ((ch = getopt_long(argc, argv, "d:qtvh", table, NULL)) != -1)
 		switch (ch) {
 		case 'd':
 			*device = optarg;
@@ -253,6 +255,9 @@ options(struct bench *b, const char **device, int argc, char **argv)
 			break;
 		case 't':
 			b->tiny = 1;
+			break;
+		case 'v':
+			b->values = 1;
 			break;
 		case 'h':
 			return 1;

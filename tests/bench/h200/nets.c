@@ -127,8 +127,11 @@ static int
 net_line(struct net *n, struct bench_line *l, int64_t weights,
     lpo_params *trained)
 {
-	int rc = bench_time(n->b, &l->ms, run_net, n);
+	int rc;
 
+	if (n->b->values)
+		return say_values(n, l, trained);
+	rc = bench_time(n->b, &l->ms, run_net, n);
 	l->flops = n->plan.fwd_flops + (n->backward ? n->plan.bwd_flops +
 	    n->plan.recompute_flops : 0);
 	l->bytes = n->plan.arena_bytes + n->plan.constant_bytes +
@@ -241,6 +244,13 @@ load_unet(struct bench *b, lpo_unet **u, int xl, enum lpo_dtype dt, int half)
 	return lpo_unet_load(b->ctx, &b->be, u, dir, dt, half);
 }
 
+/* Not the full numbers of rows. */
+static int
+few(const struct bench *b)
+{
+	return b->tiny || b->values;
+}
+
 static enum lpo_dtype
 narrow(const struct bench *b)
 {
@@ -292,15 +302,15 @@ out:
 int
 bench_unet(struct bench *b)
 {
-	static const int64_t few[] = { 2, 4, 0 }, small[] = { 2, 0 };
+	static const int64_t two[] = { 2, 4, 0 }, small[] = { 2, 0 };
 	static const int64_t fwd[] = { 2, 10, 20, 40, 80, 0 };
 	static const int64_t both[] = { 20, 10, 0 };
 	struct ask a = { .section = "unet", .dt = narrow(b) };
 	int rc;
 
 	if ((rc = load_unet(b, &a.unet, 0, a.dt, 0)) == 0)
-		rc = unet_lines(b, &a, b->tiny ? few : fwd,
-		    b->tiny ? small : both, 4);
+		rc = unet_lines(b, &a, few(b) ? two : fwd,
+		    few(b) ? small : both, 4);
 	lpo_unet_free(a.unet);
 	return rc;
 }
@@ -313,8 +323,8 @@ bench_unet_f32(struct bench *b)
 	int rc;
 
 	if ((rc = load_unet(b, &a.unet, 0, a.dt, 0)) == 0)
-		rc = unet_lines(b, &a, b->tiny ? small : fwd,
-		    b->tiny ? small : fwd, 4);
+		rc = unet_lines(b, &a, few(b) ? small : fwd,
+		    few(b) ? small : fwd, 4);
 	lpo_unet_free(a.unet);
 	return rc;
 }
@@ -327,8 +337,8 @@ bench_sdxl(struct bench *b)
 	int rc;
 
 	if ((rc = load_unet(b, &a.unet, 1, a.dt, 0)) == 0)
-		rc = unet_lines(b, &a, b->tiny ? small : rows,
-		    b->tiny ? small : rows, b->tiny ? 4 : 64);
+		rc = unet_lines(b, &a, few(b) ? small : rows,
+		    few(b) ? small : rows, b->tiny ? 4 : 64);
 	lpo_unet_free(a.unet);
 	return rc;
 }
@@ -345,13 +355,13 @@ bench_lrm(struct bench *b)
 
 	if ((rc = load_unet(b, &a.unet, 0, a.dt, 1)) < 0)
 		return rc;
-	rc = unet_lines(b, &a, b->tiny ? small : rows, none, 0);
+	rc = unet_lines(b, &a, few(b) ? small : rows, none, 0);
 	a.arena = &arena;
 	a.copies = 2;			/* as candidates are scored */
-	a.per_group = b->tiny ? 1 : 4;
-	a.rows = b->tiny ? 2 : 160;
+	a.per_group = few(b) ? 1 : 4;
+	a.rows = few(b) ? 2 : 160;
 	unet_line(b, &a);
-	a.rows = b->tiny ? 2 : 40;
+	a.rows = few(b) ? 2 : 40;
 	unet_line(b, &a);
 	lpo_arena_free(&b->be, &arena);
 	lpo_unet_free(a.unet);
@@ -402,9 +412,9 @@ bench_vae(struct bench *b)
 	if ((rc = lpo_vae_load(b->ctx, &b->be, &v, dir, dt, LPO_VAE_ENCODER |
 	    LPO_VAE_DECODER)) < 0 ||
 	    (rc = vae_line(b, v, dt, 1, px, 0)) < 0 ||
-	    (rc = vae_line(b, v, dt, b->tiny ? 2 : 8, px, 0)) < 0)
+	    (rc = vae_line(b, v, dt, few(b) ? 2 : 8, px, 0)) < 0)
 		goto out;
-	rc = vae_line(b, v, dt, b->tiny ? 1 : 4, px, 1);
+	rc = vae_line(b, v, dt, few(b) ? 1 : 4, px, 1);
 out:
 	lpo_vae_free(v);
 	return rc;
