@@ -103,6 +103,8 @@ cuda_done(struct cuda *c, const char *what)
 
 	if (e == cudaSuccess && c->checked)
 		e = cudaStreamSynchronize(c->stream);
+	if (e == cudaSuccess)	/* the words of an older error are over */
+		c->error[0] = '\0';
 	return cuda_check(c, e, what);
 }
 
