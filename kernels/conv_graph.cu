@@ -1,14 +1,14 @@
 /*
  * A convolution's graph for cuDNN, and the choice of its engine.
  *
- *	fwd		y = conv(x, w), then in one kernel with it
- *			+ residual + bias, f32 until the store
+ *	fwd		y = conv(x, w)
  *	bwd_data	dx = conv^T(dy, w)
  *	bwd_weight	dw = x^T dy
  *
  * Each with beta 1 where the result is added to.  The heuristics name engines
  * in the order of their speed; taken is the first that is deterministic,
- * never rounds between, and computes f32 in f32.  No engine is timed: two
+ * never rounds between, and computes f32 in f32; compiled ones are left out,
+ * which take half a second each and are no faster.  No engine is timed: two
  * runs of a program would then differ in bits.
  *
  * This file is C as well as C++, see conv_graph.h.
@@ -21,20 +21,15 @@
 typedef cudnnBackendDescriptor_t desc;
 
 /* Names of the tensors. */
-enum { X = 1, W, Y, BIAS, RESIDUAL, CONV_ONLY, WITH_RESIDUAL };
+enum { X = 1, W, Y };
 
-enum {
-	CONFIGS = 64,		/* of the heuristics' list that are looked at */
-	BIAS_ALIGN = 4
-};
+enum { CONFIGS = 64 };	/* of the heuristics' list that are looked at */
 
 /* A graph while it is built: the first error ends it. */
 struct graph {
 	struct conv_plan *p;
 	const struct conv_key *k;
 	cudnnStatus_t status;
-	desc ops[3];
-	int n_ops;
 };
 
 static desc
@@ -86,8 +81,7 @@ tensor(struct graph *g, int64_t name, cudnnDataType_t type, int64_t n,
 	desc d = make(g, CUDNN_BACKEND_TENSOR_DESCRIPTOR);
 	int64_t dims[4] = { n, c, h, w };
 	int64_t strides[4] = { h * w * c, 1, w * c, c };
-	int64_t align = name == BIAS ? BIAS_ALIGN : g->k->align;
-	bool inner = name >= CONV_ONLY;
+	int64_t align = g->k->align;
 
 	set(g, d, CUDNN_ATTR_TENSOR_UNIQUE_ID, CUDNN_TYPE_INT64, 1, &name);
 	set(g, d, CUDNN_ATTR_TENSOR_DATA_TYPE, CUDNN_TYPE_DATA_TYPE, 1, &type);
@@ -95,7 +89,6 @@ tensor(struct graph *g, int64_t name, cudnnDataType_t type, int64_t n,
 	set(g, d, CUDNN_ATTR_TENSOR_STRIDES, CUDNN_TYPE_INT64, 4, strides);
 	set(g, d, CUDNN_ATTR_TENSOR_BYTE_ALIGNMENT, CUDNN_TYPE_INT64, 1,
 	    &align);
-	set(g, d, CUDNN_ATTR_TENSOR_IS_VIRTUAL, CUDNN_TYPE_BOOLEAN, 1, &inner);
 	finish(g, d);
 	return d;
 }
@@ -169,9 +162,9 @@ static const struct op {
 	    CUDNN_ATTR_OPERATION_CONVOLUTION_BWD_FILTER_BETA },
 };
 
-/* The convolution itself, to or from y. */
-static void
-add_convolution(struct graph *g, desc y)
+/* The graph of the one operation. */
+static desc
+whole_graph(struct graph *g, const struct conv_device *dev)
 {
 	const struct lpo_conv_shape *s = &g->k->s;
 	const struct op *o = &ops[g->k->pass];
@@ -181,7 +174,8 @@ add_convolution(struct graph *g, desc y)
 	desc conv = convolution(g);
 	desc x = tensor(g, X, type, s->n, s->h, s->w, s->ci);
 	desc w = tensor(g, W, type, s->co, s->kh, s->kw, s->ci);
-	desc d = make(g, o->type);
+	desc y = tensor(g, Y, type, s->n, s->ho, s->wo, s->co);
+	desc d = make(g, o->type), whole;
 
 	set_desc(g, d, o->conv, conv);
 	set_desc(g, d, o->x, x);
@@ -190,106 +184,13 @@ add_convolution(struct graph *g, desc y)
 	set(g, d, o->alpha, CUDNN_TYPE_FLOAT, 1, &alpha);
 	set(g, d, o->beta, CUDNN_TYPE_FLOAT, 1, &beta);
 	finish(g, d);
-	g->ops[g->n_ops++] = d;
-}
-
-/* sum = a + b; b may be one row of channels */
-static void
-add_sum(struct graph *g, desc sum, desc a, desc b)
-{
-	cudnnPointwiseMode_t mode = CUDNN_POINTWISE_ADD;
-	cudnnDataType_t f32 = CUDNN_DATA_FLOAT;
-	desc p = make(g, CUDNN_BACKEND_POINTWISE_DESCRIPTOR), d;
-
-	set(g, p, CUDNN_ATTR_POINTWISE_MODE, CUDNN_TYPE_POINTWISE_MODE, 1,
-	    &mode);
-	set(g, p, CUDNN_ATTR_POINTWISE_MATH_PREC, CUDNN_TYPE_DATA_TYPE, 1,
-	    &f32);
-	finish(g, p);
-	d = make(g, CUDNN_BACKEND_OPERATION_POINTWISE_DESCRIPTOR);
-	set_desc(g, d, CUDNN_ATTR_OPERATION_POINTWISE_PW_DESCRIPTOR, p);
-	set_desc(g, d, CUDNN_ATTR_OPERATION_POINTWISE_XDESC, a);
-	set_desc(g, d, CUDNN_ATTR_OPERATION_POINTWISE_BDESC, b);
-	set_desc(g, d, CUDNN_ATTR_OPERATION_POINTWISE_YDESC, sum);
-	finish(g, d);
-	g->ops[g->n_ops++] = d;
-}
-
-static desc
-output(struct graph *g, int64_t name)
-{
-	const struct lpo_conv_shape *s = &g->k->s;
-
-	return tensor(g, name, name >= CONV_ONLY ? CUDNN_DATA_FLOAT :
-	    type_of(g->k), s->n, s->ho, s->wo, s->co);
-}
-
-static int
-is_fused(const struct conv_key *k)
-{
-	return (k->flags & (CONV_BIAS | CONV_RESIDUAL)) != 0;
-}
-
-static void
-add_operations(struct graph *g)
-{
-	int bias = g->k->flags & CONV_BIAS, residual = g->k->flags &
-	    CONV_RESIDUAL;
-	desc last, sum;
-
-	last = output(g, is_fused(g->k) ? CONV_ONLY : Y);
-	add_convolution(g, last);
-	if (residual) {
-		sum = output(g, bias ? WITH_RESIDUAL : Y);
-		add_sum(g, sum, last, output(g, RESIDUAL));
-		last = sum;
-	}
-	if (bias)
-		add_sum(g, output(g, Y), last, tensor(g, BIAS,
-		    CUDNN_DATA_FLOAT, 1, 1, 1, g->k->s.co));
-}
-
-/* The compiled kernels of graphs like this one. */
-static desc *
-kernels_of(struct conv_device *dev, const struct conv_key *k)
-{
-	int log2 = 0;
-
-	while (log2 < 4 && 1 << log2 < k->align)
-		log2++;
-	return &dev->kernels[k->flags & 3][log2];
-}
-
-/*
- * Engines that add more than the convolution are compiled when a plan is
- * made, half a second each.  The kernels of one kind of graph are kept for
- * all its shapes, which is what `dynamic shape` is for.
- */
-static desc
-whole_graph(struct graph *g, struct conv_device *dev)
-{
-	desc d, *cache = kernels_of(dev, g->k);
-	bool fused = is_fused(g->k);
-
-	add_operations(g);
-	d = make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
-	set(g, d, CUDNN_ATTR_OPERATIONGRAPH_OPS,
-	    CUDNN_TYPE_BACKEND_DESCRIPTOR, g->n_ops, g->ops);
+	whole = make(g, CUDNN_BACKEND_OPERATIONGRAPH_DESCRIPTOR);
+	set_desc(g, whole, CUDNN_ATTR_OPERATIONGRAPH_OPS, d);
 	if (dev->handle != NULL)
-		set(g, d, CUDNN_ATTR_OPERATIONGRAPH_HANDLE, CUDNN_TYPE_HANDLE,
-		    1, &dev->handle);
-	set(g, d, CUDNN_ATTR_OPERATIONGRAPH_IS_DYNAMIC_SHAPE_ENABLED,
-	    CUDNN_TYPE_BOOLEAN, 1, &fused);
-	finish(g, d);
-	if (!fused || *cache != NULL || g->status != CUDNN_STATUS_SUCCESS)
-		return d;
-	*cache = make(g, CUDNN_BACKEND_KERNEL_CACHE_DESCRIPTOR);
-	set_desc(g, *cache, CUDNN_ATTR_KERNEL_CACHE_OPERATION_GRAPH, d);
-	finish(g, *cache);
-	/* It is the device's from now on. */
-	if (*cache != NULL)
-		g->p->count--;
-	return d;
+		set(g, whole, CUDNN_ATTR_OPERATIONGRAPH_HANDLE,
+		    CUDNN_TYPE_HANDLE, 1, &dev->handle);
+	finish(g, whole);
+	return whole;
 }
 
 /* Whether the engine of a configuration keeps our promises. */
@@ -317,17 +218,17 @@ is_exact(struct graph *g, desc config)
 	for (i = 0; i < notes && exact; i++)
 		exact = note[i] == CUDNN_NUMERICAL_NOTE_STRICT_NAN_PROP ||
 		    (note[i] == CUDNN_NUMERICAL_NOTE_TENSOR_CORE &&
-		    (g->k->dt == LPO_BF16 || g->k->flags & CONV_TENSOR));
+		    g->k->dt == LPO_BF16);
 	for (i = 0; i < traits && exact; i++)
-		exact = trait[i] != CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION ||
-		    is_fused(g->k);
+		exact = trait[i] != CUDNN_BEHAVIOR_NOTE_RUNTIME_COMPILATION;
 	cudnnBackendDestroyDescriptor(engine);
 	return exact;
 }
 
 /* 1 and the plan if the configuration makes one that fits. */
 static int
-make_plan(struct graph *g, desc config, struct conv_device *dev, size_t cap)
+make_plan(struct graph *g, desc config, const struct conv_device *dev,
+    size_t cap)
 {
 	desc d = make(g, CUDNN_BACKEND_EXECUTION_PLAN_DESCRIPTOR);
 	int64_t bytes = 0, got;
@@ -338,9 +239,6 @@ make_plan(struct graph *g, desc config, struct conv_device *dev, size_t cap)
 	if (dev->properties != NULL)
 		set_desc(g, d, CUDNN_ATTR_EXECUTION_PLAN_DEVICEPROP,
 		    dev->properties);
-	if (is_fused(g->k))
-		set_desc(g, d, CUDNN_ATTR_EXECUTION_PLAN_KERNEL_CACHE,
-		    *kernels_of(dev, g->k));
 	set_desc(g, d, CUDNN_ATTR_EXECUTION_PLAN_ENGINE_CONFIG, config);
 	finish(g, d);
 	if (g->status == CUDNN_STATUS_SUCCESS)
@@ -361,7 +259,7 @@ make_plan(struct graph *g, desc config, struct conv_device *dev, size_t cap)
 
 /* Try what the heuristics of one mode name, best first. */
 static void
-choose(struct graph *g, desc whole, struct conv_device *dev,
+choose(struct graph *g, desc whole, const struct conv_device *dev,
     cudnnBackendHeurMode_t mode, size_t cap)
 {
 	desc heur = make(g, CUDNN_BACKEND_ENGINEHEUR_DESCRIPTOR);
@@ -400,7 +298,7 @@ choose(struct graph *g, desc whole, struct conv_device *dev,
 
 cudnnStatus_t
 cuda_conv_plan_make(struct conv_plan *p, const struct conv_key *k,
-    struct conv_device *dev, size_t cap)
+    const struct conv_device *dev, size_t cap)
 {
 	struct graph g;
 	desc whole;
@@ -418,34 +316,23 @@ cuda_conv_plan_make(struct conv_plan *p, const struct conv_key *k,
 }
 
 cudnnStatus_t
-cuda_conv_plan_run(const struct conv_plan *p, const struct conv_key *k,
-    cudnnHandle_t handle, const struct conv_data *data)
+cuda_conv_plan_run(const struct conv_plan *p, cudnnHandle_t handle,
+    const struct conv_data *data)
 {
 	struct conv_plan parts;
 	struct graph g;
-	int64_t names[5] = { X, W, Y }, n = 3;
-	const void *at[5];
+	int64_t names[3] = { X, W, Y };
+	const void *at[3] = { data->x, data->w, data->y };
 	desc d;
 
 	memset(&parts, 0, sizeof(parts));
 	memset(&g, 0, sizeof(g));
 	g.p = &parts;
-	at[0] = data->x;
-	at[1] = data->w;
-	at[2] = data->y;
-	if (k->flags & CONV_BIAS) {
-		names[n] = BIAS;
-		at[n++] = data->bias;
-	}
-	if (k->flags & CONV_RESIDUAL) {
-		names[n] = RESIDUAL;
-		at[n++] = data->residual;
-	}
 	d = make(&g, CUDNN_BACKEND_VARIANT_PACK_DESCRIPTOR);
-	set(&g, d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, n,
+	set(&g, d, CUDNN_ATTR_VARIANT_PACK_UNIQUE_IDS, CUDNN_TYPE_INT64, 3,
 	    names);
 	set(&g, d, CUDNN_ATTR_VARIANT_PACK_DATA_POINTERS, CUDNN_TYPE_VOID_PTR,
-	    n, at);
+	    3, at);
 	set(&g, d, CUDNN_ATTR_VARIANT_PACK_WORKSPACE, CUDNN_TYPE_VOID_PTR, 1,
 	    &data->workspace);
 	finish(&g, d);
@@ -461,17 +348,4 @@ cuda_conv_plan_free(struct conv_plan *p)
 	while (p->count > 0)
 		cudnnBackendDestroyDescriptor(p->parts[--p->count]);
 	memset(p, 0, sizeof(*p));
-}
-
-void
-cuda_conv_device_free(struct conv_device *dev)
-{
-	int i, j;
-
-	for (i = 0; i < 4; i++)
-		for (j = 0; j < 5; j++)
-			if (dev->kernels[i][j] != NULL)
-				cudnnBackendDestroyDescriptor(
-				    dev->kernels[i][j]);
-	memset(dev->kernels, 0, sizeof(dev->kernels));
 }

@@ -11,17 +11,14 @@
 #include "kernels/kernel.h"
 
 enum {
-	CONV_BIAS = 1,		/* y = conv + bias, rounded once */
-	CONV_RESIDUAL = 2,	/* and + residual */
-	CONV_ADD = 4,		/* the result is added to what is there */
-	CONV_TENSOR = 8		/* f32 of bf16's values: TF32 loses nothing */
+	CONV_ADD = 1		/* the result is added to what is there */
 };
 
 /* Compared bytewise: no padding in it. */
 struct conv_key {
 	struct lpo_conv_shape s;
 	int32_t pass;		/* enum lpo_pass */
-	int32_t dt;		/* of all tensors but the bias, which is f32 */
+	int32_t dt;		/* of all tensors */
 	int32_t flags;
 	int32_t align;		/* 1 .. 16 bytes, of all pointers */
 };
@@ -30,8 +27,6 @@ struct conv_key {
 struct conv_device {
 	cudnnHandle_t handle;
 	cudnnBackendDescriptor_t properties;
-	/* Compiled kernels by bias, residual and alignment. */
-	cudnnBackendDescriptor_t kernels[4][5];
 };
 
 enum { CONV_PARTS = 32 };
@@ -47,7 +42,7 @@ struct conv_plan {
 
 /* By pass: dx, dy and dw are in the places of x, y and w. */
 struct conv_data {
-	const void *x, *w, *y, *bias, *residual, *workspace;
+	const void *x, *w, *y, *workspace;
 };
 
 /*
@@ -55,11 +50,10 @@ struct conv_data {
  * error is one of a descriptor; that no engine will do is none.
  */
 cudnnStatus_t cuda_conv_plan_make(struct conv_plan *,
-    const struct conv_key *, struct conv_device *, size_t cap);
+    const struct conv_key *, const struct conv_device *, size_t cap);
 /* On the handle's stream. */
-cudnnStatus_t cuda_conv_plan_run(const struct conv_plan *,
-    const struct conv_key *, cudnnHandle_t, const struct conv_data *);
+cudnnStatus_t cuda_conv_plan_run(const struct conv_plan *, cudnnHandle_t,
+    const struct conv_data *);
 void	cuda_conv_plan_free(struct conv_plan *);
-void	cuda_conv_device_free(struct conv_device *);
 
 #endif

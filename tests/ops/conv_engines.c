@@ -1,8 +1,7 @@
 /*
  * Every convolution that the networks and the tests of ops make has an engine
  * of cuDNN that keeps our promises, on a device that need not be here: plans
- * are finalised from the properties of one.  Engines that cuDNN compiles need
- * the driver's library even for that.
+ * are finalised from the properties of one.
  */
 #include <dlfcn.h>
 #include <stdio.h>
@@ -10,7 +9,7 @@
 #include <string.h>
 
 #ifdef __SANITIZE_ADDRESS__
-#include <sanitizer/lsan_interface.h>
+void	__lsan_disable(void);	/* gcc may come without its header */
 #endif
 
 #include "tests/tap.h"
@@ -110,7 +109,6 @@ static const struct net {
 };
 
 static struct conv_device device;
-static int driver;	/* its library is there */
 
 static int
 open_device(void)
@@ -169,26 +167,19 @@ check(const struct lpo_conv_shape *s, int align)
 	} ways[] = {
 		{ LPO_FWD, LPO_F32, 0, "forward f32" },
 		{ LPO_FWD, LPO_F32, CONV_ADD, "forward f32 added" },
-		{ LPO_FWD, LPO_F32, CONV_ADD | CONV_TENSOR, "forward wide" },
 		{ LPO_FWD, LPO_BF16, 0, "forward bf16" },
 		{ LPO_FWD, LPO_BF16, CONV_ADD, "forward bf16 added" },
-		{ LPO_FWD, LPO_BF16, CONV_BIAS, "forward bf16, bias" },
-		{ LPO_FWD, LPO_BF16, CONV_BIAS | CONV_RESIDUAL,
-		    "forward bf16, bias and residual" },
 		{ LPO_BWD_DATA, LPO_F32, 0, "data f32" },
 		{ LPO_BWD_DATA, LPO_F32, CONV_ADD, "data f32 added" },
 		{ LPO_BWD_DATA, LPO_BF16, 0, "data bf16" },
 		{ LPO_BWD_DATA, LPO_BF16, CONV_ADD, "data bf16 added" },
 		{ LPO_BWD_WEIGHT, LPO_F32, CONV_ADD, "weight f32" },
-		{ LPO_BWD_WEIGHT, LPO_F32, CONV_ADD | CONV_TENSOR,
-		    "weight wide" }
+		{ LPO_BWD_WEIGHT, LPO_BF16, 0, "weight bf16" }
 	};
 	size_t i;
 	char missing[512] = "";
 
 	for (i = 0; i < sizeof(ways) / sizeof(*ways); i++) {
-		if (!driver && ways[i].flags & (CONV_BIAS | CONV_RESIDUAL))
-			continue;
 		if (!has_plan(s, ways[i].pass, ways[i].dt, ways[i].flags,
 		    align))
 			snprintf(missing + strlen(missing), sizeof(missing) -
@@ -228,9 +219,6 @@ main(void)
 		skip("no cuDNN that plans without a device");
 		return done_testing();
 	}
-	driver = dlopen("libcuda.so.1", RTLD_NOW) != NULL;
-	if (!driver)
-		skip("no driver: engines that are compiled");
 	for (i = 0; i < sizeof(odd) / sizeof(*odd); i++)
 		check(&odd[i], 16);
 	for (i = 0; i < sizeof(odd) / sizeof(*odd); i++)

@@ -91,7 +91,8 @@ check(const char *level, const char *what, const struct problem *p,
     enum lpo_dtype dt, const struct buf *got, struct truth *t, int rc,
     struct scratch *s)
 {
-	double e = worst(got, t->want, t->magnitude, t->added);
+	double e = worst(got, t->want, t->magnitude,
+	    dt == LPO_BF16 && got->dt == LPO_BF16 ? t->added : NULL);
 	int whole = scratch_done(s);
 
 	ok(rc == 0 && e <= 1 && guard_whole(got) && whole,
@@ -385,8 +386,10 @@ check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
 
 	good &= run_all(be, dt, p, &r, &x, &w, &dy);
 	/* |a b| of values in -1 .. 1 is 1/4 in the mean */
-	e[0] = worst_of(&r.y, &want.y, (double)p->k / 4 + 1, 2);
-	e[1] = worst_of(&r.dx, &want.dx, (double)p->n / 4 + 1, 1);
+	e[0] = worst_of(&r.y, &want.y, (double)p->k / 4 + 1,
+	    dt == LPO_BF16 ? 2 : 0);
+	e[1] = worst_of(&r.dx, &want.dx, (double)p->n / 4 + 1,
+	    dt == LPO_BF16);
 	e[2] = worst_of(&r.dw, &want.dw, (double)p->m / 4 + 1, 0);
 	e[3] = worst_of(&r.db, &want.db, (double)p->m / 2 + 1, 0);
 	ok(good && e[0] <= 1 && e[1] <= 1 && e[2] <= 1 && e[3] <= 1,

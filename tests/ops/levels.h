@@ -210,7 +210,7 @@ __attribute__((unused)) static double
 worst(const struct buf *b, const double *want, const double *magnitude,
     const double *added)
 {
-	int twice = on_cuda(b->be) && b->dt == LPO_BF16 && added != NULL;
+	int twice = on_cuda(b->be) && added != NULL;
 	double bad = 0, e;
 	int64_t i;
 
@@ -233,7 +233,7 @@ __attribute__((unused)) static double
 worst_of(const struct buf *b, const struct buf *want, double magnitude,
     double added)
 {
-	int twice = on_cuda(b->be) && b->dt == LPO_BF16 && added > 0;
+	int twice = on_cuda(b->be) && added > 0;
 	double bad = 0, e, w;
 	int64_t i;
 
