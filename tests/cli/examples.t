@@ -170,7 +170,10 @@ try() {				# try NAME: blocks on standard input
 		block=$(echo "$block" | sed 's/random:sd15/random:tiny/')
 		timeout 60 bash -o pipefail -c "$block" > "$dir/out" 2> "$dir/err" \
 		    < /dev/null
-		ok $? "$name, $k: $(echo "$block" | head -n 1 | cut -c 1-50)"
+		status=$?
+		# a threshold may be missed: these models know nothing
+		case $status$block in 5*--fail-under*) status=0 ;; esac
+		ok $status "$name, $k: $(echo "$block" | head -n 1 | cut -c 1-50)"
 		block=
 	done
 }

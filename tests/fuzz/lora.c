@@ -24,7 +24,7 @@ close_unet(void)
 static void
 open_unet(void)
 {
-	CHECK(g_open(&g, "unet15", LPO_ISA_PORTABLE));
+	CHECK(g_open(&g, "unet15", "portable"));
 	CHECK(g_write_model(&g, g.st, "diffusion_pytorch_model", NULL) == 0);
 	CHECK(lpo_unet_load(g.c, &g.be, &unet, g.tmp, LPO_F32, 0) == 0);
 	atexit(close_unet);

@@ -453,8 +453,8 @@ main(void)
 	struct golden g, clip;
 	lpo_unet *u = NULL;
 
-	if (!g_open(&g, "unet21", LPO_ISA_AUTO) ||
-	    !g_open(&clip, "clip", LPO_ISA_AUTO))
+	if (!g_open(&g, "unet21", "auto") ||
+	    !g_open(&clip, "clip", "auto"))
 		return done_testing();
 	lpo_ctx_on_notice(g.c, keep_notice, NULL);
 	test_weights(&g);
