@@ -80,7 +80,10 @@ networks(lpo_lpo *l)
 	if ((rc = lpo_policy_fit(l->ctx, &l->train, l->in.be, l->in.unet,
 	    l->in.dtype, &s, want, l->o.memory_bytes)) < 0)
 		return rc;
-	for (g = l->o.prompts;; g = (g + 1) / 2) {
+	/* a device wants more rows at a time than a CPU */
+	g = strcmp(l->in.be->k->name, "cpu") == 0 ? l->o.prompts :
+	    4 * l->o.prompts;
+	for (;; g = (g + 1) / 2) {
 		if ((rc = lpo_lrm_scorer_new(l->ctx, &l->scorer, l->in.lrm,
 		    l->o.candidates, g, l->o.h, l->o.w, &l->arena)) < 0)
 			return rc;
@@ -127,6 +130,7 @@ buffers(lpo_lpo *l)
 	l->xt = floats(l, m * l->count);
 	l->xw = floats(l, m * l->count);
 	l->xl = floats(l, m * l->count);
+	l->out = lpo_alloc(l->ctx, (size_t)m, sizeof(*l->out));
 	l->t = lpo_alloc(l->ctx, (size_t)max64(rows, g * K),
 	    sizeof(int64_t));
 	l->who = lpo_alloc(l->ctx, (size_t)max64(rows, g), sizeof(int64_t));
@@ -192,6 +196,7 @@ lpo_lpo_free(lpo_lpo *l)
 	lpo_free(l->xt);
 	lpo_free(l->xw);
 	lpo_free(l->xl);
+	lpo_free(l->out);
 	lpo_free(l->t);
 	lpo_free(l->who);
 	lpo_free(l->check_reference);
@@ -242,11 +247,12 @@ lpo_lpo_batches(const lpo_lpo *l)
 static void
 stage_pairs(lpo_lpo *l, int64_t from, int64_t n)
 {
-	const struct lpo_transition *tr;
 	int64_t i;
 
+#pragma omp parallel for schedule(dynamic)
 	for (i = 0; i < n; i++) {
-		tr = &l->pair[from + i];
+		const struct lpo_transition *tr = &l->pair[from + i];
+
 		memcpy(l->xt + i * l->count, lpo_lpo_at(l->x, l, tr->s, tr->p),
 		    (size_t)l->count * sizeof(float));
 		lpo_lpo_candidate(l, l->xw + i * l->count, tr->s, tr->p,
@@ -289,8 +295,8 @@ reference(lpo_lpo *l, int64_t n)
 static int
 micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 {
-	struct lpo_pair_out o;
-	int64_t i, at;
+	struct lpo_pair_out *o = l->out;
+	int64_t i;
 	int rc;
 
 	stage_pairs(l, from, n);
@@ -298,20 +304,24 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 	    (rc = lpo_policy_eval(l->train, l->eps, l->in.texts, l->xt, l->t,
 	    l->who, n, 0)) < 0)
 		return rc;
+#pragma omp parallel for schedule(dynamic)
 	for (i = 0; i < n; i++) {
-		at = i * l->count;
-		lpo_pair_loss_eval(&l->o.loss, &o, l->d_eps + at,
+		int64_t at = i * l->count;
+
+		lpo_pair_loss_eval(&l->o.loss, &o[i], l->d_eps + at,
 		    1.0 / (double)batch, &l->ddim[l->pair[from + i].s],
 		    l->eps + at, l->eps_ref + at, l->xt + at, l->xw + at,
 		    l->xl + at, l->count);
-		if (!isfinite(o.loss) && sum->bad < 0)
+	}
+	for (i = 0; i < n; i++) {
+		if (!isfinite(o[i].loss) && sum->bad < 0)
 			sum->bad = from + i;
-		sum->loss += o.loss;
-		sum->implicit += o.ratio_win > o.ratio_lose;
-		sum->ratio_win += o.ratio_win;
-		sum->ratio_lose += o.ratio_lose;
-		sum->clipped_win += o.clipped_win;
-		sum->clipped_lose += o.clipped_lose;
+		sum->loss += o[i].loss;
+		sum->implicit += o[i].ratio_win > o[i].ratio_lose;
+		sum->ratio_win += o[i].ratio_win;
+		sum->ratio_lose += o[i].ratio_lose;
+		sum->clipped_win += o[i].clipped_win;
+		sum->clipped_lose += o[i].clipped_lose;
 	}
 	return lpo_policy_backward(l->train, l->d_eps, n);
 }

@@ -42,6 +42,7 @@ struct lpo_lpo {
 	float *cand;			/* [chunk][K][count] */
 	float *eps, *eps_ref, *d_eps;	/* [micro or rollout][count] */
 	float *xt, *xw, *xl;		/* [micro][count] */
+	struct lpo_pair_out *out;	/* [micro] */
 	float *chunk_score;
 	int64_t *t, *who;
 	float *check_reference;		/* [check_prompts][K]; NULL: not yet */

@@ -291,11 +291,13 @@ stage(lpo_policy *p, const lpo_policy_texts *x, const float *latent,
     const int64_t *t, const int64_t *prompt, int64_t n)
 {
 	const struct lpo_unet_config *cfg = lpo_unet_cfg(p->unet);
-	int64_t g, i, k, row = p->s.length * p->s.dim;
-	const float *text;
+	int64_t g, row = p->s.length * p->s.dim;
 
+#pragma omp parallel for schedule(static)
 	for (g = 0; g < p->s.groups; g++) {
-		i = g < n ? g : n - 1;
+		int64_t i = g < n ? g : n - 1, k;
+		const float *text;
+
 		memcpy(p->x + g * p->count, latent + i * p->count,
 		    (size_t)p->count * sizeof(float));
 		lpo_sinusoid(p->time + g * cfg->channels[0], (float)t[i],
@@ -318,8 +320,7 @@ lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
     int flags)
 {
 	float g = (float)p->s.guidance;
-	const float *c, *u;
-	int64_t i, j;
+	int64_t i;
 	int rc;
 
 	stage(p, x, latent, t, prompt, n);
@@ -334,9 +335,12 @@ lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
 	if ((rc = lpo_tape_forward(p->tape, flags)) < 0 ||
 	    (rc = lpo_var_get(p->tape, p->out, p->eps)) < 0)
 		return rc;
+#pragma omp parallel for schedule(static)
 	for (i = 0; i < n; i++) {
-		c = p->eps + i * p->copies * p->count;
-		u = c + p->count;
+		const float *c = p->eps + i * p->copies * p->count;
+		const float *u = c + p->count;
+		int64_t j;
+
 		for (j = 0; j < p->count; j++)
 			out[i * p->count + j] = p->copies == 1 ? c[j] :
 			    u[j] + g * (c[j] - u[j]);
@@ -347,13 +351,15 @@ lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
 int
 lpo_policy_backward(lpo_policy *p, const float *d_out, int64_t n)
 {
-	float g = (float)p->s.guidance, d;
-	float *c;
-	int64_t i, j;
+	float g = (float)p->s.guidance;
+	int64_t i;
 	int rc;
 
+#pragma omp parallel for schedule(static)
 	for (i = 0; i < p->s.groups; i++) {
-		c = p->eps + i * p->copies * p->count;
+		float *c = p->eps + i * p->copies * p->count, d;
+		int64_t j;
+
 		for (j = 0; j < p->count; j++) {
 			d = i < n ? d_out[i * p->count + j] : 0;
 			c[j] = p->copies == 1 ? d : g * d;

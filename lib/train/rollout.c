@@ -87,6 +87,7 @@ lpo_lpo_rollout_step(lpo_lpo *l, int64_t s)
 		mu = lpo_lpo_at(l->mu, l, s, p);
 		for (j = 0; j < n * l->count; j++)
 			mu[j] = cx * x[j] + ce * l->eps[j];
+#pragma omp parallel for schedule(dynamic) private(d, k)
 		for (i = 0; i < n; i++) {
 			d = draw(l, LPO_DRAW_PICK, p + i, s, 0);
 			k = lpo_draw_below(&d, 0, (uint32_t)l->o.candidates);
@@ -121,17 +122,15 @@ lpo_lpo_score_chunk(lpo_lpo *l, int64_t c)
 
 	all = (l->last - l->first) * l->o.prompts;
 	n = all - from < l->score_groups ? all - from : l->score_groups;
-	#pragma omp parallel for private(k, s, p) schedule(static)
-	for (i = 0; i < n; i++) {
-		s = l->first + (from + i) / l->o.prompts;
-		p = (from + i) % l->o.prompts;
-		l->who[i] = l->prompt[p];
-		for (k = 0; k < K; k++) {
-			l->t[i * K + k] = l->o.real_timestep ?
-			    l->ddim[s].prev : l->ddim[s].t;
-			lpo_lpo_candidate(l, l->cand + (i * K + k) * l->count,
-			    s, p, k);
-		}
+#pragma omp parallel for private(k, s, p) schedule(dynamic)
+	for (i = 0; i < n * K; i++) {
+		k = i % K;
+		s = l->first + (from + i / K) / l->o.prompts;
+		p = (from + i / K) % l->o.prompts;
+		l->who[i / K] = l->prompt[p];
+		l->t[i] = l->o.real_timestep ? l->ddim[s].prev :
+		    l->ddim[s].t;
+		lpo_lpo_candidate(l, l->cand + i * l->count, s, p, k);
 	}
 	if ((rc = lpo_lrm_scorer_score(l->scorer, l->chunk_score, NULL,
 	    l->in.lrm_texts, l->cand, l->who, l->t, n)) < 0)
