@@ -72,13 +72,18 @@ networks(lpo_lpo *l)
 	if ((rc = lpo_policy_fit(l->ctx, &l->rollout, l->in.be, l->in.unet,
 	    l->in.dtype, &s, l->o.prompts, l->o.memory_bytes)) < 0)
 		return rc;
-	if (l->in.lora == NULL && (rc = lpo_policy_fit(l->ctx, &l->reference,
-	    l->in.be, l->in.reference, l->in.dtype, &s, want,
-	    l->o.memory_bytes)) < 0)
-		return rc;
 	s.backward = 1;
 	if ((rc = lpo_policy_fit(l->ctx, &l->train, l->in.be, l->in.unet,
 	    l->in.dtype, &s, want, l->o.memory_bytes)) < 0)
+		return rc;
+	/*
+	 * On a GPU a row's last bits may depend on how many there are: as many
+	 * as the policy has, so that ratios begin at exactly 1.
+	 */
+	s.backward = 0;
+	if (l->in.lora == NULL && (rc = lpo_policy_fit(l->ctx, &l->reference,
+	    l->in.be, l->in.reference, l->in.dtype, &s,
+	    lpo_policy_groups(l->train), l->o.memory_bytes)) < 0)
 		return rc;
 	/* a device wants more rows at a time than a CPU */
 	g = strcmp(l->in.be->k->name, "cpu") == 0 ? l->o.prompts :

@@ -352,7 +352,11 @@ health(void)
 
 /* ---------------------------------------------------------------- the rest */
 
-/* Before the first step policy and reference are one. */
+/*
+ * Before the first step policy and reference are one.  In the check of a whole
+ * UNet on CUDA the two are walked with different numbers of rows, of which
+ * the last bits may depend; in training with as many, whatever the memory.
+ */
 static void
 beginning(int full)
 {
@@ -360,13 +364,20 @@ beginning(int full)
 	struct lpo_lpo_options o = options();
 	struct lpo_lpo_check c, again;
 	struct rig a, b = { NULL };
+	double far;
 
 	o.batch = 100;
 	if (make(&a, full, &o) < 0 || make(&b, full, &o) < 0 ||
 	    lpo_lpo_check(a.l, &c) < 0)
 		goto out;
-	ok(c.n == K && c.policy == c.reference && c.win_rate == 0.5,
-	    "%s: policy and reference begin with the same score", what);
+	far = fabs(c.policy - c.reference);
+	if (on_cuda(&be) && full)
+		ok(c.n == K && far <= 1e-4 * (1 + fabs(c.reference)),
+		    "%s: policy and reference begin %.2g apart", what, far);
+	else
+		ok(c.n == K && far == 0 && c.win_rate == 0.5,
+		    "%s: policy and reference begin with the same score",
+		    what);
 	if (iterations(a.l, 1) < 0)
 		goto out;
 	ok(a.l->report.batches == 1 &&
@@ -406,6 +417,32 @@ micro_batches(void)
 	lpo_clear(ctx);
 	drop(&a);
 	drop(&b);
+}
+
+/* As in beginning(), where memory has the batch done in parts. */
+static void
+beginning_in_parts(void)
+{
+	struct lpo_lpo_options o = options();
+	struct rig a;
+	int64_t n;
+
+	o.batch = 100;
+	if (make(&a, 1, &o) < 0)
+		goto out;
+	o.memory_bytes = lpo_policy_plan(a.l->train)->arena_bytes / 3;
+	drop(&a);
+	if (make(&a, 1, &o) < 0 || iterations(a.l, 1) < 0)
+		goto out;
+	n = lpo_policy_groups(a.l->train);
+	ok(n < o.batch && lpo_policy_groups(a.l->reference) == n &&
+	    a.l->report.ratio_win == 1 && a.l->report.ratio_lose == 1,
+	    "whole UNet, in parts of %d pairs: the first batch has ratio 1",
+	    (int)n);
+out:
+	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
 }
 
 /* Candidates of step s lie at prev(t): `real` scores them there. */
@@ -471,6 +508,7 @@ test_level(const char *level)
 	health();
 	beginning(0);
 	beginning(1);
+	beginning_in_parts();
 	/* a network that predicts v; the step itself: tests/golden/lpo.c */
 	schedule.prediction = LPO_PREDICT_V;
 	beginning(0);
