@@ -200,25 +200,37 @@ guard_whole(const struct buf *b)
 }
 
 /*
+ * What roundings to bf16 may be off, each half a unit, which is up to 2^-8 of
+ * what is rounded.  CUDA's libraries round at every step (as they do for
+ * PyTorch): the product, that times alpha or with a residual added, a bias,
+ * the result; of a weight's gradient, which is f32, the product alone.
+ * `added`, 0 where there is none, is the sum of the absolute values of what
+ * is added; either product is at most |result| + added.
+ */
+__attribute__((unused)) static double
+roundings(const struct buf *b, double result, double added)
+{
+	double r = fabs(result), product = r + added;
+
+	if (!on_cuda(b->be) || added <= 0)
+		return b->dt == LPO_BF16 ? r / 256 : 0;
+	return (b->dt == LPO_BF16 ? r + 2 * product + added : product) / 256;
+}
+
+/*
  * The largest error in units of what is allowed: 2e-6 of the sum of absolute
- * products (long f32 sums) and, in bf16, half a unit of the result.  CUDA's
- * libraries round the products to bf16 before they add what is `added` (as
- * they do for PyTorch): there also half a unit of that sum and of a bias,
- * which |result| + |added| bounds.
+ * products (long f32 sums) and, in bf16, the roundings.
  */
 __attribute__((unused)) static double
 worst(const struct buf *b, const double *want, const double *magnitude,
     const double *added)
 {
-	int twice = on_cuda(b->be) && added != NULL;
 	double bad = 0, e;
 	int64_t i;
 
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (2e-6 * magnitude[i] + 1e-30 +
-		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0) +
-		    (twice && added[i] > 0 ? (fabs(want[i]) + added[i]) / 256 :
-		    0));
+		    roundings(b, want[i], added != NULL ? added[i] : 0));
 		if (!(e <= bad))
 			bad = e;
 	}
@@ -233,15 +245,13 @@ __attribute__((unused)) static double
 worst_of(const struct buf *b, const struct buf *want, double magnitude,
     double added)
 {
-	int twice = on_cuda(b->be) && added > 0;
 	double bad = 0, e, w;
 	int64_t i;
 
 	for (i = 0; i < b->count; i++) {
 		w = ((float *)want->p)[i];
 		e = fabs(get(b, i) - w) / (4e-6 * magnitude +
-		    (b->dt == LPO_BF16 ? fabs(w) / 256 : 0) +
-		    (twice ? (fabs(w) + added) / 256 : 0));
+		    roundings(b, w, added));
 		if (!(e <= bad))
 			bad = e;
 	}
