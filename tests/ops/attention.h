@@ -205,6 +205,28 @@ truth_new(const struct lpo_attn_shape *s, const struct set *t, int add)
 	return w;
 }
 
+/*
+ * Of one head, and of the rows that share the first k and v, gradients set:
+ * what f64 has the time for where sequences are long.
+ */
+__attribute__((unused)) static struct truth
+truth_head(const struct lpo_attn_shape *s, const struct set *t, int64_t h)
+{
+	int64_t hd = s->heads * s->d, i, a;
+	struct truth w = { start_f64(s, &t->o, hd, 0),
+	    start_f64(s, &t->lse, 1, 0), start_f64(s, &t->dq, s->ldq, 0),
+	    start_f64(s, &t->dk, s->ldk, 0), start_f64(s, &t->dv, s->ldk, 0) };
+	double *p = malloc((size_t)s->lk * sizeof(double));
+	double *dp = malloc((size_t)s->lk * sizeof(double));
+
+	for (i = 0; i < s->n / s->nk; i++)
+		for (a = 0; a < s->lq; a++)
+			truth_query(s, t, &w, i, h, a, p, dp);
+	free(p);
+	free(dp);
+	return w;
+}
+
 /* What another backend made, in f32, is the truth. */
 __attribute__((unused)) static struct truth
 truth_of(const struct set *t)
@@ -253,6 +275,31 @@ excess(const struct lpo_attn_shape *s, const struct buf *b, int64_t ld,
 		if (!(e <= bad))
 			bad = e;
 	}
+	return bad;
+}
+
+/*
+ * The same of what truth_head knows: channels from..from+d-1 of each ld, in
+ * the first n elements.
+ */
+__attribute__((unused)) static double
+excess_head(const struct buf *b, int64_t n, int64_t ld, int64_t from,
+    int64_t d, const double *want, double rel)
+{
+	double top = 0, bad = 0, e;
+	int64_t i, x;
+
+	for (i = from; i < n; i += ld)
+		for (x = i; x < i + d; x++)
+			if (fabs(want[x]) > top)
+				top = fabs(want[x]);
+	for (i = from; i < n; i += ld)
+		for (x = i; x < i + d; x++) {
+			e = fabs(get(b, x) - want[x]) / (rel * (top + 0.01) +
+			    (b->dt == LPO_BF16 ? fabs(want[x]) / 250 : 0));
+			if (!(e <= bad))
+				bad = e;
+		}
 	return bad;
 }
 
