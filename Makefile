@@ -56,7 +56,7 @@ help:
 #: make              programs in bin/, the CUDA plug-in where nvcc is
 #: make cuda         the plug-in alone, or what is missing to build it
 #: make deps         install the Debian packages this needs
-#: make demo         the whole method on the embedded tiny world
+#: make demo         the whole method on the embedded tiny world; DEVICE=cuda
 #: make demo-seeds   the same for five seeds, pooled
 #: make check        build and run all tests
 #: make check-kill   kill -9 at random moments, N=100 a stage, and signals

@@ -3,7 +3,8 @@
 # noisy pairs, a latent reward model, LPO, and a comparison on prompts that
 # nothing before has seen.
 # usage: run.sh [--seed N] [--per-prompt N] [--prompts N] [--out DIR]
-#               [--isa LEVEL]
+#               [--isa LEVEL] [--device cpu | cuda | cuda:N]
+# DEVICE in the environment: as --device.
 set -eu
 # Without this, OpenMP threads that wait burn the core another program needs.
 export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
@@ -11,6 +12,7 @@ export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 BIN=${BIN:-bin}
 model=demo/model
 seed=1 per_prompt=2 out=demo/out prompts=200 isa=
+device=${DEVICE:-}
 while [ $# -gt 0 ]; do
 	case $1 in
 	--seed) seed=$2 ;;
@@ -18,11 +20,14 @@ while [ $# -gt 0 ]; do
 	--prompts) prompts=$2 ;;
 	--out) out=$2 ;;
 	--isa) isa="--isa=$2" ;;
+	--device) device=$2 ;;
 	*) echo "usage: run.sh [--seed N] [--per-prompt N] [--prompts N]" \
-	    "[--out DIR] [--isa LEVEL]" >&2; exit 2 ;;
+	    "[--out DIR] [--isa LEVEL] [--device cpu | cuda | cuda:N]" >&2
+	    exit 2 ;;
 	esac
 	shift 2
 done
+device=${device:+--device=$device}
 
 # Settings, chosen on prompts and noise of the `tune` split only.  f32, so that
 # machines with and without bf16 products give the same numbers to the eye.
@@ -43,7 +48,8 @@ step() {
 tool() {
 	name=$1
 	shift
-	"$BIN/$name" -q --db "$out/lpo.db" --seed "$seed" ${isa:+"$isa"} "$@"
+	"$BIN/$name" -q --db "$out/lpo.db" --seed "$seed" ${isa:+"$isa"} \
+	    ${device:+"$device"} "$@"
 }
 
 # accuracy < lpo-lrm's words: a line of the noise levels.
@@ -86,7 +92,8 @@ tool lpo-pairs --epochs 4 --timesteps 1:751:50 "$out/train.tar" |
 step "the reward model on held-out pairs (3 s)"
 tool lpo-pairs --timesteps 1,201,401,601,751 --drop-ties "$out/held.tar" |
     "$BIN/lpo-lrm" --precision f32 --db none -m $model --score \
-    -r "$out/lrm/" 2> "$out/accuracy.txt" > "$out/held-scores.tsv"
+    ${isa:+"$isa"} ${device:+"$device"} -r "$out/lrm/" \
+    2> "$out/accuracy.txt" > "$out/held-scores.tsv"
 
 step "lpo-train: the model learns from the reward at every step (about 30 s)"
 # shellcheck disable=SC2086

@@ -4,13 +4,15 @@
 # plug-in, and the method in small with -d cuda, eight programs at a time.  One
 # that fails, hangs or dies stops no other.
 #
-# usage: tests/cuda.sh [-j JOBS] [-t SECONDS] [-o LOGS] FOLDER
+# usage: tests/cuda.sh [-D] [-j JOBS] [-t SECONDS] [-o LOGS] FOLDER
 #
 # From the top of a checkout, whose tests/golden and demo it reads.  FOLDER is
 # what was built, here (".") or on another machine: bin with the programs and
 # lpo-cuda.so, build/tests with the tests, and, where this machine lacks some
 # of their shared libraries, so with those.  SECONDS: the limit of a program.
 # Prints a table; LOGS (or a new folder in /tmp) gets each one's output.
+# -D: then the whole demo with DEVICE=cuda, alone and in 100 s at most; its
+# aesthetic score has to rise, as it does on the CPU for each seed.
 set -u
 
 usage() {
@@ -36,9 +38,10 @@ if [ "${1-}" = --one ]; then
 	exit 0
 fi
 
-jobs=8 limit=45 logs=
-while getopts j:t:o: option; do
+jobs=8 limit=45 demo='' logs=
+while getopts Dj:t:o: option; do
 	case $option in
+	D) demo=1 ;;
 	j) jobs=$OPTARG ;;
 	t) limit=$OPTARG ;;
 	o) logs=$OPTARG ;;
@@ -133,5 +136,23 @@ for name in $all; do
 	grep -q '^1\.\.' "$log" 2>/dev/null ||
 	    tail -n 3 "$log" 2>/dev/null | sed "s|^|$name, its end: |"
 done | cut -c 1-200
+
+# What it makes stays with the logs, but for pictures and encoded pairs.
+if [ -n "$demo" ]; then
+	start=$(date +%s)
+	DEVICE=cuda timeout -k 2 100 demo/run.sh --out "$logs/demo" \
+	    > "$logs/demo.log" 2>&1 < /dev/null
+	rc=$?
+	echo
+	tail -n 40 "$logs/demo.log"
+	verdict="aesthetic score not higher"
+	awk -F '\t' '$1 ~ /aesthetic/ && $9 > 0 { n = 1 } END { exit !n }' \
+	    "$logs/demo/result.tsv" 2>/dev/null &&
+	    verdict="aesthetic score higher"
+	[ $rc -eq 0 ] && [ "$verdict" = "aesthetic score higher" ] || status=1
+	[ $rc -ne 124 ] || verdict="out of time"
+	rm -rf "$logs/demo/train" "$logs/demo/held" "$logs"/demo/*.tar
+	echo "demo: $(($(date +%s) - start)) s, exit $rc, $verdict"
+fi
 echo "logs: $logs"
 exit $status
