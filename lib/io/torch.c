@@ -21,7 +21,13 @@ enum {
 	MAX_TENSORS = 100000,
 	MAX_VISITS = 1000000,
 	MAX_DEPTH = 64,
-	MAX_KEY = 1024
+	MAX_KEY = 1024,
+	/*
+	 * The zip reader sums up a block at a time and takes its length as
+	 * 32 bits: all of the map as one block would give large storages a
+	 * wrong CRC.
+	 */
+	BLOCK = 1 << 30
 };
 
 struct member {
@@ -170,7 +176,7 @@ read_members(struct reader *r, struct archive *a)
 	int64_t i;
 	int rc;
 
-	if (archive_read_open_memory(a, r->p, r->bytes) != ARCHIVE_OK)
+	if (archive_read_open_memory2(a, r->p, r->bytes, BLOCK) != ARCHIVE_OK)
 		return zip_fail(r, a, "not a whole zip (cut off?)");
 	while ((rc = archive_read_next_header(a, &e)) == ARCHIVE_OK ||
 	    rc == ARCHIVE_WARN) {

@@ -6,6 +6,7 @@
 #include <dirent.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <unistd.h>
 #include <zlib.h>
 
@@ -251,8 +252,10 @@ try(const void *pickle, size_t n)
 /* {"w": tensor of STORAGE, offset, size, stride} */
 #define STORAGE(type, key, n) "(X\7\0\0\0storagec" type "\nX" key \
 	"X\3\0\0\0cpu" n "tQ"
-#define TENSOR(storage, rest) "\x80\2}X\1\0\0\0wctorch._utils\n" \
-	"_rebuild_tensor_v2\n(" storage rest "\x89)tRs."
+#define REBUILD(storage, rest) "ctorch._utils\n_rebuild_tensor_v2\n(" \
+	storage rest "\x89)tR"
+#define TENSOR(storage, rest) "\x80\2}X\1\0\0\0w" \
+	REBUILD(storage, rest) "s."
 #define S0 STORAGE("torch\nFloatStorage", "\1\0\0\0""0", "K\6")
 
 static void
@@ -512,6 +515,168 @@ zips(void)
 	lpo_clear(c);
 }
 
+/* ------------------------------------------------- more than 4 GiB in one */
+
+/* A local header, or that of the directory for a member at `at`. */
+static void
+head64(uint8_t *p, size_t *n, const char *name, uint32_t crc, uint64_t bytes,
+    int64_t at)
+{
+	le(p, n, at < 0 ? 0x04034b50 : 0x02014b50, 4);
+	if (at >= 0)
+		le(p, n, 45, 2);
+	le(p, n, 45, 2);
+	le(p, n, 0, 4);			/* flags, stored */
+	le(p, n, 1 << 21 | 1 << 16, 4);
+	le(p, n, crc, 4);
+	le(p, n, UINT64_MAX, 8);
+	le(p, n, strlen(name), 2);
+	le(p, n, at < 0 ? 20 : 28, 2);
+	if (at >= 0) {
+		le(p, n, 0, 10);
+		le(p, n, UINT64_MAX, 4);
+	}
+	memcpy(p + *n, name, strlen(name));
+	*n += strlen(name);
+	le(p, n, 1, 2);
+	le(p, n, at < 0 ? 16 : 24, 2);
+	le(p, n, bytes, 8);
+	le(p, n, bytes, 8);
+	if (at >= 0)
+		le(p, n, (uint64_t)at, 8);
+}
+
+/* The sum of `head`, n zeros and `tail`, of 4 bytes each, none of it read. */
+static uint32_t
+sum_with_zeros(const void *head4, int64_t n, const void *tail4)
+{
+	const uint8_t zero = 0;
+	uLong sum = crc32(0, head4, 4), z = crc32(0, &zero, 1);
+	int64_t len;
+
+	for (len = 1; len <= n; len *= 2) {
+		if (n & len)
+			sum = crc32_combine(sum, z, len);
+		z = crc32_combine(z, z, len);
+	}
+	return (uint32_t)crc32_combine(sum, crc32(0, tail4, 4), 4);
+}
+
+/* Behind the members: their directory and both end records. */
+static size_t
+end64(uint8_t *p, size_t n, const uint8_t *cd, size_t ncd)
+{
+	size_t at = n, end = n + ncd;
+
+	memcpy(p + n, cd, ncd);
+	n += ncd;
+	le(p, &n, 0x06064b50, 4);
+	le(p, &n, 44, 8);
+	le(p, &n, 45 << 16 | 45, 4);
+	le(p, &n, 0, 8);
+	le(p, &n, 3, 8);
+	le(p, &n, 3, 8);
+	le(p, &n, ncd, 8);
+	le(p, &n, at, 8);
+	le(p, &n, 0x07064b50, 4);
+	le(p, &n, 0, 4);
+	le(p, &n, end, 8);
+	le(p, &n, 1, 4);
+	le(p, &n, 0x06054b50, 4);
+	le(p, &n, 0, 4);
+	le(p, &n, UINT64_MAX, 8);
+	le(p, &n, UINT64_MAX, 4);
+	le(p, &n, 0, 2);
+	return n;
+}
+
+/* {"w": all of storage "0", "x": of storage "1", two floats} */
+#define HUGE_PICKLE "\x80\2}(X\1\0\0\0w" REBUILD(STORAGE( \
+	"torch\nFloatStorage", "\1\0\0\0""0", "J\2\xff\xff\x4f"), \
+	"K\0J\2\xff\xff\x4f\x85K\1\x85") "X\1\0\0\0x" \
+	REBUILD(STORAGE("torch\nFloatStorage", "\1\0\0\0""1", "K\2"), \
+	"K\0K\2\x85K\1\x85") "u."
+
+enum { FIRST = 1000, HUGE_COUNT = 0x4fffff02 };
+
+/*
+ * p has room and is zero, which most of it stays: then the system has one
+ * page for all of it.  The last member's header lies across 5 GiB, where the
+ * reader goes from a block to the next.
+ */
+static size_t
+make_huge(uint8_t *p)
+{
+	const int64_t bytes = (int64_t)HUGE_COUNT * 4;
+	const float one = 1, two = 2, x[2] = { 3, 4 };
+	uint8_t cd[512];
+	size_t n = 0, ncd = 0, pickle, second;
+	uint32_t crc;
+
+	pickle = FIRST - 2 * 50 - strlen("a/data.pkl") - strlen("a/data/0");
+	memcpy(p + 60, HUGE_PICKLE, sizeof(HUGE_PICKLE) - 1);
+	crc = (uint32_t)crc32(0, p + 60, (uInt)pickle);
+	head64(p, &n, "a/data.pkl", crc, pickle, -1);
+	head64(cd, &ncd, "a/data.pkl", crc, pickle, 0);
+	n += pickle;		/* what follows STOP is not looked at */
+	crc = sum_with_zeros(&one, bytes - 8, &two);
+	head64(cd, &ncd, "a/data/0", crc, (uint64_t)bytes, (int64_t)n);
+	head64(p, &n, "a/data/0", crc, (uint64_t)bytes, -1);
+	memcpy(p + n, &one, 4);
+	n += (size_t)bytes;
+	memcpy(p + n - 4, &two, 4);
+	second = n;
+	crc = (uint32_t)crc32(0, (const void *)x, sizeof(x));
+	head64(p, &n, "a/data/1", crc, sizeof(x), -1);
+	head64(cd, &ncd, "a/data/1", crc, sizeof(x), (int64_t)second);
+	memcpy(p + n, x, sizeof(x));
+	return end64(p, n + sizeof(x), cd, ncd);
+}
+
+static int
+has_ends(const lpo_st *st, const char *key, int64_t count, float first,
+    float last)
+{
+	const struct lpo_st_tensor *t = lpo_st_find(st, key);
+
+	return t != NULL && t->count == count && t->bytes == 4 * count &&
+	    memcmp(t->data, &first, 4) == 0 && memcmp((const uint8_t *)
+	    t->data + t->bytes - 4, &last, 4) == 0;
+}
+
+static void
+huge(void)
+{
+	const size_t room = ((size_t)5 << 30) + 4096;
+	uint8_t *p = mmap(NULL, room, PROT_READ | PROT_WRITE, MAP_PRIVATE |
+	    MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	lpo_st *st = NULL;
+	size_t n;
+
+	if (p == MAP_FAILED) {
+		skip("no address space of 5 GiB");
+		return;
+	}
+	madvise(p, room, MADV_HUGEPAGE);
+	n = make_huge(p);
+	ok(FIRST + (size_t)HUGE_COUNT * 4 < (size_t)5 << 30 &&
+	    FIRST + (size_t)HUGE_COUNT * 4 + 30 > (size_t)5 << 30,
+	    "a header across 5 GiB");
+	if (ok(lpo_st_open_memory(c, &st, p, n, "m") == 0, "a storage of "
+	    "5 GiB%s", lpo_errmsg(c)))
+		ok(has_ends(st, "w", HUGE_COUNT, 1, 2) &&
+		    has_ends(st, "x", 2, 3, 4), "its first and last values, "
+		    "and those of the storage after it");
+	lpo_st_close(st);
+	lpo_clear(c);
+	p[(size_t)9 << 29] = 1;
+	ok(lpo_st_open_memory(c, &st, p, n, "m") == LPO_EFORMAT &&
+	    strstr(lpo_errmsg(c), "CRC") != NULL, "a byte beyond 4 GiB "
+	    "damaged: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	munmap(p, room);
+}
+
 /* --------------------------------------------------------------- writing */
 
 static void
@@ -602,6 +767,7 @@ main(void)
 	pickles();
 	bombs();
 	zips();
+	huge();
 	damage("lrm_float.pt");
 	damage("protocol4.pt");
 	written();
