@@ -1,20 +1,11 @@
 /*
  * The pickle machine without its engine: stack, memo and containers are as in
  * Python's pickle, but a reduction only records what it would have called.
- * Every value takes at least one byte of the pickle, so memory is bounded by
- * the file, and by the limits below where that would be much.
  */
-#include "lib/io/pickle.h"
-
 #include <string.h>
 
-enum {
-	MAX_VALUES = 4 << 20,
-	MAX_HELD = 16 << 20,
-	MAX_STACK = 1000000,
-	MAX_MEMO = 1000000,
-	CHUNK = 1024
-};
+#include "lib/io/pickle_priv.h"
+
 #define MAX_BYTES ((size_t)256 << 20)
 
 /* Opcodes by the names of Python's pickletools. */
@@ -40,151 +31,6 @@ enum {
 
 typedef struct lpo_pk_value value;
 
-struct chunk {
-	struct chunk *next;
-	value v[CHUNK];
-};
-
-struct lpo_pickle {
-	lpo_ctx *c;
-	const char *file;
-	const uint8_t *p;
-	size_t bytes, at;
-	struct chunk *chunks;
-	int64_t values, held;	/* held: by containers */
-	char **names;		/* of globals put together from the stack */
-	int64_t nnames, names_cap;
-	value **stack, **memo;
-	int64_t depth, stack_cap, memo_cap, memo_n;
-	value *root;
-};
-
-static int
-bad(lpo_pickle *k, const char *what)
-{
-	return lpo_fail(k->c, LPO_EFORMAT, "%s: pickle, byte %zu: %s",
-	    k->file, k->at, what);
-}
-
-/* ---------------------------------------------------------------- memory */
-
-static value *
-make(lpo_pickle *k, enum lpo_pk_kind kind)
-{
-	struct chunk *new;
-	value *v;
-
-	if (k->values == MAX_VALUES) {
-		bad(k, "more than 4 million values");
-		return NULL;
-	}
-	if (k->values % CHUNK == 0) {
-		if ((new = lpo_alloc(k->c, 1, sizeof(*new))) == NULL)
-			return NULL;
-		new->next = k->chunks;
-		k->chunks = new;
-	}
-	v = &k->chunks->v[k->values++ % CHUNK];
-	v->kind = kind;
-	return v;
-}
-
-static int
-is_container(const value *v)
-{
-	switch (v->kind) {
-	case LPO_PK_TUPLE:
-	case LPO_PK_LIST:
-	case LPO_PK_DICT:
-	case LPO_PK_CALL:
-	case LPO_PK_PERSISTENT:
-		return 1;
-	default:
-		return 0;
-	}
-}
-
-/* Room for n more in a growing array of pointers. */
-static int
-reserve(lpo_pickle *k, value ***a, int64_t *cap, int64_t have, int64_t n)
-{
-	int64_t want = *cap;
-	value **grown;
-
-	if (have + n <= *cap)
-		return 0;
-	while (want < have + n)
-		want = want ? 2 * want : 4;
-	grown = lpo_realloc(k->c, *a, (size_t)want * sizeof(*grown));
-	if (grown == NULL)
-		return LPO_ENOMEM;
-	*a = grown;
-	*cap = want;
-	return 0;
-}
-
-static int
-append(lpo_pickle *k, value *to, value *const *from, int64_t n)
-{
-	if (n == 0)
-		return 0;
-	if ((k->held += n) > MAX_HELD)
-		return bad(k, "containers of more than 16 million values");
-	if (reserve(k, &to->v, &to->cap, to->n, n) != 0)
-		return LPO_ENOMEM;
-	memcpy(to->v + to->n, from, (size_t)n * sizeof(*from));
-	to->n += n;
-	return 0;
-}
-
-/* ----------------------------------------------------------------- stack */
-
-static int
-push(lpo_pickle *k, value *v)
-{
-	if (v == NULL)
-		return lpo_errcode(k->c);
-	if (k->depth == MAX_STACK)
-		return bad(k, "the stack has more than a million values");
-	if (reserve(k, &k->stack, &k->stack_cap, k->depth, 1) != 0)
-		return LPO_ENOMEM;
-	k->stack[k->depth++] = v;
-	return 0;
-}
-
-/* The uppermost value, which may not be a mark; NULL: said. */
-static value *
-top(lpo_pickle *k)
-{
-	if (k->depth > 0 && k->stack[k->depth - 1]->kind != LPO_PK_MARK)
-		return k->stack[k->depth - 1];
-	bad(k, "an empty stack");
-	return NULL;
-}
-
-static value *
-pop(lpo_pickle *k)
-{
-	value *v = top(k);
-
-	if (v != NULL)
-		k->depth--;
-	return v;
-}
-
-/* Number of values above the last mark; -1: said. */
-static int64_t
-above_mark(lpo_pickle *k)
-{
-	int64_t i;
-
-	for (i = k->depth; i > 0; i--)
-		if (k->stack[i - 1]->kind == LPO_PK_MARK)
-			return k->depth - i;
-	bad(k, "no mark on the stack");
-	return -1;
-}
-
 /* ------------------------------------------------------------- arguments */
 
 static int
@@ -200,7 +46,7 @@ number(lpo_pickle *k, uint64_t *out, int n)
 	int i;
 
 	if (!left(k, (uint64_t)n))
-		return bad(k, "it ends within an opcode");
+		return lpo_pk_bad(k, "it ends within an opcode");
 	for (*out = 0, i = n - 1; i >= 0; i--)
 		*out = *out << 8 | k->p[k->at + (size_t)i];
 	k->at += (size_t)n;
@@ -218,19 +64,19 @@ text(lpo_pickle *k, enum lpo_pk_kind kind, int n)
 	if ((rc = number(k, &len, n)) != 0)
 		return rc;
 	if (!left(k, len))
-		return bad(k, "a string beyond the end");
-	if ((v = make(k, kind)) == NULL)
+		return lpo_pk_bad(k, "a string beyond the end");
+	if ((v = lpo_pk_make(k, kind)) == NULL)
 		return lpo_errcode(k->c);
 	v->s = (const char *)k->p + k->at;
 	v->n = (int64_t)len;
 	k->at += (size_t)len;
-	return push(k, v);
+	return lpo_pk_push(k, v);
 }
 
 static int
 integer(lpo_pickle *k, int bytes, int is_signed)
 {
-	value *v = make(k, LPO_PK_INT);
+	value *v = lpo_pk_make(k, LPO_PK_INT);
 	uint64_t u = 0;
 	int rc;
 
@@ -239,14 +85,14 @@ integer(lpo_pickle *k, int bytes, int is_signed)
 	if ((rc = number(k, &u, bytes)) != 0)
 		return rc;
 	v->i = is_signed ? (int32_t)(uint32_t)u : (int64_t)u;
-	return push(k, v);
+	return lpo_pk_push(k, v);
 }
 
 /* Two's complement of any length; more than 64 bits nobody needs. */
 static int
 long_integer(lpo_pickle *k, int bytes)
 {
-	value *v = make(k, LPO_PK_INT);
+	value *v = lpo_pk_make(k, LPO_PK_INT);
 	uint64_t len = 0, u = 0, i;
 	int rc;
 
@@ -255,7 +101,7 @@ long_integer(lpo_pickle *k, int bytes)
 	if ((rc = number(k, &len, bytes)) != 0)
 		return rc;
 	if (!left(k, len))
-		return bad(k, "a number beyond the end");
+		return lpo_pk_bad(k, "a number beyond the end");
 	for (i = len < 8 ? len : 8; i > 0; i--)
 		u = u << 8 | k->p[k->at + i - 1];
 	if (len > 8)
@@ -264,13 +110,13 @@ long_integer(lpo_pickle *k, int bytes)
 		u |= UINT64_MAX << 8 * len;
 	memcpy(&v->i, &u, sizeof(u));
 	k->at += (size_t)len;
-	return push(k, v);
+	return lpo_pk_push(k, v);
 }
 
 static int
 real(lpo_pickle *k)
 {
-	value *v = make(k, LPO_PK_REAL);
+	value *v = lpo_pk_make(k, LPO_PK_REAL);
 	uint64_t u = 0;
 	int rc;
 
@@ -280,130 +126,17 @@ real(lpo_pickle *k)
 		return rc;
 	u = __builtin_bswap64(u);	/* the one big-endian argument */
 	memcpy(&v->d, &u, sizeof(u));
-	return push(k, v);
+	return lpo_pk_push(k, v);
 }
 
 static int
 boolean(lpo_pickle *k, int x)
 {
-	value *v = make(k, LPO_PK_BOOL);
+	value *v = lpo_pk_make(k, LPO_PK_BOOL);
 
 	if (v != NULL)
 		v->i = x;
-	return push(k, v);
-}
-
-/* ------------------------------------------------------------ containers */
-
-/* A new container of the n uppermost values. */
-static int
-collect(lpo_pickle *k, enum lpo_pk_kind kind, int64_t n)
-{
-	value *v;
-	int64_t i;
-	int rc;
-
-	for (i = 0; i < n; i++)
-		if (i >= k->depth || k->stack[k->depth - 1 - i]->kind ==
-		    LPO_PK_MARK)
-			return bad(k, "too few values on the stack");
-	if ((v = make(k, kind)) == NULL)
-		return lpo_errcode(k->c);
-	if ((rc = append(k, v, k->stack + k->depth - n, n)) != 0)
-		return rc;
-	k->depth -= n;
-	return push(k, v);
-}
-
-/* The same for all above the mark, which goes too. */
-static int
-collect_mark(lpo_pickle *k, enum lpo_pk_kind kind)
-{
-	int64_t n = above_mark(k);
-	value *v;
-	int rc;
-
-	if (n < 0)
-		return lpo_errcode(k->c);
-	if (kind == LPO_PK_DICT && n % 2 != 0)
-		return bad(k, "a key without a value");
-	if ((rc = collect(k, kind, n)) != 0)
-		return rc;
-	v = k->stack[k->depth - 1];
-	k->depth--;
-	k->stack[k->depth - 1] = v;
-	return 0;
-}
-
-/* Into the container below them; into an object: dropped. */
-static int
-insert(lpo_pickle *k, enum lpo_pk_kind kind, int64_t n, int mark)
-{
-	int64_t at = k->depth - n - mark - 1;
-	value *to;
-	int rc;
-
-	if (at < 0 || (to = k->stack[at])->kind == LPO_PK_MARK)
-		return bad(k, "nothing to put a value into");
-	if (kind == LPO_PK_DICT && n % 2 != 0)
-		return bad(k, "a key without a value");
-	if (to->kind != kind && to->kind != LPO_PK_CALL)
-		return bad(k, "a value put into what is no container");
-	if (to->kind == kind && (rc = append(k, to, k->stack + at + 1 + mark,
-	    n)) != 0)
-		return rc;
-	k->depth = at + 1;
-	return 0;
-}
-
-static int
-insert_mark(lpo_pickle *k, enum lpo_pk_kind kind)
-{
-	int64_t n = above_mark(k);
-
-	return n < 0 ? lpo_errcode(k->c) : insert(k, kind, n, 1);
-}
-
-static int
-insert_top(lpo_pickle *k, enum lpo_pk_kind kind, int64_t n)
-{
-	int64_t i;
-
-	for (i = 0; i < n; i++)
-		if (i >= k->depth || k->stack[k->depth - 1 - i]->kind ==
-		    LPO_PK_MARK)
-			return bad(k, "too few values on the stack");
-	return insert(k, kind, n, 0);
-}
-
-/* ------------------------------------------------------------------ memo */
-
-static int
-put(lpo_pickle *k, uint64_t i)
-{
-	value *v = top(k);
-	int64_t was = k->memo_cap;
-
-	if (v == NULL)
-		return lpo_errcode(k->c);
-	if (i >= MAX_MEMO)
-		return bad(k, "a memo of more than a million values");
-	if (reserve(k, &k->memo, &k->memo_cap, 0, (int64_t)i + 1) != 0)
-		return LPO_ENOMEM;
-	if (k->memo_cap > was)
-		memset(k->memo + was, 0, (size_t)(k->memo_cap - was) *
-		    sizeof(*k->memo));
-	k->memo_n += k->memo[i] == NULL;
-	k->memo[i] = v;
-	return 0;
-}
-
-static int
-get(lpo_pickle *k, uint64_t i)
-{
-	if (i >= (uint64_t)k->memo_cap || k->memo[i] == NULL)
-		return bad(k, "a memo entry that was never stored");
-	return push(k, k->memo[i]);
+	return lpo_pk_push(k, v);
 }
 
 static int
@@ -420,13 +153,13 @@ memo_op(lpo_pickle *k, int bytes, int (*op)(lpo_pickle *, uint64_t))
 static int
 push_global(lpo_pickle *k, const char *s, int64_t n)
 {
-	value *v = make(k, LPO_PK_GLOBAL);
+	value *v = lpo_pk_make(k, LPO_PK_GLOBAL);
 
 	if (v != NULL) {
 		v->s = s;
 		v->n = n;
 	}
-	return push(k, v);
+	return lpo_pk_push(k, v);
 }
 
 /* Keep a name until the end; it is freed here if that fails. */
@@ -463,7 +196,7 @@ global(lpo_pickle *k)
 	end = mid == NULL ? NULL :
 	    memchr(mid + 1, '\n', n - (size_t)(mid + 1 - s));
 	if (end == NULL || end - s > 500)
-		return bad(k, "a global name without end");
+		return lpo_pk_bad(k, "a global name without end");
 	k->at += (size_t)(end + 1 - s);
 	return keep_name(k, lpo_asprintf(k->c, "%.*s %.*s", (int)(mid - s), s,
 	    (int)(end - mid - 1), mid + 1));
@@ -472,13 +205,14 @@ global(lpo_pickle *k)
 static int
 stack_global(lpo_pickle *k)
 {
-	value *name = pop(k), *module = name == NULL ? NULL : pop(k);
+	value *name = lpo_pk_pop(k);
+	value *module = name == NULL ? NULL : lpo_pk_pop(k);
 
 	if (module == NULL)
 		return lpo_errcode(k->c);
 	if (name->kind != LPO_PK_STR || module->kind != LPO_PK_STR ||
 	    name->n > 250 || module->n > 250)
-		return bad(k, "a global that is not named by two strings");
+		return lpo_pk_bad(k, "a global that is not named by two strings");
 	return keep_name(k, lpo_asprintf(k->c, "%.*s %.*s", (int)module->n,
 	    module->s, (int)name->n, name->s));
 }
@@ -488,7 +222,7 @@ static int
 ordered_dict(lpo_pickle *k, const value *args)
 {
 	const value *list = args->n > 0 ? args->v[0] : NULL, *pair;
-	value *d = make(k, LPO_PK_DICT);
+	value *d = lpo_pk_make(k, LPO_PK_DICT);
 	int64_t i;
 
 	if (d == NULL)
@@ -498,35 +232,37 @@ ordered_dict(lpo_pickle *k, const value *args)
 		    list->kind == LPO_PK_TUPLE ? list->v[i] : NULL;
 		if (pair == NULL || (pair->kind != LPO_PK_TUPLE &&
 		    pair->kind != LPO_PK_LIST) || pair->n != 2)
-			return bad(k, "an OrderedDict not made of pairs");
-		if (append(k, d, pair->v, 2) != 0)
+			return lpo_pk_bad(k, "an OrderedDict not made of pairs");
+		if (lpo_pk_append(k, d, pair->v, 2) != 0)
 			return lpo_errcode(k->c);
 	}
-	return push(k, d);
+	return lpo_pk_push(k, d);
 }
 
 static int
 reduce(lpo_pickle *k)
 {
-	value *args = pop(k), *what = args == NULL ? NULL : pop(k);
+	value *args = lpo_pk_pop(k);
+	value *what = args == NULL ? NULL : lpo_pk_pop(k);
 	value *pair[2] = { what, args }, *v;
 
 	if (what == NULL)
 		return lpo_errcode(k->c);
 	if (args->kind != LPO_PK_TUPLE)
-		return bad(k, "a call whose arguments are no tuple");
+		return lpo_pk_bad(k, "a call whose arguments are no tuple");
 	if (lpo_pk_is_global(what, "collections OrderedDict"))
 		return ordered_dict(k, args);
-	if ((v = make(k, LPO_PK_CALL)) == NULL)
+	if ((v = lpo_pk_make(k, LPO_PK_CALL)) == NULL)
 		return lpo_errcode(k->c);
-	return append(k, v, pair, 2) != 0 ? lpo_errcode(k->c) : push(k, v);
+	return lpo_pk_append(k, v, pair, 2) != 0 ? lpo_errcode(k->c) :
+	    lpo_pk_push(k, v);
 }
 
 /* Keyword arguments are not kept: no object is ever made. */
 static int
 new_object_ex(lpo_pickle *k)
 {
-	return pop(k) == NULL ? lpo_errcode(k->c) : reduce(k);
+	return lpo_pk_pop(k) == NULL ? lpo_errcode(k->c) : reduce(k);
 }
 
 /* ------------------------------------------------------------ the machine */
@@ -536,7 +272,7 @@ op_value(lpo_pickle *k, int op)
 {
 	switch (op) {
 	case NONE:
-		return push(k, make(k, LPO_PK_NONE));
+		return lpo_pk_push(k, lpo_pk_make(k, LPO_PK_NONE));
 	case NEWTRUE:
 	case NEWFALSE:
 		return boolean(k, op == NEWTRUE);
@@ -577,32 +313,32 @@ op_container(lpo_pickle *k, int op)
 {
 	switch (op) {
 	case EMPTY_TUPLE:
-		return push(k, make(k, LPO_PK_TUPLE));
+		return lpo_pk_push(k, lpo_pk_make(k, LPO_PK_TUPLE));
 	case EMPTY_LIST:
 	case EMPTY_SET:
-		return push(k, make(k, LPO_PK_LIST));
+		return lpo_pk_push(k, lpo_pk_make(k, LPO_PK_LIST));
 	case EMPTY_DICT:
-		return push(k, make(k, LPO_PK_DICT));
+		return lpo_pk_push(k, lpo_pk_make(k, LPO_PK_DICT));
 	case TUPLE1:
 	case TUPLE2:
 	case TUPLE3:
-		return collect(k, LPO_PK_TUPLE, op - TUPLE1 + 1);
+		return lpo_pk_collect(k, LPO_PK_TUPLE, op - TUPLE1 + 1);
 	case TUPLE:
-		return collect_mark(k, LPO_PK_TUPLE);
+		return lpo_pk_collect_mark(k, LPO_PK_TUPLE);
 	case LIST:
 	case FROZENSET:
-		return collect_mark(k, LPO_PK_LIST);
+		return lpo_pk_collect_mark(k, LPO_PK_LIST);
 	case DICT:
-		return collect_mark(k, LPO_PK_DICT);
+		return lpo_pk_collect_mark(k, LPO_PK_DICT);
 	case APPEND:
-		return insert_top(k, LPO_PK_LIST, 1);
+		return lpo_pk_insert_top(k, LPO_PK_LIST, 1);
 	case APPENDS:
 	case ADDITEMS:
-		return insert_mark(k, LPO_PK_LIST);
+		return lpo_pk_insert_mark(k, LPO_PK_LIST);
 	case SETITEM:
-		return insert_top(k, LPO_PK_DICT, 2);
+		return lpo_pk_insert_top(k, LPO_PK_DICT, 2);
 	case SETITEMS:
-		return insert_mark(k, LPO_PK_DICT);
+		return lpo_pk_insert_mark(k, LPO_PK_DICT);
 	default:
 		return 1;
 	}
@@ -616,29 +352,29 @@ op_other(lpo_pickle *k, int op)
 
 	switch (op) {
 	case MARK:
-		return push(k, make(k, LPO_PK_MARK));
+		return lpo_pk_push(k, lpo_pk_make(k, LPO_PK_MARK));
 	case POP:
 		if (k->depth == 0)
-			return bad(k, "an empty stack");
+			return lpo_pk_bad(k, "an empty stack");
 		k->depth--;	/* may be a mark */
 		return 0;
 	case POP_MARK:
-		if (above_mark(k) < 0)
+		if (lpo_pk_above_mark(k) < 0)
 			return lpo_errcode(k->c);
-		k->depth -= above_mark(k) + 1;
+		k->depth -= lpo_pk_above_mark(k) + 1;
 		return 0;
 	case DUP:
-		return push(k, top(k));
+		return lpo_pk_push(k, lpo_pk_top(k));
 	case BINPUT:
-		return memo_op(k, 1, put);
+		return memo_op(k, 1, lpo_pk_memo_put);
 	case LONG_BINPUT:
-		return memo_op(k, 4, put);
+		return memo_op(k, 4, lpo_pk_memo_put);
 	case MEMOIZE:
-		return put(k, (uint64_t)k->memo_n);
+		return lpo_pk_memo_put(k, (uint64_t)k->memo_n);
 	case BINGET:
-		return memo_op(k, 1, get);
+		return memo_op(k, 1, lpo_pk_memo_get);
 	case LONG_BINGET:
-		return memo_op(k, 4, get);
+		return memo_op(k, 4, lpo_pk_memo_get);
 	case GLOBAL:
 		return global(k);
 	case STACK_GLOBAL:
@@ -649,18 +385,18 @@ op_other(lpo_pickle *k, int op)
 	case NEWOBJ_EX:
 		return new_object_ex(k);
 	case BUILD:		/* an object's state: dropped */
-		return pop(k) == NULL || top(k) == NULL ?
+		return lpo_pk_pop(k) == NULL || lpo_pk_top(k) == NULL ?
 		    lpo_errcode(k->c) : 0;
 	case BINPERSID:
-		return collect(k, LPO_PK_PERSISTENT, 1);
+		return lpo_pk_collect(k, LPO_PK_PERSISTENT, 1);
 	case PROTO:
 		if ((rc = number(k, &n, 1)) != 0)
 			return rc;
-		return n >= 2 && n <= 5 ? 0 : bad(k, "an unknown protocol");
+		return n >= 2 && n <= 5 ? 0 : lpo_pk_bad(k, "an unknown protocol");
 	case FRAME:
 		if ((rc = number(k, &n, 8)) != 0)
 			return rc;
-		return left(k, n) ? 0 : bad(k, "a frame beyond the end");
+		return left(k, n) ? 0 : lpo_pk_bad(k, "a frame beyond the end");
 	default:
 		return lpo_fail(k->c, LPO_EFORMAT, "%s: pickle, byte %zu: "
 		    "opcode 0x%02x is not one of those read", k->file,
@@ -674,10 +410,10 @@ interpret(lpo_pickle *k)
 	int op, rc = 0;
 
 	if (k->bytes > MAX_BYTES)
-		return bad(k, "it has more than 256 MiB");
+		return lpo_pk_bad(k, "it has more than 256 MiB");
 	while (rc == 0) {
 		if (k->at == k->bytes)
-			return bad(k, "it ends without STOP");
+			return lpo_pk_bad(k, "it ends without STOP");
 		op = k->p[k->at++];
 		if (op == STOP)
 			break;
@@ -685,7 +421,7 @@ interpret(lpo_pickle *k)
 		    (rc = op_container(k, op)) == 1)
 			rc = op_other(k, op);
 	}
-	if (rc == 0 && (k->root = pop(k)) == NULL)
+	if (rc == 0 && (k->root = lpo_pk_pop(k)) == NULL)
 		rc = lpo_errcode(k->c);
 	return rc;
 }
@@ -716,33 +452,6 @@ const struct lpo_pk_value *
 lpo_pickle_root(const lpo_pickle *k)
 {
 	return k->root;
-}
-
-void
-lpo_pickle_free(lpo_pickle *k)
-{
-	struct chunk *next;
-	int64_t i, n;
-
-	if (k == NULL)
-		return;
-	while (k->chunks != NULL) {
-		next = k->chunks->next;
-		/* only the first chunk may be filled in part */
-		n = (k->values - 1) % CHUNK + 1;
-		for (i = 0; i < n; i++)
-			if (is_container(&k->chunks->v[i]))
-				lpo_free(k->chunks->v[i].v);
-		k->values -= n;
-		lpo_free(k->chunks);
-		k->chunks = next;
-	}
-	for (i = 0; i < k->nnames; i++)
-		lpo_free(k->names[i]);
-	lpo_free(k->names);
-	lpo_free(k->stack);
-	lpo_free(k->memo);
-	lpo_free(k);
 }
 
 int
