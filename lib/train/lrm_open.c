@@ -337,6 +337,9 @@ read_json(lpo_ctx *c, struct lpo_lrm_config *f, const json_t *j)
 	int64_t format;
 	int rc;
 
+	if (!json_is_object(j) || (latent != NULL && !json_is_object(latent)))
+		return lpo_fail(c, LPO_EFORMAT, "%s is not an object",
+		    json_is_object(j) ? "'latent'" : "what it holds");
 	if ((rc = lpo_json_int(c, &format, j, "format", LPO_LRM_FORMAT)) < 0 ||
 	    (rc = lpo_json_real(c, &f->guidance, j, "guidance", NAN)) < 0 ||
 	    (rc = lpo_json_bool(c, &f->multi_scale, j, "multi_scale",
@@ -356,6 +359,12 @@ read_json(lpo_ctx *c, struct lpo_lrm_config *f, const json_t *j)
 	if (format != LPO_LRM_FORMAT)
 		return lpo_fail(c, LPO_EFORMAT, "format %lld is not known",
 		    (long long)format);
+	if (f->guidance < 0 || f->guidance > 100)
+		return lpo_fail(c, LPO_EFORMAT, "'guidance' is %g, not within "
+		    "0 and 100", f->guidance);
+	if (f->scaling_factor < 0)
+		return lpo_fail(c, LPO_EFORMAT, "'scaling_factor' is %g",
+		    f->scaling_factor);
 	if (f->vae_factor < 1 || f->vae_factor > 128)
 		return lpo_fail(c, LPO_EFORMAT, "'vae_factor' is %lld",
 		    (long long)f->vae_factor);

@@ -283,6 +283,25 @@ def configs():
                  "prediction_type": "v_prediction", "clip_sample": False}))
 
 
+def reward_models():
+    sha = "0123456789abcdef" * 4
+    full = {"base_sha256": sha, "format": 1, "guidance": 7.5,
+            "latent": {"channels": 4, "scaling_factor": 0.18215,
+                       "vae_factor": 8, "vae_sha256": sha},
+            "multi_scale": True, "multi_scale_cfg": False, "run": sha[:16]}
+    put("lrm", "ours", json.dumps(full, indent=2))
+    put("lrm", "nulls", json.dumps({k: None for k in full}))
+    put("lrm", "long", json.dumps({"run": sha}))
+    for name, text in [
+            ("empty", "{}"), ("array", "[]"), ("latent", '{"latent": []}'),
+            ("one-scale", '{"multi_scale": false, "multi_scale_cfg": true, '
+             '"guidance": 1}'), ("later", '{"format": 2}'),
+            ("factor", '{"latent": {"vae_factor": 129}}'),
+            ("negative", '{"guidance": -1, '
+             '"latent": {"scaling_factor": -1e308}}')]:
+        put("lrm", name, text)
+
+
 def tokenizers():
     for k, s in enumerate(("a photo of a cat", "caf\u00e9 \u732b \U0001f431",
                            "<|startoftext|>x<|endoftext|> it's 3'll",
@@ -459,5 +478,6 @@ def safetensors_keys(path):
 
 
 for f in (safetensors_seeds, npy_seeds, json_seeds, tables, images, shards,
-          configs, tokenizers, states, databases, small, loras, torches):
+          configs, reward_models, tokenizers, states, databases, small,
+          loras, torches):
     f()
