@@ -26,7 +26,7 @@ enum lpo_purpose {
 	LPO_DRAW_OFFSET = 10,	/* noise offset */
 	LPO_DRAW_PARTNER = 11,	/* compare-timesteps partner */
 	LPO_DRAW_ETA = 12,	/* DDIM noise when sampling with eta > 0 */
-	LPO_DRAW_SPLIT = 13,	/* held-out split */
+	/* 13 was given away and never used */
 	LPO_DRAW_CHECK = 14	/* initial latents of a trainer's check */
 };
 

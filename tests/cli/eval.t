@@ -6,21 +6,6 @@ set -u
 d=$dir
 eval=$bin/lpo-eval
 
-# run WANTED-STATUS NAME COMMAND...: output in $d/out, words in $d/err
-run() {
-	want=$1 name=$2
-	shift 2
-	"$@" > "$d/out" 2> "$d/err" < /dev/null
-	is=$?
-	test $is -eq "$want"
-	ok $? "$name: exit $want$(test $is -eq "$want" || echo ", not $is")"
-}
-
-says() {	# says TEXT NAME: standard error has it
-	grep -qF -- "$1" "$d/err"
-	ok $? "$2"
-}
-
 # ------------------------------------------------------------ two systems
 
 world 3
@@ -40,7 +25,7 @@ system() {
 		done
 	}
 	: > "$d/$1/$2"
-	(cd "$d/$1" && tar --format=ustar -cf "../$1.tar" -- *)
+	tar_of "$d/$1"
 }
 system a A
 system b B
@@ -265,12 +250,12 @@ fi
 # ----------------------------------------------------- systems that disagree
 
 cp -r a other && echo '{"prompt":"another"}' > other/000000001-0.json
-(cd other && tar --format=ustar -cf ../other.tar -- *)
+tar_of other
 run 1 "another prompt" "$eval" --db none --system one=a.tar \
     --system two=other.tar --scorer judge=./judge
 says "'000000001-0' has another prompt" "which image"
 rm -r other && cp -r a other && rm other/000000002-1.*
-(cd other && tar --format=ustar -cf ../other.tar -- *)
+tar_of other
 run 1 "fewer images" "$eval" --db none --system one=a.tar \
     --system two=other.tar --scorer judge=./judge
 says "'a.tar' 6" "how many"
@@ -335,28 +320,12 @@ says "row 1: 'world/b1.png'" "which image"
 same left out "the other rows"
 
 # What --images prints is what lpo-pairs joins: moments by hand, [8, 1, 1].
-mkdir -p m/vae m/scheduler enc
-echo '{"scaling_factor":0.18215,"latent_channels":4}' > m/vae/config.json
-cat > m/scheduler/scheduler_config.json <<'END'
-{"beta_start":0.00085,"beta_end":0.012,"beta_schedule":"scaled_linear",
-"num_train_timesteps":1000}
-END
-npy() {
-	printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', \
-'fortran_order': False, 'shape': (8, 1, 1), }"
-	head -c 32 /dev/zero
-}
-row() {	# row NUMBER ID PREFERRED
-	npy > "enc/00000000$1.moments_0.npy"
-	npy > "enc/00000000$1.moments_1.npy"
-	echo "{\"prompt\":\"p\",\"row\":$1,\"id\":\"$2\",\"label_0\":$3,
-	    \"label_1\":$((1 - $3)),\"key\":\"00000000$1\"}" \
-	    > "enc/00000000$1.json"
-}
-row 0 first 1
-row 1 sec,ond 0
-row 2 2 0
-(cd enc && tar --format=ustar -cf ../enc.tar -- *)
+latent_model m
+mkdir enc
+encoded enc 0 first 0 p
+encoded enc 1 sec,ond 1 p
+encoded enc 2 2 1 p
+tar_of enc
 pairs=$bin/lpo-pairs
 run 0 "joined by lpo-pairs" "$pairs" -m m --db none --scores scores.csv \
     --where 'aesthetic_1 > 10' --stats enc.tar
@@ -381,9 +350,8 @@ for k in 000000000-0 000000000-1 000000001-0; do
 done
 : > c/A
 : > e/B
-for s in c e; do
-	(cd $s && tar --format=ustar -cf ../$s.tar -- *)
-done
+tar_of c
+tar_of e
 cat > scores2 <<'END'
 A 000000000-0 0
 A 000000000-1 0

@@ -45,6 +45,51 @@ status() {
 	echo $?
 }
 
+# run WANTED-STATUS NAME COMMAND...: output in $dir/out, words in $dir/err.
+run() {
+	want=$1 name=$2
+	shift 2
+	"$@" > "$dir/out" 2> "$dir/err" < /dev/null
+	is=$?
+	test $is -eq "$want"
+	ok $? "$name: exit $want$(test $is -eq "$want" || echo ", not $is")"
+}
+
+says() {			# says TEXT NAME: standard error has it
+	grep -qF -- "$1" "$dir/err"
+	ok $? "$2"
+}
+
+tar_of() {			# tar_of FOLDER: FOLDER.tar of what it holds
+	(cd "$1" && tar --format=ustar -cf - -- *) > "$1.tar"
+}
+
+# What lpo-pairs needs of a model, in the folder $1.
+latent_model() {
+	mkdir -p "$1/vae" "$1/scheduler"
+	echo '{"scaling_factor":0.18215,"latent_channels":4}' \
+	    > "$1/vae/config.json"
+	cat > "$1/scheduler/scheduler_config.json" <<-'END'
+	{"beta_start":0.00085,"beta_end":0.012,
+	"beta_schedule":"scaled_linear","num_train_timesteps":1000}
+	END
+}
+
+# encoded FOLDER ROW ID LABEL_1 PROMPT: a pair of moments, [8, 1, 1], all zero.
+encoded() {
+	for k in 0 1; do
+		{
+			printf '\223NUMPY\001\000\166\000%-117s\n' \
+			    "{'descr': '<f4', 'fortran_order': False, \
+'shape': (8, 1, 1), }"
+			head -c 32 /dev/zero
+		} > "$1/00000000$2.moments_$k.npy"
+	done
+	echo "{\"prompt\":\"$5\",\"row\":$2,\"id\":\"$3\",
+	    \"label_0\":$((1 - $4)),\"label_1\":$4,
+	    \"key\":\"00000000$2\"}" > "$1/00000000$2.json"
+}
+
 # N preferences with pictures in $dir/world.
 world() {
 	"$bin/demo-world" prefs -n "$1" --seed 5 --split train \

@@ -9,21 +9,6 @@ eval=$bin/lpo-eval
 golden=$PWD/tests/golden
 clip=$golden/clip
 
-# run WANTED-STATUS NAME COMMAND...: output in $d/out, words in $d/err
-run() {
-	want=$1 name=$2
-	shift 2
-	"$@" > "$d/out" 2> "$d/err" < /dev/null
-	is=$?
-	test $is -eq "$want"
-	ok $? "$name: exit $want$(test $is -eq "$want" || echo ", not $is")"
-}
-
-says() {	# says TEXT NAME: standard error has it
-	grep -qF -- "$1" "$d/err"
-	ok $? "$2"
-}
-
 # near FILE FILE NAME: two CSVs, numbers within 1e-5
 near() {
 	paste -d , "$1" "$2" | awk -F , '
@@ -112,23 +97,12 @@ ok $? "the same rows"
 
 # --------------------------------------------------------- to lpo-pairs
 
-mkdir -p m/vae m/scheduler enc
-echo '{"scaling_factor":0.18215,"latent_channels":4}' > m/vae/config.json
-cp "$model/scheduler/scheduler_config.json" m/scheduler
-npy() {
-	printf '\223NUMPY\001\000\166\000%-117s\n' "{'descr': '<f4', \
-'fortran_order': False, 'shape': (8, 1, 1), }"
-	head -c 32 /dev/zero
-}
+latent_model m
+mkdir enc
 tail -n +2 "$clip/prefs.csv" | while IFS=, read -r id prompt _ _ preferred; do
-	k=00000000${id#r}
-	npy > "enc/$k.moments_0.npy"
-	npy > "enc/$k.moments_1.npy"
-	echo "{\"prompt\":\"$prompt\",\"row\":${id#r},\"id\":\"$id\",
-	    \"label_0\":$((1 - preferred)),\"label_1\":$preferred,
-	    \"key\":\"$k\"}" > "enc/$k.json"
+	encoded enc "${id#r}" "$id" "$preferred" "$prompt"
 done
-(cd enc && tar --format=ustar -cf ../enc.tar -- *)
+tar_of enc
 # By hand from want.csv: in row r4 the preferred image has the lower aesthetic
 # score (by 0.09); in r2 and r5 alone it has the higher cosine.
 # shellcheck disable=SC2317  # run calls it
@@ -164,7 +138,7 @@ sys() {		# sys NAME FILE FILE FILE
 		    cut -d , -f $((i + 1)))\"}" > "$1/$k.json"
 		i=$((i + 1))
 	done
-	(cd "$1" && tar --format=ustar -cf "../$1.tar" -- *)
+	tar_of "$1"
 }
 sys a 0.png 4.jpg 10.jpg
 sys b 1.jpg 5.webp 11.webp

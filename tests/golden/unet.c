@@ -186,106 +186,132 @@ test_parity(struct golden *g, lpo_unet *u, struct size s)
 	lpo_tape_free(k.t);
 }
 
-/*
- * Guidance.  One group, r samples, two texts, copies = 2; against every
- * (sample, text) as a row of its own.
- */
+/* Inputs of r samples and two texts, and what a recording makes of them. */
+struct pass {
+	float *sample, *text, *pool;
+	float *y, *dx, *grads;
+	int64_t n;		/* weight gradients */
+};
+
 static void
-test_copies(struct golden *g, lpo_unet *u, struct size s, int r)
+pass_free(struct pass *p)
+{
+	free(p->sample);
+	free(p->text);
+	free(p->pool);
+	free(p->y);
+	free(p->dx);
+	free(p->grads);
+}
+
+/* Forward and backward; row i has the time row_of[i], text i text_of[i]'s. */
+static int
+pass_run(struct rec *k, struct pass *p, lpo_unet *u, const int *row_of,
+    const int *text_of)
 {
 	const struct lpo_unet_config *cfg = lpo_unet_cfg(u);
-	int64_t one = s.h * s.w * 4, ctx = 5 * cfg->context_dim, i, n;
-	float *sample = g_uniform("sample", 2 * one, 2), *x;
-	float *text = g_uniform("context", 2 * ctx, 1);
-	float *pool = g_uniform("text_embeds", 40, 1);
-	float *y, *z, *dx, *dy, *a, *b;
+
+	if (lpo_var_set(k->t, k->in.sample, p->sample) < 0 ||
+	    lpo_var_set(k->t, k->in.context, p->text) < 0 ||
+	    (cfg->text_time &&
+	    lpo_var_set(k->t, k->in.text_embeds, p->pool) < 0) ||
+	    set_times(k, cfg, row_of, text_of) < 0 || walk(k, 0) < 0 ||
+	    lpo_var_get(k->t, k->out, p->y) < 0 ||
+	    lpo_var_get_grad(k->t, k->in.sample, p->dx) < 0)
+		return -1;
+	p->grads = all_grads(lpo_unet_params(u), &p->n);
+	lpo_params_zero_grad(lpo_unet_params(u));
+	return 0;
+}
+
+/* Row i is row i % each (cycle) or i / each of `from`. */
+static float *
+repeat(const float *from, int64_t size, int rows, int each, int cycle)
+{
+	float *to = malloc((size_t)(rows * size) * sizeof(*to));
+	int i;
+
+	for (i = 0; i < rows; i++)
+		memcpy(to + i * size, from + (cycle ? i % each : i / each) *
+		    size, (size_t)size * sizeof(*to));
+	return to;
+}
+
+/* copies = 2 as p has it, separate rows as q: one of q's is `one` long. */
+static void
+compare_copies(const struct golden *g, const struct pass *p,
+    const struct pass *q, int64_t one, int r)
+{
 	double worst = 0, largest = 0;
-	lpo_params *ps = lpo_unet_params(u);
-	int row_of[4], text_of[4], own[2] = { 0, 1 };
-	struct rec p, q;
-	int bad;
+	int64_t i;
 
-	/* p: copies 2; q: rows [s0 t0, s1 t0, s0 t1, s1 t1] (r = 2) */
-	memset(&p, 0, sizeof(p));
-	memset(&q, 0, sizeof(q));
-	x = malloc((size_t)(2 * r * (one + ctx + 20)) * sizeof(*x));
-	y = malloc((size_t)(2 * r * one) * sizeof(*y));
-	z = malloc((size_t)(2 * r * one) * sizeof(*z));
-	dx = malloc((size_t)(2 * r * one) * sizeof(*dx));
-	dy = malloc((size_t)(2 * r * one) * sizeof(*dy));
-	bad = record(g, &p, u, s, LPO_F32, 1, r, 2, 2, 1) < 0 ||
-	    lpo_var_set(p.t, p.in.sample, sample) < 0 ||
-	    lpo_var_set(p.t, p.in.context, text) < 0 || (cfg->text_time &&
-	    lpo_var_set(p.t, p.in.text_embeds, pool) < 0) ||
-	    set_times(&p, cfg, own, own) < 0 || walk(&p, 0) < 0 ||
-	    lpo_var_get(p.t, p.out, y) < 0 ||
-	    lpo_var_get_grad(p.t, p.in.sample, dx) < 0;
-	a = all_grads(ps, &n);
-	lpo_params_zero_grad(ps);
-
-	bad = bad || record(g, &q, u, s, LPO_F32, 1, 2 * r, 2 * r, 1, 1) < 0;
-	for (i = 0; i < 2 * r; i++) {
-		row_of[i] = (int)(i % r);
-		text_of[i] = (int)(i / r);
-		memcpy(x + i * one, sample + i % r * one,
-		    (size_t)one * sizeof(*x));
-	}
-	bad = bad || lpo_var_set(q.t, q.in.sample, x) < 0;
-	for (i = 0; i < 2 * r; i++)
-		memcpy(x + i * ctx, text + i / r * ctx,
-		    (size_t)ctx * sizeof(*x));
-	bad = bad || lpo_var_set(q.t, q.in.context, x) < 0;
-	for (i = 0; i < 2 * r; i++)
-		memcpy(x + i * 20, pool + i / r * 20, 20 * sizeof(*x));
-	bad = bad || (cfg->text_time &&
-	    lpo_var_set(q.t, q.in.text_embeds, x) < 0) ||
-	    set_times(&q, cfg, row_of, text_of) < 0 || walk(&q, 0) < 0 ||
-	    lpo_var_get(q.t, q.out, z) < 0 ||
-	    lpo_var_get_grad(q.t, q.in.sample, dy) < 0;
-	b = all_grads(ps, &n);
-	lpo_params_zero_grad(ps);
-	ok(!bad, "%s: copies 2, %d row%s: %s", g->name, r, r > 1 ? "s" : "",
-	    lpo_errmsg(g->c));
-	if (bad)
-		goto out;
 	for (i = 0; i < 2 * r * one; i++) {
 		/* NaN must lose */
-		if (!(fabs((double)y[i] - (double)z[i]) <= worst))
-			worst = fabs((double)y[i] - (double)z[i]);
-		largest = fmax(largest, fabs((double)z[i]));
+		if (!(fabs((double)p->y[i] - (double)q->y[i]) <= worst))
+			worst = fabs((double)p->y[i] - (double)q->y[i]);
+		largest = fmax(largest, fabs((double)q->y[i]));
 	}
 	/* on CUDA a row's bits may depend on how many there are */
 	ok(on_cuda(&g->be) ? worst <= 1e-5 * largest :
-	    memcmp(y, z, (size_t)(2 * r * one) * sizeof(*y)) == 0,
+	    memcmp(p->y, q->y, (size_t)(2 * r * one) * sizeof(*q->y)) == 0,
 	    "%s: copies 2 is separate rows (%.2g of %.2g)", g->name, worst,
 	    largest);
 	worst = largest = 0;
 	for (i = 0; i < r * one; i++) {
-		worst = fmax(worst, fabs((double)dx[i] - (double)dy[i] -
-		    (double)dy[r * one + i]));
-		largest = fmax(largest, fabs((double)dx[i]));
+		worst = fmax(worst, fabs((double)p->dx[i] -
+		    (double)q->dx[i] - (double)q->dx[r * one + i]));
+		largest = fmax(largest, fabs((double)p->dx[i]));
 	}
 	ok(worst <= 1e-5 * largest, "%s: and the sum of their input gradients "
 	    "(%.2g of %.2g)", g->name, worst, largest);
-	for (i = 0, worst = largest = 0; i < n; i++) {
-		worst = fmax(worst, fabs((double)a[i] - (double)b[i]));
-		largest = fmax(largest, fabs((double)a[i]));
+	for (i = 0, worst = largest = 0; i < p->n; i++) {
+		worst = fmax(worst, fabs((double)p->grads[i] -
+		    (double)q->grads[i]));
+		largest = fmax(largest, fabs((double)p->grads[i]));
 	}
 	ok(worst <= 1e-5 * largest, "%s: and of their weight gradients "
 	    "(%.2g of %.2g)", g->name, worst, largest);
-out:
-	lpo_tape_free(p.t);
-	lpo_tape_free(q.t);
-	free(a);
-	free(b);
-	free(sample);
-	free(text);
-	free(pool);
-	free(x);
-	free(y);
-	free(z);
-	free(dx);
-	free(dy);
+}
+
+/*
+ * Guidance.  One group, r samples, two texts, copies = 2; against every
+ * (sample, text) as a row of its own: [s0 t0, s1 t0, s0 t1, s1 t1] (r = 2).
+ */
+static void
+test_copies(struct golden *g, lpo_unet *u, struct size s, int r)
+{
+	int64_t one = s.h * s.w * 4, ctx = 5 * lpo_unet_cfg(u)->context_dim;
+	int row_of[4], text_of[4], own[2] = { 0, 1 }, i, bad;
+	struct pass p = { g_uniform("sample", 2 * one, 2),
+	    g_uniform("context", 2 * ctx, 1),
+	    g_uniform("text_embeds", 40, 1), NULL, NULL, NULL, 0 };
+	struct pass q = { repeat(p.sample, one, 2 * r, r, 1),
+	    repeat(p.text, ctx, 2 * r, r, 0), repeat(p.pool, 20, 2 * r, r, 0),
+	    NULL, NULL, NULL, 0 };
+	struct rec k, l;
+
+	for (i = 0; i < 2 * r; i++) {
+		row_of[i] = i % r;
+		text_of[i] = i / r;
+	}
+	p.y = malloc((size_t)(2 * r * one) * sizeof(*p.y));
+	p.dx = malloc((size_t)(2 * r * one) * sizeof(*p.dx));
+	q.y = malloc((size_t)(2 * r * one) * sizeof(*q.y));
+	q.dx = malloc((size_t)(2 * r * one) * sizeof(*q.dx));
+	memset(&k, 0, sizeof(k));
+	memset(&l, 0, sizeof(l));
+	bad = record(g, &k, u, s, LPO_F32, 1, r, 2, 2, 1) < 0 ||
+	    pass_run(&k, &p, u, own, own) < 0 ||
+	    record(g, &l, u, s, LPO_F32, 1, 2 * r, 2 * r, 1, 1) < 0 ||
+	    pass_run(&l, &q, u, row_of, text_of) < 0;
+	ok(!bad, "%s: copies 2, %d row%s: %s", g->name, r, r > 1 ? "s" : "",
+	    lpo_errmsg(g->c));
+	if (!bad)
+		compare_copies(g, &p, &q, one, r);
+	lpo_tape_free(k.t);
+	lpo_tape_free(l.t);
+	pass_free(&p);
+	pass_free(&q);
 }
 
 /* bf16 storage: not parity, but nothing far off either. */

@@ -83,6 +83,25 @@ make(struct rig *r, int full, const struct lpo_lpo_options *o)
 	return lpo_lpo_new(ctx, &r->l, &in, o);
 }
 
+/* Two of the same. */
+static int
+make_two(struct rig *a, struct rig *b, int full,
+    const struct lpo_lpo_options *o)
+{
+	return make(a, full, o) < 0 || make(b, full, o) < 0 ? -1 : 0;
+}
+
+/* Nothing went wrong on the way; b may be NULL. */
+static void
+finish(struct rig *a, struct rig *b, const char *what)
+{
+	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(a);
+	if (b != NULL)
+		drop(b);
+}
+
 static float *
 weights(lpo_lpo *l, int64_t *n)
 {
@@ -118,16 +137,23 @@ equal(lpo_lpo *a, lpo_lpo *b)
 	return same;
 }
 
-/* To the first batch of the present iteration, its pairs chosen. */
+/* Until all candidates of the present iteration have scores. */
 static int
-to_training(lpo_lpo *l)
+to_scores(lpo_lpo *l)
 {
 	int64_t done, total;
 
 	while (lpo_lpo_where(l, &done, &total) != LPO_PH_TRAIN)
 		if (lpo_lpo_advance(l) < 0)
 			return -1;
-	return lpo_lpo_select(l);
+	return 0;
+}
+
+/* To the first batch of the present iteration, its pairs chosen. */
+static int
+to_training(lpo_lpo *l)
+{
+	return to_scores(l) < 0 ? -1 : lpo_lpo_select(l);
 }
 
 static int
@@ -158,11 +184,10 @@ one_bad_pair(float v, const char *what)
 {
 	struct lpo_lpo_options o = options();
 	struct lpo_transition tr;
-	struct rig a, b;
+	struct rig a = { NULL }, b = { NULL };
 	int64_t batches;
 
-	if (make(&a, 0, &o) < 0 || make(&b, 0, &o) < 0 ||
-	    to_training(a.l) < 0)
+	if (make_two(&a, &b, 0, &o) < 0 || to_training(a.l) < 0)
 		goto out;
 	batches = lpo_lpo_batches(a.l);
 	tr = a.l->pair[3];		/* of the second batch */
@@ -183,10 +208,7 @@ one_bad_pair(float v, const char *what)
 	ok(lpo_lpo_optimiser_steps(a.l) > batches - 1,
 	    "%s: and takes steps", what);
 out:
-	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
-	drop(&b);
+	finish(&a, &b, what);
 }
 
 /* Huge but finite: skipped or not, the weights stay finite. */
@@ -194,16 +216,14 @@ static void
 huge(void)
 {
 	struct lpo_lpo_options o = options();
-	struct rig a;
+	struct rig a = { NULL };
 
 	if (make(&a, 0, &o) == 0 && to_training(a.l) == 0) {
 		poison(a.l, &a.l->pair[0], 1e38f);
 		ok(iterations(a.l, 1) >= 0 && all_finite(a.l) &&
 		    a.l->report.skipped_steps <= 1, "1e38: finite weights");
 	}
-	ok(lpo_errcode(ctx) == 0, "1e38: no error %s", lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
+	finish(&a, NULL, "1e38");
 }
 
 static int
@@ -237,10 +257,10 @@ resumed(int full)
 	const char *what = full ? "whole UNet" : "LoRA";
 	char dir[] = "/tmp/lpo-train-XXXXXX";
 	struct lpo_lpo_options o = options();
-	struct rig a, b = { NULL };
+	struct rig a = { NULL }, b = { NULL };
 
-	if (mkdtemp(dir) == NULL || make(&a, full, &o) < 0 ||
-	    make(&b, full, &o) < 0 || to_training(a.l) < 0)
+	if (mkdtemp(dir) == NULL || make_two(&a, &b, full, &o) < 0 ||
+	    to_training(a.l) < 0)
 		goto out;
 	poison(a.l, &a.l->pair[0], NAN);
 	lpo_lpo_advance(a.l);
@@ -255,10 +275,7 @@ resumed(int full)
 	    lpo_lpo_first_spread(a.l) == lpo_lpo_first_spread(b.l),
 	    "%s: the first spread is remembered", what);
 out:
-	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
-	drop(&b);
+	finish(&a, &b, what);
 	lpo_rmtree(ctx, dir);
 }
 
@@ -267,13 +284,12 @@ five_in_a_row(void)
 {
 	char dir[] = "/tmp/lpo-train-XXXXXX";
 	struct lpo_lpo_options o = options();
-	struct rig a, b = { NULL }, fresh = { NULL };
+	struct rig a = { NULL }, b = { NULL }, fresh = { NULL };
 	int64_t i, n;
 
 	o.batch = 1;
-	if (mkdtemp(dir) == NULL || make(&a, 0, &o) < 0 ||
-	    make(&b, 0, &o) < 0 || make(&fresh, 0, &o) < 0 ||
-	    to_training(a.l) < 0)
+	if (mkdtemp(dir) == NULL || make_two(&a, &b, 0, &o) < 0 ||
+	    make(&fresh, 0, &o) < 0 || to_training(a.l) < 0)
 		goto out;
 	for (i = 0; i < a.l->npairs; i++)
 		poison(a.l, &a.l->pair[i], NAN);
@@ -290,10 +306,7 @@ five_in_a_row(void)
 	ok(lpo_lpo_advance(b.l) == LPO_EFORMAT, "to the same end");
 	lpo_clear(ctx);
 out:
-	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
-	drop(&b);
+	finish(&a, &b, "five");
 	drop(&fresh);
 	lpo_rmtree(ctx, dir);
 }
@@ -302,14 +315,11 @@ static void
 bad_score(void)
 {
 	struct lpo_lpo_options o = options();
-	int64_t done, total, i, hit = 0;
-	struct rig a;
+	int64_t i, hit = 0;
+	struct rig a = { NULL };
 
-	if (make(&a, 0, &o) < 0)
-		return;
-	while (lpo_lpo_where(a.l, &done, &total) != LPO_PH_TRAIN)
-		if (lpo_lpo_advance(a.l) < 0)
-			break;
+	if (make(&a, 0, &o) < 0 || to_scores(a.l) < 0)
+		goto out;
 	/* step 1 of slot 1, step 2 of slot 0 */
 	a.l->score[(1 * PROMPTS + 1) * K + 1] = NAN;
 	a.l->score[(2 * PROMPTS + 0) * K] = INFINITY;
@@ -323,7 +333,8 @@ bad_score(void)
 	ok(isfinite(a.l->report.score_mean) &&
 	    lpo_lpo_health(&a.l->report, 0) == LPO_H_SCORES,
 	    "the mean is of the others, and a word is due");
-	drop(&a);
+out:
+	finish(&a, NULL, "bad scores");
 }
 
 /* ----------------------------------------------------------------- health */
@@ -363,12 +374,11 @@ beginning(int full)
 	const char *what = full ? "whole UNet" : "LoRA";
 	struct lpo_lpo_options o = options();
 	struct lpo_lpo_check c, again;
-	struct rig a, b = { NULL };
+	struct rig a = { NULL }, b = { NULL };
 	double far;
 
 	o.batch = 100;
-	if (make(&a, full, &o) < 0 || make(&b, full, &o) < 0 ||
-	    lpo_lpo_check(a.l, &c) < 0)
+	if (make_two(&a, &b, full, &o) < 0 || lpo_lpo_check(a.l, &c) < 0)
 		goto out;
 	far = fabs(c.policy - c.reference);
 	if (on_cuda(&be) && full)
@@ -391,17 +401,14 @@ beginning(int full)
 	ok(iterations(a.l, 2) >= 0 && iterations(b.l, 2) >= 0 &&
 	    equal(a.l, b.l), "%s: checks do not touch the training", what);
 out:
-	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
-	drop(&b);
+	finish(&a, &b, what);
 }
 
 static void
 micro_batches(void)
 {
 	struct lpo_lpo_options o = options();
-	struct rig a, b = { NULL };
+	struct rig a = { NULL }, b = { NULL };
 
 	o.batch = 5;
 	o.micro_batch = 1;
@@ -413,10 +420,7 @@ micro_batches(void)
 			    "whole UNet: the same for pairs one by one and "
 			    "three at a time");
 	}
-	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(&a);
-	drop(&b);
+	finish(&a, &b, "micro-batches");
 }
 
 /* As in beginning(), where memory has the batch done in parts. */
@@ -451,16 +455,13 @@ timestep(int real)
 {
 	struct lpo_lpo_options o = options();
 	float *x, score[K];
-	int64_t done, total, t[K], who, k, s = 1;
+	int64_t t[K], who, k, s = 1;
 	int right;
-	struct rig a;
+	struct rig a = { NULL };
 
 	o.real_timestep = real;
-	if (make(&a, 0, &o) < 0)
-		return;
-	while (lpo_lpo_where(a.l, &done, &total) != LPO_PH_TRAIN)
-		if (lpo_lpo_advance(a.l) < 0)
-			break;
+	if (make(&a, 0, &o) < 0 || to_scores(a.l) < 0)
+		goto out;
 	x = malloc((size_t)(K * a.l->count) * sizeof(*x));
 	for (k = 0; k < K; k++) {
 		lpo_lpo_candidate(a.l, x + k * a.l->count, s, 0, k);
@@ -477,7 +478,8 @@ timestep(int real)
 	    "%s timestep: candidates of t 501 are scored at %lld",
 	    real ? "real" : "official", (long long)t[0]);
 	free(x);
-	drop(&a);
+out:
+	finish(&a, NULL, "timestep");
 }
 
 static void

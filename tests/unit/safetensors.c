@@ -99,6 +99,16 @@ hostile(void)
 	    { "hole before", "{\"a\":{" T("U8", "[1]", 1, 2) "}}", 2,
 	      LPO_EFORMAT },
 	};
+	size_t i;
+
+	for (i = 0; i < sizeof(v) / sizeof(*v); i++)
+		ok(try(v[i].head, v[i].bytes) == v[i].rc, "%s%s%s", v[i].what,
+		    v[i].rc ? ": " : "", lpo_errmsg(c));
+}
+
+static void
+hostile_lengths(void)
+{
 	static const uint8_t huge[16] = { 255, 255, 255, 255, 255, 255, 255,
 	    127, '{', '}' }, minus[16] = { 255, 255, 255, 255, 255, 255, 255,
 	    255, '{', '}' };
@@ -106,9 +116,6 @@ hostile(void)
 	lpo_st *st;
 	size_t i;
 
-	for (i = 0; i < sizeof(v) / sizeof(*v); i++)
-		ok(try(v[i].head, v[i].bytes) == v[i].rc, "%s%s%s", v[i].what,
-		    v[i].rc ? ": " : "", lpo_errmsg(c));
 	memset(deep, '[', 200);
 	memcpy(deep, "{\"a\":", 5);
 	deep[200] = '\0';
@@ -155,44 +162,56 @@ never(void *arg, int64_t first, float *out, int64_t n)
 	return lpo_fail(arg, LPO_EINVAL, "a value that cannot be stored");
 }
 
+static const int64_t s23[2] = { 2, 3 }, s2[1] = { 2 };
+static const int64_t ids[2] = { -5, (int64_t)1 << 40 };
+static float six[6] = { 0, -1, 0.1f, 65504, 1e-7f, 3 };
+
+/* In one order of adding or the other. */
+static void
+write_file(const char *name, int backwards)
+{
+	lpo_stw *w = NULL;
+	int i;
+
+	ok(lpo_stw_new(c, &w) == 0, "writer");
+	for (i = 0; i < 5; i++)
+		switch (backwards ? 4 - i : i) {
+		case 0:
+			lpo_stw_add_f32(w, "z.f32", LPO_F32, 2, s23, six);
+			break;
+		case 1:
+			if (backwards)
+				lpo_stw_add_made(w, "half", LPO_F16, 2, s23,
+				    later, six);
+			else
+				lpo_stw_add_f32(w, "half", LPO_F16, 2, s23, six);
+			break;
+		case 2:
+			lpo_stw_add_f32(w, "b\"rain", LPO_BF16, 2, s23, six);
+			break;
+		case 3:
+			lpo_stw_add(w, "ids", LPO_I64, 1, s2, ids);
+			break;
+		case 4:
+			lpo_stw_meta(w, "run", "0123");
+			lpo_stw_meta(w, "format", "pt");
+		}
+	ok(lpo_stw_write(w, at(name)) == 0, "write %s", lpo_errmsg(c));
+	lpo_stw_free(w);
+}
+
 static void
 round_trip(void)
 {
-	const int64_t s23[2] = { 2, 3 }, s2[1] = { 2 }, wild[2] = { -1, 3 };
-	float x[6] = { 0, -1, 0.1f, 65504, 1e-7f, 3 };
-	const int64_t ids[2] = { -5, (int64_t)1 << 40 };
+	const int64_t wild[2] = { -1, 3 };
 	float back[6];
 	int64_t iback[2];
-	lpo_stw *w = NULL;
 	lpo_st *st = NULL;
 	char a[65], b[65];
 	int i, k;
 
-	for (k = 0; k < 2; k++) {	/* two orders of adding */
-		ok(lpo_stw_new(c, &w) == 0, "writer");
-		for (i = 0; i < 5; i++)
-			switch (k ? 4 - i : i) {
-			case 0: lpo_stw_add_f32(w, "z.f32", LPO_F32, 2, s23,
-				    x); break;
-			case 1:
-				if (k)
-					lpo_stw_add_made(w, "half", LPO_F16,
-					    2, s23, later, x);
-				else
-					lpo_stw_add_f32(w, "half", LPO_F16,
-					    2, s23, x);
-				break;
-			case 2: lpo_stw_add_f32(w, "b\"rain", LPO_BF16, 2,
-				    s23, x); break;
-			case 3: lpo_stw_add(w, "ids", LPO_I64, 1, s2, ids);
-				break;
-			case 4: lpo_stw_meta(w, "run", "0123");
-				lpo_stw_meta(w, "format", "pt");
-			}
-		ok(lpo_stw_write(w, at(k ? "b.safetensors" :
-		    "a.safetensors")) == 0, "write %s", lpo_errmsg(c));
-		lpo_stw_free(w);
-	}
+	write_file("a.safetensors", 0);
+	write_file("b.safetensors", 1);
 	lpo_sha256_file(c, a, at("a.safetensors"));
 	lpo_sha256_file(c, b, at("b.safetensors"));
 	ok(strcmp(a, b) == 0, "the order of adding changes no byte, "
@@ -203,7 +222,7 @@ round_trip(void)
 	ok(lpo_st_count(st) == 4 && strcmp(lpo_st_meta(st, "run"), "0123")
 	    == 0 && lpo_st_meta(st, "none") == NULL, "count, metadata");
 	ok(lpo_st_f32(c, back, lpo_st_find(st, "z.f32")) == 0 &&
-	    memcmp(back, x, sizeof(x)) == 0, "f32 exact");
+	    memcmp(back, six, sizeof(six)) == 0, "f32 exact");
 	ok(lpo_st_f32(c, back, lpo_st_find(st, "half")) == 0 &&
 	    back[3] == 65504 && fabsf(back[2] - 0.1f) < 1e-4f &&
 	    fabsf(back[4] - 1e-7f) < 3e-8f, "f16");
@@ -226,15 +245,22 @@ round_trip(void)
 	    lpo_errcode(c) == LPO_ENOTFOUND, "%s", lpo_errmsg(c));
 	lpo_clear(c);
 	lpo_st_close(st);
+}
+
+static void
+refused_writes(void)
+{
+	lpo_stw *w = NULL;
+
 	lpo_stw_new(c, &w);
 	lpo_stw_add(w, "a", LPO_I64, 1, s2, ids);
-	lpo_stw_add(w, "a", LPO_F32, 1, s2, x);
+	lpo_stw_add(w, "a", LPO_F32, 1, s2, six);
 	ok(lpo_stw_write(w, at("c")) == LPO_EINVAL &&
 	    !lpo_file_exists(at("c")), "%s", lpo_errmsg(c));
 	lpo_clear(c);
 	lpo_stw_free(w);
 	lpo_stw_new(c, &w);
-	lpo_stw_add_made(w, "a", LPO_BF16, 2, s23, later, x);
+	lpo_stw_add_made(w, "a", LPO_BF16, 2, s23, later, six);
 	lpo_stw_add_made(w, "b", LPO_F32, 2, s23, never, c);
 	ok(lpo_stw_write(w, at("c")) == LPO_EINVAL &&
 	    !lpo_file_exists(at("c")), "values that fail leave no file: %s",
@@ -528,7 +554,9 @@ main(void)
 	if (c == NULL || mkdtemp(dir) == NULL)
 		return 1;
 	hostile();
+	hostile_lengths();
 	round_trip();
+	refused_writes();
 	misaligned();
 	sharded();
 	precedence();
