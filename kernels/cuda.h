@@ -90,6 +90,8 @@ CUDA_OP(linear_fwd);
 CUDA_OP(linear_bwd_data);
 CUDA_OP(linear_bwd_weight);
 CUDA_OP(linear_scratch_bytes);
+CUDA_OP(lora_fwd);
+CUDA_OP(lora_bwd);
 CUDA_OP(conv_fwd);
 CUDA_OP(conv_bwd_data);
 CUDA_OP(conv_bwd_weight);

@@ -31,7 +31,7 @@
 
 #include "kernels/error.h"
 
-#define LPO_KERNEL_ABI 2
+#define LPO_KERNEL_ABI 3
 
 enum lpo_dtype {
 	LPO_F32, LPO_BF16, LPO_F16, LPO_F64, LPO_I64, LPO_I32, LPO_U8
@@ -139,6 +139,26 @@ struct lpo_kernels {
 	    int64_t k, float alpha, int64_t groups, void *scratch);
 	size_t (*linear_scratch_bytes)(lpo_backend *, enum lpo_pass,
 	    enum lpo_dtype, int64_t m, int64_t n, int64_t k, int64_t groups);
+
+	/*
+	 * A linear layer with its LoRA, rank r, or NULL (both) where the
+	 * products above do as well.  The scratch is the largest that those
+	 * need; backward it has m * r elements, rounded up to 64 bytes, more.
+	 * aux[m,r] = x a[r,k]^T
+	 * y = x w^T + bias + residual + scale * aux b[n,r]^T
+	 */
+	int (*lora_fwd)(lpo_backend *, enum lpo_dtype dt, void *y, void *aux,
+	    const void *x, const void *w, const float *bias,
+	    const void *residual, const void *a, const void *b, int64_t m,
+	    int64_t n, int64_t k, int64_t r, float scale, void *scratch);
+	/*
+	 * What the LoRA adds, with u = scale * dy b in dt:
+	 * db += scale * dy^T aux, da += u^T x, dx += u a
+	 */
+	int (*lora_bwd)(lpo_backend *, enum lpo_dtype dt, void *dx, float *da,
+	    float *db, const void *dy, const void *x, const void *aux,
+	    const void *a, const void *b, int64_t m, int64_t n, int64_t k,
+	    int64_t r, float scale, int64_t groups, void *scratch);
 
 	/* y = conv(x, w) + bias + residual; as linear_fwd has them */
 	int (*conv_fwd)(lpo_backend *, enum lpo_dtype dt, void *y,

@@ -69,6 +69,50 @@ alignment(const void *a, const void *b, const void *c, const void *d)
 	return (int)(all & -all);
 }
 
+/* ---- bf16 on tensor cores */
+
+/* d += a b: 16x16 by 16x8, as PTX lays the fragments out over a warp. */
+static __device__ __forceinline__ void
+mma(float *d, uint32_t a0, uint32_t a1, uint32_t a2, uint32_t a3,
+    uint32_t b0, uint32_t b1)
+{
+	asm("mma.sync.aligned.m16n8k16.row.col.f32.bf16.bf16.f32 "
+	    "{%0,%1,%2,%3}, {%4,%5,%6,%7}, {%8,%9}, {%0,%1,%2,%3};"
+	    : "+f"(d[0]), "+f"(d[1]), "+f"(d[2]), "+f"(d[3])
+	    : "r"(a0), "r"(a1), "r"(a2), "r"(a3), "r"(b0), "r"(b1));
+}
+
+static __device__ __forceinline__ uint32_t
+bits(bf16 x)
+{
+	return __bfloat16_as_ushort(x);
+}
+
+static __device__ __forceinline__ float
+low(uint32_t pair)
+{
+	return __uint_as_float(pair << 16);
+}
+
+static __device__ __forceinline__ float
+high(uint32_t pair)
+{
+	return __uint_as_float(pair & 0xffff0000u);
+}
+
+static __device__ __forceinline__ uint32_t
+pack(float a, float b)
+{
+	return bits(__float2bfloat16_rn(a)) |
+	    bits(__float2bfloat16_rn(b)) << 16;
+}
+
+static __device__ __forceinline__ uint4
+load16(const bf16 *p)
+{
+	return *(const uint4 *)p;
+}
+
 /* ---- a sum over rows, cut into slabs */
 
 /*
