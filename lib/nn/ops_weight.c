@@ -62,6 +62,12 @@ linear_fwd(lpo_tape *t, const lpo_op *op)
 	void *s = lpo_scratch(t);
 	int rc;
 
+	if (lora_on(t, l->lora) && t->k->lora_fwd != NULL)
+		return t->k->lora_fwd(t->be, x->dtype, lpo_data(t, y),
+		    lpo_data(t, op->aux), lpo_data(t, x), l->w->w,
+		    vector(l->b), residual(t, op), l->lora->a->w,
+		    l->lora->b->w, m, y->c, x->c, l->lora->rank,
+		    l->lora->scale, s);
 	rc = t->k->linear_fwd(t->be, x->dtype, lpo_data(t, y), lpo_data(t, x),
 	    l->w->w, vector(l->b), residual(t, op), m, y->c, x->c, 1, s);
 	if (rc < 0 || !lora_on(t, l->lora))
@@ -92,6 +98,11 @@ linear_lora_bwd(lpo_tape *t, const lpo_op *op)
 	void *s = (char *)da + lpo_align64(bytes);
 	int rc;
 
+	if (t->k->lora_bwd != NULL)
+		return t->k->lora_bwd(t->be, dt, x->needs_grad ?
+		    lpo_grad(t, x) : NULL, l->a->grad, l->b->grad, dy,
+		    lpo_data(t, x), lpo_data(t, op->aux), l->a->w, l->b->w, m,
+		    y->c, x->c, r, l->scale, t->groups, da);
 	if ((rc = t->k->linear_bwd_data(t->be, dt, da, dy, l->b->w, m, y->c,
 	    r, l->scale, 0, s)) < 0)
 		return rc;

@@ -170,6 +170,39 @@ t_linear_bwd_weight(lpo_backend *be, enum lpo_dtype dt, float *dw, float *db,
 	return rc;
 }
 
+static int
+t_lora_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, void *aux,
+    const void *x, const void *w, const float *bias, const void *residual,
+    const void *a, const void *b, int64_t m, int64_t n, int64_t k, int64_t r,
+    float scale, void *scratch)
+{
+	double t = before(be);
+	int rc = tr.real->lora_fwd(be, dt, y, aux, x, w, bias, residual, a, b,
+	    m, n, k, r, scale, scratch);
+
+	after(be, t, "lora_fwd", 2.0 * (double)m * (double)(n * k + r * (n +
+	    k)), size(dt, 2 * m * k + n * k + 3 * m * n), "%lld x %lld x "
+	    "%lld, %lld%s", L(m), L(n), L(k), L(r), extras(bias, residual));
+	return rc;
+}
+
+static int
+t_lora_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx, float *da,
+    float *db, const void *dy, const void *x, const void *aux, const void *a,
+    const void *b, int64_t m, int64_t n, int64_t k, int64_t r, float scale,
+    int64_t groups, void *scratch)
+{
+	double t = before(be);
+	int rc = tr.real->lora_bwd(be, dt, dx, da, db, dy, x, aux, a, b, m, n,
+	    k, r, scale, groups, scratch);
+
+	after(be, t, "lora_bwd", 4.0 * (double)m * (double)(r * (n + k)),
+	    size(dt, m * n + (dx != NULL ? 3 : 1) * m * k), "%lld x %lld x "
+	    "%lld, %lld%s", L(m), L(n), L(k), L(r), dx != NULL ? "" :
+	    " no dx");
+	return rc;
+}
+
 /* ------------------------------------------------------------ convolution */
 
 static void
@@ -544,6 +577,10 @@ fill(struct lpo_kernels *k)
 	k->zero = t_zero;
 	k->copy = t_copy;
 	k->upload = t_upload;
+	if (k->lora_fwd != NULL)
+		k->lora_fwd = t_lora_fwd;
+	if (k->lora_bwd != NULL)
+		k->lora_bwd = t_lora_bwd;
 	k->linear_fwd = t_linear_fwd;
 	k->linear_bwd_data = t_linear_bwd_data;
 	k->linear_bwd_weight = t_linear_bwd_weight;
