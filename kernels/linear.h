@@ -103,8 +103,9 @@ high(uint32_t pair)
 static __device__ __forceinline__ uint32_t
 pack(float a, float b)
 {
-	return bits(__float2bfloat16_rn(a)) |
-	    bits(__float2bfloat16_rn(b)) << 16;
+	__nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+
+	return bits(v.x) | bits(v.y) << 16;
 }
 
 static __device__ __forceinline__ uint4

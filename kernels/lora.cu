@@ -71,27 +71,26 @@ static __device__ __forceinline__ void
 load_rows(uint4 (*v)[2], const bf16 *x, int64_t row, int64_t to, int col,
     int c)
 {
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		int64_t r = row + i % 2 * 8;
-		int l = col + i / 2 * 32;
+	const bf16 *at = x + row * c + col;
 
-		v[i / 2][i % 2] = r < to && l < c ? load16(x + r * c + l) :
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		v[i / 2][i % 2] = row + i % 2 * 8 < to && col + i / 2 * 32 <
+		    c ? load16(at + i % 2 * 8 * (int64_t)c + i / 2 * 32) :
 		    make_uint4(0, 0, 0, 0);
-	}
 }
 
 /* v: rows row, row + 1, row + 8, row + 9, 8 columns of each */
 static __device__ __forceinline__ void
 load_depth(uint4 *v, const bf16 *x, int64_t row, int64_t to, int col, int c)
 {
-#pragma unroll
-	for (int i = 0; i < 4; i++) {
-		int64_t r = row + i % 2 + i / 2 * 8;
+	const bf16 *at = x + row * c + col;
 
-		v[i] = r < to && col < c ? load16(x + r * c + col) :
+#pragma unroll
+	for (int i = 0; i < 4; i++)
+		v[i] = row + i % 2 + i / 2 * 8 < to && col < c ? load16(at +
+		    (i % 2 + i / 2 * 8) * (int64_t)c) :
 		    make_uint4(0, 0, 0, 0);
-	}
 }
 
 static __device__ __forceinline__ uint32_t
@@ -209,13 +208,16 @@ template<int NT, int PER, bool BWD>
 static __global__ void __launch_bounds__(PER == 1 ? WARPS * 32 : 320)
 lora_pass(lora p)
 {
+	constexpr bool AHEAD = PER == 1 || !BWD;	/* else no registers */
 	__shared__ float4 red[2][WARPS][NT][32];
+	__shared__ uint4 kept[AHEAD ? 1 : 10][AHEAD ? 1 : PER * 2 * NT][32];
 	int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 	int g = lane / 4, t = lane % 4, first = warp * PER * STRIP;
 	int parts = ((p.c1 + STRIP - 1) / STRIP + PER - 1) / PER, turn = 0;
 	int64_t row = blockIdx.x * p.rows;
 	int64_t to = row + p.rows < p.m ? row + p.rows : p.m;
-	uint4 in[PER][2][2], out[PER][2][2], x[PER][4], w1[PER][2][NT];
+	uint4 in[PER][2][2], out[PER][2][2], x[PER][4];
+	uint4 w1[AHEAD ? PER : 1][2][NT];
 	uint32_t w2[PER][2][4][NT];
 	float d1[PER][4][NT][4] = {}, d2[PER][4][NT][4] = {};
 
@@ -223,7 +225,9 @@ lora_pass(lora p)
 	for (int s = 0; s < PER; s++) {
 		int col = first + s * STRIP;
 
-		load_rows(in[s], p.in, row + g, to, col + 8 * t, p.c1);
+		if (AHEAD)
+			load_rows(in[s], p.in, row + g, to, col + 8 * t,
+			    p.c1);
 		if (p.out != NULL)
 			load_rows(out[s], p.out, row + g, to, col + 8 * t,
 			    p.c2);
@@ -231,10 +235,15 @@ lora_pass(lora p)
 			load_depth(x[s], p.x, row + 2 * t, to, col + 8 * g,
 			    p.c2);
 #pragma unroll
-		for (int i = 0; i < 2 * NT; i++)
-			w1[s][i / NT][i % NT] = gather8(p.w1, p.w1j, p.w1l,
-			    i % NT * 8 + g, col + i / NT * 32 + 8 * t, p.r,
-			    p.c1);
+		for (int i = 0; i < 2 * NT; i++) {
+			uint4 w = gather8(p.w1, p.w1j, p.w1l, i % NT * 8 + g,
+			    col + i / NT * 32 + 8 * t, p.r, p.c1);
+
+			if (AHEAD)
+				w1[s][i / NT][i % NT] = w;
+			else
+				kept[warp][s * 2 * NT + i][lane] = w;
+		}
 #pragma unroll
 		for (int i = 0; i < 8 * NT; i++) {
 			int l = col + i / NT / 4 * 32 + g / 2 * 8 +
@@ -252,12 +261,17 @@ lora_pass(lora p)
 		uint32_t mid[NT][2];
 
 #pragma unroll
+		for (int s = 0; s < PER && !AHEAD; s++)
+			load_rows(in[s], p.in, row + g, to, first + s * STRIP +
+			    8 * t, p.c1);
+#pragma unroll
 		for (int s = 0; s < PER; s++)
 #pragma unroll
 			for (int i = 0; i < 2 * NT; i++) {
 				uint4 a = in[s][i / NT][0];
 				uint4 b = in[s][i / NT][1];
-				uint4 w = w1[s][i / NT][i % NT];
+				uint4 w = AHEAD ? w1[s][i / NT][i % NT] :
+				    kept[warp][s * 2 * NT + i][lane];
 
 				mma(acc[i % NT], a.x, b.x, a.y, b.y, w.x, w.y);
 				mma(acc[i % NT], a.z, b.z, a.w, b.w, w.z, w.w);
@@ -267,7 +281,7 @@ lora_pass(lora p)
 			red[turn][warp][i][lane] = make_float4(acc[i][0],
 			    acc[i][1], acc[i][2], acc[i][3]);
 #pragma unroll
-		for (int s = 0; s < PER; s++)
+		for (int s = 0; s < PER && AHEAD; s++)
 			load_rows(in[s], p.in, row + ROWS + g, to, first +
 			    s * STRIP + 8 * t, p.c1);
 		if (BWD && p.aux != NULL) {
@@ -349,10 +363,10 @@ lora_pass(lora p)
 			}
 #pragma unroll
 			for (int h = 0; h < 2; h++) {
-				int64_t at = row + g + 8 * h;
-				int64_t o = at * p.c2 + col;
+				int64_t o = (row + g) * p.c2 + col +
+				    8 * h * (int64_t)p.c2;
 
-				if (at < to && col < p.c2)
+				if (row + g + 8 * h < to && col < p.c2)
 					*(uint4 *)(p.out + o) = finish8(
 					    out[i / 2][i % 2][h], v, h, p.s2,
 					    BWD || p.bias == NULL ? NULL :
