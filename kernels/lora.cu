@@ -9,20 +9,20 @@
 enum {
 	STRIP = 64,		/* columns that a warp has at a time */
 	ROWS = 16,		/* of a tile */
-	WARPS = 12,		/* of a block, at most */
+	MOST = 20,		/* strips */
 	RANK = 16,		/* at most */
 	SLICES = 8		/* of the slabs, in `finish` */
 };
 
 /*
  * mid[m,r] = s1 in[m,c1] w1^T, rounded to bf16;
- * out[m,c2] = from[m,c2] + bias + residual + s2 mid w2, where w1 and w2 are
- * given by strides: w1(j, l) is w1[j * w1j + l * w1l], j < r.
+ * out[m,c2] += bias + s2 mid w2, where w1 and w2 are given by strides:
+ * w1(j, l) is w1[j * w1j + l * w1l], j < r.
  * Backward also d1[c1,r] += s1 in^T aux, d2[r,c2] += mid^T x; its sums over
  * the rows of a block go to partial, [blocks, c1 r + r c2].
  */
 struct lora {
-	const bf16 *in, *w1, *w2, *residual, *aux, *x;
+	const bf16 *in, *w1, *w2, *aux, *x;
 	bf16 *mid, *out;
 	const float *bias;
 	float *partial;
@@ -43,13 +43,13 @@ transposed(uint32_t x)
 	return y;
 }
 
-/* w[j * wj + l * wl] and its neighbour in j or l, zeros outside */
+/* w[at], w[at2], zeros outside: no branches, so that no load waits */
 static __device__ __forceinline__ uint32_t
 pair_at(const bf16 *w, int64_t at, bool in, int64_t at2, bool in2)
 {
-	uint32_t a = in ? bits(w[at]) : 0, b = in2 ? bits(w[at2]) : 0;
+	uint32_t a = bits(w[in ? at : 0]), b = bits(w[in2 ? at2 : 0]);
 
-	return a | b << 16;
+	return (in ? a : 0) | (in2 ? b << 16 : 0);
 }
 
 /* w(j, l .. l + 7), zeros outside */
@@ -167,10 +167,10 @@ add8(float *v, uint4 x)
 	}
 }
 
-/* 8 neighbours: from + scale acc + bias + residual */
+/* 8 neighbours: from + scale acc + bias */
 static __device__ __forceinline__ uint4
 finish8(uint4 from, const float (*acc)[4], int half, float scale,
-    const float *bias, const bf16 *residual)
+    const float *bias)
 {
 	float v[8] = {};
 
@@ -191,11 +191,15 @@ finish8(uint4 from, const float (*acc)[4], int half, float scale,
 		v[6] += b.z;
 		v[7] += b.w;
 	}
-	if (residual != NULL)
-		add8(v, load16(residual));
 	return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]),
 	    pack(v[4], v[5]), pack(v[6], v[7]));
 }
+
+/* Warps of a block at most: what registers allow. */
+template<int NT, int PER, bool BWD>
+struct warps {
+	enum { MAX = PER == 2 ? MOST / 2 : NT == 1 && !BWD ? MOST : 12 };
+};
 
 /*
  * A block has a run of rows and takes them 16 at a time; a warp has PER
@@ -205,12 +209,13 @@ finish8(uint4 from, const float (*acc)[4], int half, float scale,
  * mid comes out of the sum laid out as the next product takes it.
  */
 template<int NT, int PER, bool BWD>
-static __global__ void __launch_bounds__(PER == 1 ? WARPS * 32 : 320)
+static __global__ void __launch_bounds__(warps<NT, PER, BWD>::MAX * 32)
 lora_pass(lora p)
 {
 	constexpr bool AHEAD = PER == 1 || !BWD;	/* else no registers */
+	constexpr int WARPS = warps<NT, PER, BWD>::MAX;
 	__shared__ float4 red[2][WARPS][NT][32];
-	__shared__ uint4 kept[AHEAD ? 1 : 10][AHEAD ? 1 : PER * 2 * NT][32];
+	__shared__ uint4 kept[AHEAD ? 1 : WARPS][AHEAD ? 1 : PER * 2 * NT][32];
 	int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 	int g = lane / 4, t = lane % 4, first = warp * PER * STRIP;
 	int parts = ((p.c1 + STRIP - 1) / STRIP + PER - 1) / PER, turn = 0;
@@ -370,8 +375,7 @@ lora_pass(lora p)
 					*(uint4 *)(p.out + o) = finish8(
 					    out[i / 2][i % 2][h], v, h, p.s2,
 					    BWD || p.bias == NULL ? NULL :
-					    p.bias + col, BWD || p.residual ==
-					    NULL ? NULL : p.residual + o);
+					    p.bias + col);
 			}
 		}
 #pragma unroll
@@ -438,17 +442,17 @@ block_rows(const struct cuda *c, int64_t m, int per_sm, int64_t floats)
 
 template<int NT, int PER, bool BWD>
 static int
-launch(struct cuda *c, lora *p, int warps, const char *what)
+launch(struct cuda *c, lora *p, int count, const char *what)
 {
 	int64_t floats = BWD ? ((int64_t)p->c1 + p->c2) * p->r : 0;
 	int per_sm = 0, rc;
 
 	if ((rc = cuda_check(c, cudaOccupancyMaxActiveBlocksPerMultiprocessor(
-	    &per_sm, lora_pass<NT, PER, BWD>, warps * 32, 0), what)) < 0)
+	    &per_sm, lora_pass<NT, PER, BWD>, count * 32, 0), what)) < 0)
 		return rc;
 	p->rows = block_rows(c, p->m, per_sm, floats);
 	lora_pass<NT, PER, BWD><<<(unsigned)((p->m + p->rows - 1) / p->rows),
-	    warps * 32, 0, c->stream>>>(*p);
+	    count * 32, 0, c->stream>>>(*p);
 	return cuda_done(c, what);
 }
 
@@ -457,19 +461,21 @@ static int
 strips_per_warp(const lora *p, int bwd)
 {
 	int c = p->c1 > p->c2 ? p->c1 : p->c2;
+	int most = warps<2, 1, true>::MAX;
 
-	if (c <= WARPS * STRIP)
+	if (p->r <= 8 && !bwd)
+		most = warps<1, 1, false>::MAX;
+	if (c <= most * STRIP)
 		return 1;
-	return c <= 20 * STRIP && (p->r <= 8 || !bwd) ? 2 : 0;
+	return c <= MOST * STRIP && (p->r <= 8 || !bwd) ? 2 : 0;
 }
 
 static int
 fits(const lora *p, int64_t n, int64_t k, int64_t r, int bwd)
 {
 	return p->m > 0 && n > 0 && k > 0 && r > 0 && r <= RANK &&
-	    n <= 20 * STRIP && k <= 20 * STRIP && n % 8 == 0 && k % 8 == 0 &&
-	    alignment(p->in, p->out, p->x, p->residual) == 16 &&
-	    alignment(p->bias, NULL, NULL, NULL) == 16 &&
+	    n <= MOST * STRIP && k <= MOST * STRIP && n % 8 == 0 && k % 8 == 0 &&
+	    alignment(p->in, p->out, p->x, p->bias) == 16 &&
 	    strips_per_warp(p, bwd) > 0;
 }
 
@@ -478,14 +484,13 @@ static int
 run_pass(struct cuda *c, lora *p, const char *what)
 {
 	int c1 = p->c1 > p->c2 ? p->c1 : p->c2, per = strips_per_warp(p, BWD);
-	int warps = ((c1 + STRIP - 1) / STRIP + per - 1) / per;
+	int count = ((c1 + STRIP - 1) / STRIP + per - 1) / per;
 
 	if (per == 1)
-		return p->r <= 8 ? launch<1, 1, BWD>(c, p, warps, what) :
-		    launch<2, 1, BWD>(c, p, warps, what);
-	if (p->r <= 8)
-		return launch<1, 2, BWD>(c, p, warps, what);
-	return launch<2, 2, false>(c, p, warps, what);
+		return p->r <= 8 ? launch<1, 1, BWD>(c, p, count, what) :
+		    launch<2, 1, BWD>(c, p, count, what);
+	return BWD ? launch<1, 2, true>(c, p, count, what) :
+	    launch<2, 2, false>(c, p, count, what);
 }
 
 /* The operands that both directions have. */
@@ -517,16 +522,16 @@ cuda_lora_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, void *aux,
 
 	p.mid = (bf16 *)aux;
 	p.bias = bias;
-	p.residual = (const bf16 *)residual;
 	p.w1j = k;
 	p.w1l = 1;
 	p.w2j = 1;
 	p.w2l = r;
 	p.s1 = 1;
 	p.s2 = scale;
-	if (dt == LPO_BF16 && residual != y && fits(&p, n, k, r, 0)) {
-		rc = cuda_linear_fwd(be, dt, y, x, w, NULL, NULL, m, n, k, 1,
-		    scratch);
+	if (dt == LPO_BF16 && fits(&p, n, k, r, 0)) {
+		/* the bias costs less here than it does cuBLASLt */
+		rc = cuda_linear_fwd(be, dt, y, x, w, NULL, residual, m, n, k,
+		    1, scratch);
 		return rc < 0 ? rc : run_pass<false>(cuda_of(be), &p,
 		    "lora_fwd");
 	}
