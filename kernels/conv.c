@@ -131,6 +131,9 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	if (is_linear(s))
 		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, residual,
 		    m, s->co, s->ci, 1, scratch);
+	if (LPO_FN(lpo_winograd)(be, LPO_FWD, dt, y, x, w, bias, residual, s,
+	    scratch))
+		return 0;
 	add = lpo_residual(dt, y, residual, m * s->co);
 	rc = LPO_FN(lpo_conv_strips)(be, LPO_FWD, dt, y, x, w, bias, s, add,
 	    scratch);
@@ -207,6 +210,9 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	if (is_linear(s))
 		return LPO_FN(lpo_linear_bwd_data)(be, dt, dx, dy, w, s->n *
 		    s->h * s->w, s->co, s->ci, 1, add, scratch);
+	if (LPO_FN(lpo_winograd)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL,
+	    add ? dx : NULL, s, scratch))
+		return 0;
 	rc = LPO_FN(lpo_conv_strips)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s,
 	    add != 0, scratch);
 	if (rc != 0)
@@ -263,6 +269,9 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
 		    s->ci, groups);
 	if (pass == LPO_BWD_WEIGHT)
 		return LPO_FN(lpo_gemm_groups_scratch_bytes)(be->threads);
+	most = LPO_FN(lpo_winograd_scratch_bytes)(be, pass, dt, s);
+	if (most > 0)
+		return most;
 	most = LPO_FN(lpo_conv_strips_scratch_bytes)(be, pass, dt, s);
 	if (pass == LPO_FWD) {
 		one = LPO_FN(lpo_gemm_scratch_bytes)(m, s->co,

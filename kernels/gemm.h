@@ -76,6 +76,7 @@ struct lpo_gemm_groups {
  * lpo_column_sums: db[n] += alpha * column sums of dy[groups * m, n].
  * lpo_conv_strips: a bf16 convolution by oneDNN (FWD; BWD_DATA with y = dx and
  * x = dy); 1: done, 0: not for oneDNN, negative: LPO_E*.
+ * lpo_winograd: the same for f32 by winograd.c, plus `more` (may be y).
  */
 #define LPO_GEMM_INTERNALS(s)						\
 	void	lpo_gemm##s(const struct lpo_gemm *);			\
@@ -92,6 +93,13 @@ struct lpo_gemm_groups {
 		    const struct lpo_conv_shape *, int add,		\
 		    void *scratch);					\
 	size_t	lpo_conv_strips_scratch_bytes##s(lpo_backend *,		\
+		    enum lpo_pass, enum lpo_dtype,			\
+		    const struct lpo_conv_shape *);			\
+	int	lpo_winograd##s(lpo_backend *, enum lpo_pass,		\
+		    enum lpo_dtype, void *y, const void *x,		\
+		    const void *w, const float *bias, const void *more,	\
+		    const struct lpo_conv_shape *, void *scratch);	\
+	size_t	lpo_winograd_scratch_bytes##s(lpo_backend *,		\
 		    enum lpo_pass, enum lpo_dtype,			\
 		    const struct lpo_conv_shape *);
 
