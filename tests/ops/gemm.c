@@ -523,7 +523,7 @@ check_lora_forward(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	buf_free(&aux);
 }
 
-/* u = scale dy b, rounded to dt, and the sum of absolute products. */
+/* u = scale dy b; magnitude: of its products, and of its rounding to bf16 */
 static struct truth
 lora_inner(const struct problem *p, int64_t rank, const struct buf *u,
     const struct buf *dy, const struct buf *b)
@@ -533,11 +533,8 @@ lora_inner(const struct problem *p, int64_t rank, const struct buf *u,
 
 	reference(t.want, t.magnitude, p->m, rank, p->n, dy->v, p->n, 1, b->v,
 	    1, rank, 0.75);
-	for (i = 0; i < u->count; i++) {
-		/* to bf16 the other way where the sum is close to a tie */
-		if (u->dt == LPO_BF16)
-			t.magnitude[i] += fabs(t.want[i]) / 256 / 2e-6;
-	}
+	for (i = 0; i < u->count && u->dt == LPO_BF16; i++)
+		t.magnitude[i] += fabs(t.want[i]) / 256 / 2e-6;
 	return t;
 }
 
