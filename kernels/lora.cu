@@ -474,7 +474,8 @@ static int
 fits(const lora *p, int64_t n, int64_t k, int64_t r, int bwd)
 {
 	return p->m > 0 && n > 0 && k > 0 && r > 0 && r <= RANK &&
-	    n <= MOST * STRIP && k <= MOST * STRIP && n % 8 == 0 && k % 8 == 0 &&
+	    n <= MOST * STRIP && k <= MOST * STRIP && n % 8 == 0 &&
+	    k % 8 == 0 &&
 	    alignment(p->in, p->out, p->x, p->bias) == 16 &&
 	    strips_per_warp(p, bwd) > 0;
 }

@@ -218,6 +218,10 @@ run_lora_bwd(void *arg)
 	const struct lpo_kernels *k = w->k;
 	int rc;
 
+	if (k->lora_bwd != NULL)
+		return k->lora_bwd(w->be, w->dt, w->p[6], w->f[0], w->f[1],
+		    w->p[4], w->p[0], w->p[3], w->p[1], w->p[2], w->m, w->n,
+		    w->c, w->hw, 1, w->groups, w->scratch);
 	if ((rc = k->linear_bwd_data(w->be, w->dt, w->p[5], w->p[4], w->p[2],
 	    w->m, w->n, w->hw, 1, 0, w->scratch)) < 0 ||
 	    (rc = k->linear_bwd_weight(w->be, w->dt, w->f[1], NULL, w->p[4],
@@ -254,7 +258,9 @@ lora(struct bench *b, enum lpo_dtype dt, int64_t m, int64_t n, int64_t c,
 	w.f[1] = buffer(&w, LPO_F32, w.n * rank);
 	a = linear_scratch(&w, rank, w.c);
 	z = linear_scratch(&w, w.n, rank);
-	scratch(&w, a > z ? a : z);
+	/* and lora_bwd's own */
+	scratch(&w, (a > z ? a : z) + (size_t)(w.m * rank) *
+	    lpo_dtype_bytes(dt) + 64);
 	snprintf(s, sizeof(s), "%lld x %lld x %lld, r %lld", (long long)w.m,
 	    (long long)w.n, (long long)w.c, (long long)rank);
 	/* no FLOP/s: it is memory that limits these */
