@@ -404,3 +404,36 @@ lpo_map_close(struct lpo_map *m)
 	m->data = NULL;
 	m->bytes = 0;
 }
+
+int
+lpo_map_scratch(lpo_ctx *c, void **mem, size_t bytes)
+{
+	const char *dir = getenv("TMPDIR");
+	char *path;
+	int fd, rc = 0, e;
+
+	*mem = NULL;
+	path = lpo_asprintf(c, "%s/lpo-XXXXXX",
+	    dir != NULL && dir[0] != '\0' ? dir : "/var/tmp");
+	if (path == NULL)
+		return LPO_ENOMEM;
+	if ((fd = mkostemp(path, O_CLOEXEC)) < 0) {
+		rc = lpo_fail(c, LPO_EIO, "cannot make '%s': %s", path,
+		    strerror(errno));
+		goto out;
+	}
+	unlink(path);
+	if ((e = posix_fallocate(fd, 0, (off_t)bytes)) != 0)
+		rc = lpo_fail(c, LPO_EIO, "no %zu bytes in '%s': %s", bytes,
+		    path, strerror(e));
+	else if ((*mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
+	    fd, 0)) == MAP_FAILED) {
+		*mem = NULL;
+		rc = lpo_fail(c, LPO_EIO, "cannot map '%s': %s", path,
+		    strerror(errno));
+	}
+	close(fd);
+out:
+	lpo_free(path);
+	return rc;
+}

@@ -58,6 +58,12 @@ struct lpo_map {
 int	 lpo_map_open(lpo_ctx *, struct lpo_map *, const char *path);
 int	 lpo_map_fd(lpo_ctx *, struct lpo_map *, int fd, const char *name);
 void	 lpo_map_close(struct lpo_map *);	/* zeroed is fine */
+/*
+ * Zeroed memory to write to, in an unlinked file of $TMPDIR (/var/tmp), its
+ * blocks reserved: a full disk is an error here and not a SIGBUS later.  Given
+ * back by munmap().
+ */
+int	 lpo_map_scratch(lpo_ctx *, void **, size_t bytes);
 
 int	 lpo_file_exists(const char *path);	/* 1 or 0, anything there */
 int	 lpo_is_dir(const char *path);		/* 1 or 0 */

@@ -1,51 +1,12 @@
 /* The text side of many prompts, encoded once (method.md 5). */
-#include <errno.h>
-#include <fcntl.h>
-#include <stdlib.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
 
+#include "lib/base/file.h"
 #include "lib/train/lrm_score_priv.h"
 
 #define BATCH 16
 #define HEAP_BYTES ((size_t)64 << 20)	/* more goes to a mapped file */
-
-/*
- * An unlinked file, its blocks reserved: a full disk is an error here and not
- * a SIGBUS later.
- */
-static int
-map_file(lpo_ctx *c, void **mem, size_t bytes)
-{
-	const char *dir = getenv("TMPDIR");
-	char *path;
-	int fd, rc = 0, e;
-
-	path = lpo_asprintf(c, "%s/lpo-texts-XXXXXX",
-	    dir != NULL && dir[0] != '\0' ? dir : "/var/tmp");
-	if (path == NULL)
-		return LPO_ENOMEM;
-	if ((fd = mkstemp(path)) < 0) {
-		rc = lpo_fail(c, LPO_EIO, "cannot make '%s': %s", path,
-		    strerror(errno));
-		goto out;
-	}
-	unlink(path);
-	if ((e = posix_fallocate(fd, 0, (off_t)bytes)) != 0)
-		rc = lpo_fail(c, LPO_EIO, "no %zu bytes in '%s': %s", bytes,
-		    path, strerror(e));
-	else if ((*mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-	    fd, 0)) == MAP_FAILED) {
-		*mem = NULL;
-		rc = lpo_fail(c, LPO_EIO, "cannot map '%s': %s", path,
-		    strerror(errno));
-	}
-	close(fd);
-out:
-	lpo_free(path);
-	return rc;
-}
 
 static int
 rows_new(lpo_ctx *c, lpo_lrm_texts *x)
@@ -56,7 +17,7 @@ rows_new(lpo_ctx *c, lpo_lrm_texts *x)
 		return x->rows == NULL ? LPO_ENOMEM : 0;
 	}
 	x->mapped = 1;
-	return map_file(c, (void **)&x->rows, x->bytes);
+	return lpo_map_scratch(c, (void **)&x->rows, x->bytes);
 }
 
 void

@@ -1,11 +1,10 @@
 /* The UNet with guidance, and the texts it reads. */
 #include "lib/train/policy.h"
 
-#include <errno.h>
-#include <stdio.h>
 #include <string.h>
 #include <sys/mman.h>
-#include <unistd.h>
+
+#include "lib/base/file.h"
 
 /* ----------------------------------------------------------------- texts */
 
@@ -13,27 +12,7 @@ struct lpo_policy_texts {
 	int64_t n, row, pooled;	/* floats per prompt: context, pooled */
 	float *map;		/* n + 1 rows of row + pooled; last: uncond */
 	size_t bytes;
-	FILE *file;
 };
-
-/* An unlinked file of `bytes` zero bytes, mapped. */
-static int
-map_file(lpo_ctx *c, lpo_policy_texts *x)
-{
-	void *p;
-
-	if ((x->file = tmpfile()) == NULL ||
-	    ftruncate(fileno(x->file), (off_t)x->bytes) < 0)
-		return lpo_fail(c, LPO_EIO, "no temporary file of %zu bytes "
-		    "for encoded prompts: %s", x->bytes, strerror(errno));
-	p = mmap(NULL, x->bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
-	    fileno(x->file), 0);
-	if (p == MAP_FAILED)
-		return lpo_fail(c, LPO_EIO, "cannot map encoded prompts: %s",
-		    strerror(errno));
-	x->map = p;
-	return 0;
-}
 
 static float *
 row_of(const lpo_policy_texts *x, int64_t i)
@@ -87,7 +66,7 @@ lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
 	x->pooled = lpo_text_pooled_dim(text);
 	x->bytes = (size_t)(n + 1) * (size_t)(x->row + x->pooled) *
 	    sizeof(float);
-	rc = map_file(c, x);
+	rc = lpo_map_scratch(c, (void **)&x->map, x->bytes);
 	for (i = 0; i < n && rc == 0; i += some) {
 		some = n - i < CHUNK ? n - i : CHUNK;
 		if (lpo_ctx_stopped(c))
@@ -113,8 +92,6 @@ lpo_policy_texts_free(lpo_policy_texts *x)
 		return;
 	if (x->map != NULL)
 		munmap(x->map, x->bytes);
-	if (x->file != NULL)
-		fclose(x->file);
 	lpo_free(x);
 }
 

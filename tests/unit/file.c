@@ -6,6 +6,8 @@
 #include <signal.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
+#include <sys/resource.h>
 #include <sys/stat.h>
 #include <sys/wait.h>
 #include <unistd.h>
@@ -381,6 +383,41 @@ lock_alone(void)
 }
 
 static void
+scratch(void)
+{
+	const size_t bytes = 1 << 20;
+	struct rlimit was, small = { 1000, 1000 };
+	unsigned char *p = NULL;
+	void *q = NULL;
+	size_t i, sum = 0;
+
+	setenv("TMPDIR", at(""), 1);
+	if (!ok(lpo_map_scratch(c, (void **)&p, bytes) == 0, "scratch%s",
+	    lpo_errmsg(c)))
+		return;
+	for (i = 0; i < bytes; i++)
+		sum += p[i]++;
+	ok(sum == 0, "zeros to write to");
+	munmap(p, bytes);
+	setenv("TMPDIR", at("nowhere"), 1);
+	ok(lpo_map_scratch(c, &q, bytes) == LPO_EIO && q == NULL, "%s",
+	    lpo_errmsg(c));
+	lpo_clear(c);
+	/* as a full disk does; without the signal that says the same */
+	setenv("TMPDIR", at(""), 1);
+	signal(SIGXFSZ, SIG_IGN);
+	getrlimit(RLIMIT_FSIZE, &was);
+	small.rlim_max = was.rlim_max;
+	setrlimit(RLIMIT_FSIZE, &small);
+	ok(lpo_map_scratch(c, &q, bytes) == LPO_EIO && q == NULL, "%s",
+	    lpo_errmsg(c));
+	setrlimit(RLIMIT_FSIZE, &was);
+	signal(SIGXFSZ, SIG_DFL);
+	lpo_clear(c);
+	unsetenv("TMPDIR");
+}
+
+static void
 run_ids(void)
 {
 	static const char *const in[] = { "ab", "c" }, *const in2[] = { "a",
@@ -430,6 +467,7 @@ main(void)
 	out();
 	closed_pipe();
 	reading();
+	scratch();
 	paths();
 	folders();
 	locks();
