@@ -60,7 +60,7 @@ help:
 #: make demo-seeds   the same for five seeds, pooled
 #: make check        build and run all tests
 #: make check-kill   kill -9 at random moments, N=100 a stage, and signals
-#: make check-faults each STEP-th system call and allocation failing
+#: make check-faults each STEP-th system call and allocation failing; full disks
 #: make asan         the tests under AddressSanitizer and UBSan
 #: make fuzz T=60    every parser against libFuzzer, T seconds each
 #: make deps-fuzz    install what that needs besides: clang
@@ -168,6 +168,7 @@ check-kill: all
 	@BIN=$(BIN) tests/faults/kill.sh -g -n $(N) -s $(SEED) $(STAGES)
 check-faults: all
 	@BIN=$(BIN) CC='$(CC)' tests/faults/faults.sh -k $(STEP) $(STAGES)
+	@BIN=$(BIN) tests/faults/full.sh $(STAGES)
 
 demo: all
 	@BIN=$(BIN) demo/run.sh

@@ -35,7 +35,8 @@ on_status(int sig)
 
 /*
  * No SA_RESTART: a read that waits for a pipe must come back, or a stop would
- * wait with it.  SIGINT's handler is for once; the second one kills.
+ * wait with it.  SIGINT's handler is for once; the second one kills.  A closed
+ * pipe and a limit to the size of files are errors of the write.
  */
 static void
 catch_signals(void)
@@ -54,6 +55,7 @@ catch_signals(void)
 	sigaction(SIGUSR2, &sa, NULL);
 	sa.sa_handler = SIG_IGN;
 	sigaction(SIGPIPE, &sa, NULL);
+	sigaction(SIGXFSZ, &sa, NULL);
 }
 
 /* --------------------------------------------------------------- words */

@@ -202,14 +202,15 @@ slurp(lpo_ctx *c, char **out, int fd, const char *scorer)
 
 /*
  * In the child; only async-signal-safe calls until exec.  A group of its own,
- * so that a stop reaches a whole pipeline; SIGPIPE as programs expect it, not
- * ignored as we have it.
+ * so that a stop reaches a whole pipeline; SIGPIPE and SIGXFSZ as programs
+ * expect them, not ignored as we have them.
  */
 static void
 child(int in, int out, const char *command)
 {
 	setpgid(0, 0);
 	signal(SIGPIPE, SIG_DFL);
+	signal(SIGXFSZ, SIG_DFL);
 	if (dup2(in, 0) < 0 || dup2(out, 1) < 0)
 		_exit(127);
 	execl("/bin/sh", "sh", "-c", command, (char *)NULL);

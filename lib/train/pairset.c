@@ -34,15 +34,19 @@ struct lpo_pairset {
 
 /* --------------------------------------------------------------- spool */
 
+static const char *
+spool_folder(const char *dir)
+{
+	if (dir == NULL)
+		dir = getenv("TMPDIR");
+	return dir == NULL || *dir == '\0' ? "/var/tmp" : dir;
+}
+
 static int
 spool_file(lpo_ctx *c, int *fd, const char *dir)
 {
 	char *path;
 
-	if (dir == NULL)
-		dir = getenv("TMPDIR");
-	if (dir == NULL || *dir == '\0')
-		dir = "/var/tmp";
 	/* never has a name, so a kill leaves nothing */
 	*fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
 	if (*fd >= 0)
@@ -60,7 +64,7 @@ spool_file(lpo_ctx *c, int *fd, const char *dir)
 }
 
 static int
-write_all(lpo_ctx *c, int fd, const char *p, size_t n)
+write_all(lpo_ctx *c, int fd, const char *dir, const char *p, size_t n)
 {
 	ssize_t k;
 
@@ -70,8 +74,8 @@ write_all(lpo_ctx *c, int fd, const char *p, size_t n)
 			continue;
 		if (k < 0)
 			return lpo_ctx_stopped(c) ? LPO_ESTOP : lpo_fail(c,
-			    LPO_EIO, "cannot write the spool file: %s "
-			    "(--spool names another folder)",
+			    LPO_EIO, "cannot write a spool file in '%s': %s "
+			    "(--spool names another folder)", dir,
 			    strerror(errno));
 		p += k;
 		n -= (size_t)k;
@@ -88,6 +92,7 @@ spool_stdin(lpo_ctx *c, int *out, const char *dir)
 	ssize_t n;
 	int fd = -1, rc;
 
+	dir = spool_folder(dir);
 	if ((rc = spool_file(c, &fd, dir)) != 0)
 		return rc;
 	if ((buf = lpo_alloc(c, size, 1)) == NULL) {
@@ -109,7 +114,7 @@ spool_stdin(lpo_ctx *c, int *out, const char *dir)
 		}
 		if (n == 0)
 			break;
-		if ((rc = write_all(c, fd, buf, (size_t)n)) != 0)
+		if ((rc = write_all(c, fd, dir, buf, (size_t)n)) != 0)
 			goto out;
 		total += n;
 	}

@@ -23,6 +23,8 @@ make_world() {
 	    -o "$in/prompts.csv" &&
 	tool lpo-encode --db none -m "$model" -o "$in/enc-%06d.tar" \
 	    --rows-per-shard 8 "$in/world/prefs.csv" &&
+	tool lpo-encode --db none -m "$model" -o "$in/enc.tar" \
+	    "$in/world/prefs.csv" &&
 	tool lpo-pairs --db none --epochs 2 -o "$in/pairs.tar" \
 	    "$in/enc-%06d.tar" &&
 	tool lpo-lrm --db none -m "$model" --steps 3 --batch 8 --lr 1e-3 \
@@ -45,6 +47,9 @@ stage_encode_one() {
 stage_pairs() {
 	tool lpo-pairs --db lpo.db --epochs "${EPOCHS:-2}" \
 	    --pairs-per-shard 20 -o "pairs-%06d.tar" "$in/enc-%06d.tar"
+}
+stage_spool() {			# standard input is copied to $TMPDIR
+	tool lpo-pairs --db lpo.db --epochs 2 -o pairs.tar < "$in/enc.tar"
 }
 stage_lrm() {
 	tool lpo-lrm --db lpo.db --checkpoint "$every" -m "$model" \
@@ -71,6 +76,10 @@ stage_eval() {
 	tool lpo-eval --db lpo.db --checkpoint "$every" -m "$model" \
 	    --lora "$in/lora.safetensors" -p "$in/prompts.csv" --steps 2 \
 	    --batch 2 --scorer "judge=$scorer" --html report.html -o scores.tsv
+}
+stage_images() {		# a tar of them for the program, in $TMPDIR
+	tool lpo-eval --db lpo.db --images "$in/world/prefs.csv" \
+	    --scorer "judge=$scorer" -o scores.csv
 }
 stage_probe() {
 	tool lpo-probe -c image --file "$in/world/img/000000_0.png" -s 16 \
