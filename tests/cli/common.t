@@ -91,18 +91,4 @@ else
 	refused '' "$@" cuda
 fi
 
-# Binary stays away from terminals.  script(1) makes one.
-if command -v script >/dev/null; then
-	echo 'prompt,image_0,image_1,preferred' > "$dir/p.csv"
-	script -qec "'$bin/lpo-encode' -m '$model' '$dir/p.csv'" /dev/null \
-	    < /dev/null > "$dir/err" 2>&1
-	is $? 2 "lpo-encode writes no tar to a terminal"
-	grep -q 'is a terminal' "$dir/err"
-	ok $? "and says why"
-	script -qec "'$bin/lpo-pairs' > /dev/null" /dev/null \
-	    > "$dir/err" 2>&1
-	is $? 2 "lpo-pairs reads no tar from a terminal"
-else
-	skip "no script(1)"
-fi
 done_testing
