@@ -12,4 +12,11 @@ int	cuda_flash_fwd(struct cuda *, enum lpo_dtype, void *o, float *lse,
 	    const void *q, const void *k, const void *v,
 	    const struct lpo_attn_shape *);
 
+/* The faster one for Hopper, of shapes that suit; 16-byte aligned pointers. */
+int	cuda_flash_wgmma_suits(const struct cuda *, enum lpo_dtype,
+	    const struct lpo_attn_shape *);
+int	cuda_flash_wgmma_fwd(struct cuda *, void *o, float *lse,
+	    const void *q, const void *k, const void *v,
+	    const struct lpo_attn_shape *);
+
 #endif
