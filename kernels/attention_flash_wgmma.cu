@@ -4,8 +4,9 @@
  *
  * A warpgroup owns 64 queries, which it holds as operands, and all of a CTA
  * meet the same keys.  S of the next keys is asked for before the products of
- * P and V of these, which go on while the next P is computed.  The maximum is brought up to date only where P would
- * exceed 2^SLACK: it cancels in o and in lse, so that any will do.
+ * P and V of these, which go on while the next P is computed.  The maximum is
+ * brought up to date only where P would exceed 2^SLACK: it cancels in o and in
+ * lse, so that any will do.
  */
 #include "kernels/attention_flash.h"
 #include "kernels/attention_wgmma.h"
