@@ -11,6 +11,7 @@
 
 #include "kernels/conv_direct.h"
 #include "kernels/conv_graph.h"
+#include "kernels/matmul_sm90.h"
 
 enum { THREADS = 256 };
 
@@ -334,6 +335,9 @@ cuda_conv_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
 	if (is_linear(s))
 		return cuda_linear_fwd(be, dt, y, x, w, bias, residual, s->n *
 		    s->h * s->w, s->co, s->ci, 1, scratch);
+	if (dt == LPO_BF16 && (rc = cuda_matmul90_conv(c, y, x, w, bias,
+	    residual, s)) != 0)
+		return rc < 0 ? rc : 0;
 	k = key_of(s, LPO_FWD, dt, fwd_flags(dt, bias != NULL, residual !=
 	    NULL, residual == y), alignment(x, w, y, NULL));
 	e = find(c, &k);
@@ -361,12 +365,16 @@ cuda_conv_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	struct conv_data d = { dx, w, dy, scratch };
 	struct conv_key k;
 	struct entry *e;
+	int rc;
 
 	if (dx == NULL || x_count(s) == 0)
 		return 0;
 	if (is_linear(s))
 		return cuda_linear_bwd_data(be, dt, dx, dy, w, s->n * s->h *
 		    s->w, s->co, s->ci, 1, add, scratch);
+	if (dt == LPO_BF16 && (rc = cuda_matmul90_conv_bwd_data(c, dx, dy, w,
+	    s, add)) != 0)
+		return rc < 0 ? rc : 0;
 	k = key_of(s, LPO_BWD_DATA, dt, add ? CONV_ADD : 0, alignment(dx, dy,
 	    w, NULL));
 	e = find(c, &k);

@@ -1,13 +1,15 @@
 /*
- * Linear layers.  Products go to cuBLASLt, one algorithm per kind of call,
- * chosen once; those with a side of at most 16 (LoRA) are bound by memory and
- * are ours, as is what cuBLASLt refuses.  Same bits from run to run; not for
- * any number of rows, and `groups` changes nothing here.
+ * Linear layers.  Products go to matmul_sm90.cu where it has code for them,
+ * else to cuBLASLt, one algorithm per kind of call, chosen once; those with a
+ * side of at most 16 (LoRA) are bound by memory and are ours, as is what
+ * cuBLASLt refuses.  Same bits from run to run; not for any number of rows,
+ * and `groups` changes nothing here.
  */
 #include <stdlib.h>
 #include <string.h>
 
 #include "kernels/linear.h"
+#include "kernels/matmul_sm90.h"
 
 enum {
 	BUCKETS = 256,
@@ -472,6 +474,9 @@ cuda_linear_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
 		return rc;
 	if (dt == LPO_BF16 && cuda_linear_small(c, &p))
 		return cuda_done(c, a.what);
+	if (dt == LPO_BF16 && (rc = cuda_matmul90_linear(c, y, x, w, bias,
+	    residual, m, n, k, alpha)) != 0)
+		return rc < 0 ? rc : 0;
 	a.y = y;
 	a.x = x;
 	a.w = w;
@@ -500,6 +505,9 @@ cuda_linear_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
 		return rc;
 	if (dt == LPO_BF16 && cuda_linear_small(c, &p))
 		return cuda_done(c, a.what);
+	if (dt == LPO_BF16 && (rc = cuda_matmul90_linear_bwd_data(c, dx, dy,
+	    w, m, n, k, alpha, add)) != 0)
+		return rc < 0 ? rc : 0;
 	a.y = dx;
 	a.x = dy;
 	a.w = w;

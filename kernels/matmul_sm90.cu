@@ -1,0 +1,924 @@
+/*
+ * y[m,n] = alpha a[m,k] b[k,n] + bias + residual in bf16 on sm_90, a linear
+ * layer or a convolution, by the tensor core instruction of four warps
+ * (wgmma) from shared memory that the copy engine (TMA) fills.
+ *
+ * One block per processor takes tile after tile of y.  One thread of it has
+ * the operands' tiles, 64 deep, copied into a ring of stages; two groups of
+ * four warps multiply what has come.  Either both share a tile, or each has
+ * tiles of its own, so that one stores while the other multiplies.
+ *
+ * A convolution is the sum over its taps of products of shifted images: 128
+ * pixels of a tile are a box of the tensor [n, h, w, c], and what the box has
+ * outside of the image is zeros.
+ *
+ * Shared memory.  A tile of a, and of b where b's rows are along k, is rows
+ * of 64 elements (128 bytes), 16-byte chunk j of row i at place j ^ (i % 8)
+ * ("128-byte swizzle"); 8 rows are 1024 bytes, the descriptor's stride, and
+ * 16 elements further along k are 32 bytes further.  Where b's rows are along
+ * n, a tile is blocks of 64 n x 64 k, a row per k swizzled the same way; the
+ * descriptor's leading offset is from block to block of n, its stride still
+ * 8 rows, and 16 further along k are 16 rows, 2048 bytes.
+ *
+ * Sums over k are in order, f32, and rounded once.
+ */
+#include <stdlib.h>
+#include <string.h>
+
+#include <cuda.h>
+
+#include "kernels/matmul_sm90.h"
+
+typedef __nv_bfloat16 bf16;
+
+enum {
+	GROUP = 128,		/* threads of four warps */
+	THREADS = 3 * GROUP,	/* the copying group and two that multiply */
+	DEPTH = 64,		/* of a stage */
+	ROW_BYTES = DEPTH * 2,
+	SHARED_BYTES = 227 * 1024,
+	MAX_STAGES = 8
+};
+
+/* What the kernel is told of a product. */
+struct product {
+	bf16 *y;
+	const bf16 *residual;
+	const float *bias;
+	float alpha;
+	int n;			/* columns of y */
+	int tiles_n, tiles;	/* columns of tiles; tiles per cluster */
+	int tiles_w, tiles_h;	/* tiles of a row, rows of tiles */
+	int log_w, log_h;	/* of a tile's box; the rest is images */
+	int w, h, images;	/* y's pixels */
+	int kh, kw, runs;	/* taps, and steps of DEPTH in each */
+	int stride, sign, off_h, off_w;	/* of a tap: at * stride + sign i + off */
+};
+
+/* ---- the instructions */
+
+static __device__ __forceinline__ uint32_t
+shared_address(const void *p)
+{
+	return (uint32_t)__cvta_generic_to_shared(p);
+}
+
+static __device__ __forceinline__ void
+barrier_init(uint64_t *bar, int count)
+{
+	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;"
+	    :: "r"(shared_address(bar)), "r"(count) : "memory");
+}
+
+/* One arrival, after which `bytes` of copies complete the phase. */
+static __device__ __forceinline__ void
+barrier_expect(uint64_t *bar, int bytes)
+{
+	asm volatile("mbarrier.arrive.expect_tx.shared::cta.b64 _, [%0], %1;"
+	    :: "r"(shared_address(bar)), "r"(bytes) : "memory");
+}
+
+/* An arrival at the same barrier of block `rank` of the cluster. */
+static __device__ __forceinline__ void
+barrier_arrive(uint64_t *bar, int rank)
+{
+	asm volatile("{\n\t.reg .b32 at;\n\t"
+	    "mapa.shared::cluster.u32 at, %0, %1;\n\t"
+	    "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [at];\n\t}"
+	    :: "r"(shared_address(bar)), "r"(rank) : "memory");
+}
+
+static __device__ __forceinline__ bool
+barrier_passed(uint64_t *bar, uint32_t phase)
+{
+	uint32_t passed;
+
+	asm volatile("{\n\t.reg .pred p;\n\t"
+	    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, "
+	    "[%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}" : "=r"(passed)
+	    : "r"(shared_address(bar)), "r"(phase) : "memory");
+	return passed != 0;
+}
+
+/* Seconds without an answer are an error, not a reason to wait on. */
+static __device__ __forceinline__ void
+barrier_wait(uint64_t *bar, uint32_t phase)
+{
+	long long from;
+
+	if (barrier_passed(bar, phase))
+		return;
+	from = clock64();
+	while (!barrier_passed(bar, phase))
+		if (clock64() - from > 1ll << 34)
+			__trap();
+}
+
+/* Copies: a box at these coordinates to this block, or to both of two. */
+static __device__ __forceinline__ void
+copy4(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1,
+    int c2, int c3)
+{
+	asm volatile("cp.async.bulk.tensor.4d.shared::cluster.global.mbarrier"
+	    "::complete_tx::bytes [%0], [%1, {%3, %4, %5, %6}], [%2];"
+	    :: "r"(to), "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1),
+	    "r"(c2), "r"(c3) : "memory");
+}
+
+template<int CLUSTER>
+static __device__ __forceinline__ void
+copy3(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1,
+    int c2)
+{
+	if (CLUSTER == 1)
+		asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global."
+		    "mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
+		    "[%2];" :: "r"(to), "l"(map), "r"(shared_address(bar)),
+		    "r"(c0), "r"(c1), "r"(c2) : "memory");
+	else
+		asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global."
+		    "mbarrier::complete_tx::bytes.multicast::cluster [%0], "
+		    "[%1, {%3, %4, %5}], [%2], %6;" :: "r"(to), "l"(map),
+		    "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2),
+		    "h"((uint16_t)((1 << CLUSTER) - 1)) : "memory");
+}
+
+/* All threads of the cluster, and what they wrote to shared memory. */
+static __device__ __forceinline__ void
+cluster_sync(void)
+{
+	asm volatile("barrier.cluster.arrive.release;\n\t"
+	    "barrier.cluster.wait.acquire;" ::: "memory");
+}
+
+/* Where a tile begins and its strides, in units of 16 bytes. */
+static __device__ __forceinline__ uint64_t
+descriptor(uint32_t address, int leading_bytes)
+{
+	return (uint64_t)((address & 0x3ffff) >> 4) |
+	    (uint64_t)(leading_bytes >> 4) << 16 |
+	    (uint64_t)(8 * ROW_BYTES >> 4) << 32 | 1ull << 62;
+}
+
+/* Register names of the instruction, 16 a time. */
+#define NAMES0	"%0, %1, %2, %3, %4, %5, %6, %7, " \
+		"%8, %9, %10, %11, %12, %13, %14, %15"
+#define NAMES1	"%16, %17, %18, %19, %20, %21, %22, %23, " \
+		"%24, %25, %26, %27, %28, %29, %30, %31"
+#define NAMES2	"%32, %33, %34, %35, %36, %37, %38, %39, " \
+		"%40, %41, %42, %43, %44, %45, %46, %47"
+#define NAMES3	"%48, %49, %50, %51, %52, %53, %54, %55, " \
+		"%56, %57, %58, %59, %60, %61, %62, %63"
+#define NAMES4	"%64, %65, %66, %67, %68, %69, %70, %71, " \
+		"%72, %73, %74, %75, %76, %77, %78, %79"
+#define NAMES5	"%80, %81, %82, %83, %84, %85, %86, %87, " \
+		"%88, %89, %90, %91, %92, %93, %94, %95"
+#define NAMES6	"%96, %97, %98, %99, %100, %101, %102, %103, " \
+		"%104, %105, %106, %107, %108, %109, %110, %111"
+#define NAMES7	"%112, %113, %114, %115, %116, %117, %118, %119, " \
+		"%120, %121, %122, %123, %124, %125, %126, %127"
+#define REGS4(i)	"+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), \
+			"+f"(d[i + 3])
+#define REGS16(i)	REGS4(i), REGS4(i + 4), REGS4(i + 8), REGS4(i + 12)
+#define REGS32		REGS16(0), REGS16(16)
+#define REGS64		REGS32, REGS16(32), REGS16(48)
+#define REGS80		REGS64, REGS16(64)
+#define REGS96		REGS80, REGS16(80)
+#define REGS128		REGS96, REGS16(96), REGS16(112)
+#define NAMES32		NAMES0 ", " NAMES1
+#define NAMES64		NAMES32 ", " NAMES2 ", " NAMES3
+#define NAMES80		NAMES64 ", " NAMES4
+#define NAMES96		NAMES80 ", " NAMES5
+#define NAMES128	NAMES96 ", " NAMES6 ", " NAMES7
+/* The operands behind the 32 to 128 registers of d are %a to %a + 3. */
+#define WGMMA(n, names, regs, a, b, more, trans) \
+	asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" #more \
+	    ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16." \
+	    "bf16 {" names "}, %" #a ", %" #b ", p, 1, 1, 0, %" #trans \
+	    ";\n\t}" : regs : "l"(da), "l"(db), "r"(add), "n"(TRANS))
+
+/*
+ * d (+)= a b: 64 rows by N columns by 16.  Lane l of warp v has of row 16 v +
+ * l / 4, and in the next two of the four registers of that row + 8, columns
+ * 8 i + l % 4 * 2 and the next, i being the fourth of registers.
+ */
+template<int N, int TRANS>
+static __device__ __forceinline__ void
+multiply(float *d, uint64_t da, uint64_t db, int add)
+{
+	if constexpr (N == 64)
+		WGMMA(64, NAMES32, REGS32, 32, 33, 34, 35);
+	else if constexpr (N == 128)
+		WGMMA(128, NAMES64, REGS64, 64, 65, 66, 67);
+	else if constexpr (N == 160)
+		WGMMA(160, NAMES80, REGS80, 80, 81, 82, 83);
+	else if constexpr (N == 192)
+		WGMMA(192, NAMES96, REGS96, 96, 97, 98, 99);
+	else
+		WGMMA(256, NAMES128, REGS128, 128, 129, 130, 131);
+}
+
+/* ---- the kernel */
+
+/*
+ * APART: each of the groups that multiply has tiles of its own.  BLOCKS: of
+ * 64 rows that a group has of a tile.  N: a tile's columns.  CLUSTER: blocks
+ * that have the same columns of different rows, and share b's tile.  TRANS:
+ * b's rows are along n.
+ */
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+struct tiling {
+	static constexpr int rows = 64 * BLOCKS * (APART ? 1 : 2);
+	static constexpr int atoms = (N + 63) / 64;
+	static constexpr int a_bytes = rows * ROW_BYTES;
+	static constexpr int b_bytes = (TRANS ? atoms * 64 : N) * ROW_BYTES;
+	static constexpr int stage_bytes = a_bytes + b_bytes;
+	/* 1024 for alignment, and the barriers */
+	static constexpr int fit = (SHARED_BYTES - 2048) / stage_bytes;
+	static constexpr int stages = fit < MAX_STAGES ? fit : MAX_STAGES;
+	static constexpr int shared_bytes = stages * stage_bytes + 1024;
+	static constexpr int arrivals = (APART ? 4 : 8) * CLUSTER;
+	/* This block's part of b's tile where two share one. */
+	static constexpr int b_box = (TRANS ? DEPTH : N) / CLUSTER;
+};
+
+/* The first pixel and column of a tile. */
+struct place {
+	int w, h, image, column;
+};
+
+static __device__ __forceinline__ struct place
+place_of(const struct product &p, int tile, int cluster, int rank, int n)
+{
+	int at = tile / p.tiles_n * cluster + rank, row = at / p.tiles_w;
+	struct place q;
+
+	q.w = at % p.tiles_w << p.log_w;
+	q.h = row % p.tiles_h << p.log_h;
+	q.image = row / p.tiles_h;
+	q.column = tile % p.tiles_n * n;
+	return q;
+}
+
+/* Element of y where row r of a tile begins, or -1: no such pixel. */
+static __device__ __forceinline__ int64_t
+row_offset(const struct product &p, const struct place &q, int images, int r)
+{
+	int w = q.w + (r & ((1 << p.log_w) - 1));
+	int h = q.h + (r >> p.log_w & ((1 << p.log_h) - 1));
+	int image = q.image * images + (r >> (p.log_w + p.log_h));
+
+	if (w >= p.w || h >= p.h || image >= p.images)
+		return -1;
+	return (((int64_t)image * p.h + h) * p.w + w) * p.n;
+}
+
+/* One thread: every stage of every tile of this block, in order. */
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+static __device__ void
+copy_tiles(const CUtensorMap *ma, const CUtensorMap *mb,
+    const struct product &p, char *ring, uint64_t *full, uint64_t *empty,
+    int rank)
+{
+	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	int images = T::rows >> (p.log_w + p.log_h), stage = 0, tile, i, j, r;
+	uint32_t phase = 0;
+
+	for (tile = blockIdx.x / CLUSTER; tile < p.tiles;
+	    tile += gridDim.x / CLUSTER) {
+		struct place q = place_of(p, tile, CLUSTER, rank, N);
+		int steps = p.kh * p.kw * p.runs, step;
+
+		i = j = r = 0;
+		for (step = 0; step < steps; step++) {
+			uint32_t a = shared_address(ring + stage *
+			    T::stage_bytes), b = a + T::a_bytes;
+
+			barrier_wait(&empty[stage], phase ^ 1);
+			barrier_expect(&full[stage], T::stage_bytes);
+			copy4(a, ma, &full[stage], r * DEPTH, q.w * p.stride +
+			    p.sign * j + p.off_w, q.h * p.stride + p.sign *
+			    i + p.off_h, q.image * images);
+			if (TRANS)
+#pragma unroll
+				for (int k = 0; k < T::atoms; k++)
+					copy3<CLUSTER>(b + (k * 64 + rank *
+					    T::b_box) * ROW_BYTES, mb,
+					    &full[stage], q.column + k * 64,
+					    i * p.kw + j, r * DEPTH + rank *
+					    T::b_box);
+			else
+				copy3<CLUSTER>(b + rank * T::b_box *
+				    ROW_BYTES, mb, &full[stage], step * DEPTH,
+				    q.column + rank * T::b_box, 0);
+			if (++r == p.runs) {
+				r = 0;
+				if (++j == p.kw) {
+					j = 0;
+					i++;
+				}
+			}
+			if (++stage == T::stages) {
+				stage = 0;
+				phase ^= 1;
+			}
+		}
+	}
+}
+
+/*
+ * Lane t of four has element i of row t; afterwards it has element t of row
+ * i: its v[i] is what lane i had as v[t].
+ */
+static __device__ __forceinline__ void
+transpose4(uint32_t *v, int t)
+{
+	bool odd = t & 1, high = t & 2;
+	uint32_t got;
+
+#pragma unroll
+	for (int i = 0; i < 4; i += 2) {
+		got = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
+		v[i] = odd ? got : v[i];
+		v[i + 1] = odd ? v[i + 1] : got;
+	}
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		got = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
+		v[i] = high ? got : v[i];
+		v[i + 2] = high ? v[i + 2] : got;
+	}
+}
+
+static __device__ __forceinline__ uint32_t
+pack(float a, float b)
+{
+	__nv_bfloat162 v = __floats2bfloat162_rn(a, b);
+
+	return *(uint32_t *)&v;
+}
+
+/* Lane t's 8 neighbours of both rows; zeros where there are none */
+static __device__ __forceinline__ void
+load_rows(uint4 *v, const struct product &p, const int64_t *row, int column)
+{
+#pragma unroll
+	for (int i = 0; i < 2; i++)
+		v[i] = column < p.n && row[i] >= 0 ?
+		    *(const uint4 *)(p.residual + row[i] + column) :
+		    make_uint4(0, 0, 0, 0);
+}
+
+/*
+ * y = alpha d + bias + residual of 64 rows, of which a lane has two.  Of each
+ * 32 columns the lanes of a quad exchange what they have, so that each loads
+ * and stores 8 neighbours.  y may be the residual: a lane reads what it
+ * writes before it does.
+ */
+template<int N>
+static __device__ __forceinline__ void
+finish(const float *d, const struct product &p, const int64_t *row, int first)
+{
+	int t = threadIdx.x % 4;
+	uint4 now[2], next[2];
+
+	if (p.residual != NULL)
+		load_rows(next, p, row, first + 8 * t);
+#pragma unroll
+	for (int j = 0; j < N / 32; j++, d += 16) {
+		int column = first + 32 * j + 8 * t;
+		float2 bias[4];
+
+#pragma unroll
+		for (int i = 0; i < 4; i++) {
+			int at = first + 32 * j + 8 * i + 2 * t;
+
+			bias[i] = p.bias != NULL && at < p.n ?
+			    *(const float2 *)(p.bias + at) :
+			    make_float2(0, 0);
+		}
+		if (p.residual != NULL) {
+			now[0] = next[0];
+			now[1] = next[1];
+			if (j + 1 < N / 32)
+				load_rows(next, p, row, column + 32);
+		}
+#pragma unroll
+		for (int i = 0; i < 2; i++) {
+			uint32_t v[4], r[4] = {};
+
+			if (p.residual != NULL) {
+				r[0] = now[i].x;
+				r[1] = now[i].y;
+				r[2] = now[i].z;
+				r[3] = now[i].w;
+				transpose4(r, t);
+			}
+#pragma unroll
+			for (int k = 0; k < 4; k++)
+				v[k] = pack(p.alpha * d[4 * k + 2 * i] +
+				    bias[k].x + __uint_as_float(r[k] << 16),
+				    p.alpha * d[4 * k + 2 * i + 1] + bias[k].y +
+				    __uint_as_float(r[k] & 0xffff0000u));
+			transpose4(v, t);
+			if (column < p.n && row[i] >= 0)
+				*(uint4 *)(p.y + row[i] + column) =
+				    make_uint4(v[0], v[1], v[2], v[3]);
+		}
+	}
+}
+
+/* Rows of the residual that a warp will want, into the L2 cache. */
+template<int BLOCKS, int N>
+static __device__ __forceinline__ void
+fetch_residual(const struct product &p, const struct place &q, int images,
+    int first)
+{
+	int lane = threadIdx.x % 32, columns = min(N, p.n - q.column);
+	int64_t row = row_offset(p, q, images, first + lane / 16 * 64 +
+	    lane % 16);
+
+	if (lane < 16 * BLOCKS && row >= 0)
+		asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
+		    :: "l"(p.residual + row + q.column), "r"(columns * 2)
+		    : "memory");
+}
+
+/* A group of four warps: the products of its tiles. */
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+static __device__ void
+multiply_tiles(const struct product &p, char *ring, uint64_t *full,
+    uint64_t *empty, int rank, int group)
+{
+	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	int lane = threadIdx.x % 32, images = T::rows >> (p.log_w + p.log_h);
+	int steps = p.kh * p.kw * p.runs, stride = gridDim.x / CLUSTER;
+	int first = APART ? 0 : group * 64 * BLOCKS;	/* row of the tile */
+	int mine = first + threadIdx.x / 32 % 4 * 16;	/* the warp's first */
+	int tile = blockIdx.x / CLUSTER + (APART ? group * stride : 0);
+	int64_t done = APART ? (int64_t)group * steps : 0;
+	float acc[BLOCKS][N / 2] = {};
+
+	for (; tile < p.tiles; tile += APART ? 2 * stride : stride) {
+		struct place q = place_of(p, tile, CLUSTER, rank, N);
+		int stage = (int)(done % T::stages), before = 0, step;
+		uint32_t phase = (uint32_t)(done / T::stages) & 1;
+
+		if (p.residual != NULL)
+			fetch_residual<BLOCKS, N>(p, q, images, mine);
+		for (step = 0; step < steps; step++) {
+			uint32_t a = shared_address(ring + stage *
+			    T::stage_bytes);
+			uint64_t db = descriptor(a + T::a_bytes, TRANS ?
+			    64 * ROW_BYTES : 16);
+			uint64_t da = descriptor(a + first * ROW_BYTES, 16);
+
+			barrier_wait(&full[stage], phase);
+			asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
+#pragma unroll
+			for (int k = 0; k < DEPTH / 16; k++)
+#pragma unroll
+				for (int b = 0; b < BLOCKS; b++)
+					multiply<N, TRANS>(acc[b], da + k * 2 +
+					    b * (64 * ROW_BYTES >> 4), db + k *
+					    (TRANS ? 16 * ROW_BYTES >> 4 : 2),
+					    k > 0 ? 1 : step);
+			asm volatile("wgmma.commit_group.sync.aligned;"
+			    ::: "memory");
+			/* the products of the stage before are done */
+			asm volatile("wgmma.wait_group.sync.aligned 1;"
+			    ::: "memory");
+			if (step > 0 && lane < CLUSTER)
+				barrier_arrive(&empty[before], lane);
+			before = stage;
+			if (++stage == T::stages) {
+				stage = 0;
+				phase ^= 1;
+			}
+		}
+		asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
+		if (lane < CLUSTER)
+			barrier_arrive(&empty[before], lane);
+		/* acc is not read before this */
+#pragma unroll
+		for (int i = 0; i < BLOCKS * N / 2; i++)
+			asm volatile("" : "+f"(acc[i / (N / 2)][i % (N / 2)])
+			    :: "memory");
+#pragma unroll
+		for (int b = 0; b < BLOCKS; b++) {
+			int64_t row[2];
+
+			row[0] = row_offset(p, q, images, mine + b * 64 +
+			    lane / 4);
+			row[1] = row_offset(p, q, images, mine + b * 64 +
+			    lane / 4 + 8);
+			finish<N>(acc[b], p, row, q.column);
+		}
+		done += APART ? 2 * steps : steps;
+	}
+}
+
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+static __global__ void __launch_bounds__(THREADS, 1)
+matmul(const __grid_constant__ CUtensorMap ma,
+    const __grid_constant__ CUtensorMap mb, const struct product p)
+{
+#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	extern __shared__ char shared[];
+	__shared__ uint64_t full[T::stages], empty[T::stages];
+	char *ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
+	int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0), rank = 0;
+
+	if (CLUSTER > 1)
+		asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+	if (threadIdx.x == 0) {
+		for (int i = 0; i < T::stages; i++) {
+			barrier_init(&full[i], 1);
+			barrier_init(&empty[i], T::arrivals);
+		}
+		asm volatile("fence.mbarrier_init.release.cluster;"
+		    ::: "memory");
+		asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
+	}
+	__syncthreads();
+	if (CLUSTER > 1)
+		cluster_sync();
+	if (group == 0) {
+		asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
+		if (threadIdx.x == 0)
+			copy_tiles<APART, BLOCKS, N, CLUSTER, TRANS>(&ma, &mb,
+			    p, ring, full, empty, rank);
+		__syncwarp();
+	} else {
+		asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
+		multiply_tiles<APART, BLOCKS, N, CLUSTER, TRANS>(p, ring, full,
+		    empty, rank, group - 1);
+	}
+	/* no block ends while another may still write to it */
+	if (CLUSTER > 1)
+		cluster_sync();
+#else
+	(void)p;
+#endif
+}
+
+/* ---- the host's side */
+
+/* What is to be done, before it is cut into tiles. */
+struct job {
+	const char *what;
+	const void *a, *b;
+	int64_t a_c, a_w, a_h;	/* a's channels and pixels */
+	int64_t b_row, b_rows;	/* b's elements along a row; rows */
+	int trans;
+	struct product p;
+};
+
+typedef CUresult encode_fn(CUtensorMap *, CUtensorMapDataType, cuuint32_t,
+    void *, const cuuint64_t *, const cuuint64_t *, const cuuint32_t *,
+    const cuuint32_t *, CUtensorMapInterleave, CUtensorMapSwizzle,
+    CUtensorMapL2promotion, CUtensorMapFloatOOBfill);
+
+/* The driver's own, found at run time: no program links against it. */
+static encode_fn *
+find_encode(void)
+{
+	cudaDriverEntryPointQueryResult found;
+	void *f = NULL;
+
+	if (cudaGetDriverEntryPointByVersion("cuTensorMapEncodeTiled", &f,
+	    12000, cudaEnableDefault, &found) != cudaSuccess ||
+	    found != cudaDriverEntryPointSuccess) {
+		(void)cudaGetLastError();
+		return NULL;
+	}
+	return (encode_fn *)f;
+}
+
+/* A tensor of bf16, its first dimension dense; box and step: of a copy. */
+static int
+encode(CUtensorMap *map, int rank, const void *base, const int64_t *size,
+    const int *box, const int *step)
+{
+	static encode_fn *f;
+	cuuint64_t dims[4], strides[4], bytes = 2;
+	cuuint32_t boxes[4], steps[4];
+	int i;
+
+	if (f == NULL && (f = find_encode()) == NULL)
+		return 0;
+	for (i = 0; i < rank; i++) {
+		dims[i] = (cuuint64_t)size[i];
+		bytes *= dims[i];
+		strides[i] = bytes;	/* of the dimension after this one */
+		boxes[i] = (cuuint32_t)box[i];
+		steps[i] = (cuuint32_t)step[i];
+	}
+	return f(map, CU_TENSOR_MAP_DATA_TYPE_BFLOAT16, (cuuint32_t)rank,
+	    (void *)base, dims, strides, boxes, steps,
+	    CU_TENSOR_MAP_INTERLEAVE_NONE, CU_TENSOR_MAP_SWIZZLE_128B,
+	    CU_TENSOR_MAP_L2_PROMOTION_L2_256B,
+	    CU_TENSOR_MAP_FLOAT_OOB_FILL_NONE) == CUDA_SUCCESS;
+}
+
+static int64_t
+ceil_div(int64_t a, int64_t b)
+{
+	return (a + b - 1) / b;
+}
+
+/* log2 of the largest power of two that divides n, at most `most` */
+static int
+log_of(int64_t n, int most)
+{
+	int i = 0;
+
+	while (i < most && n % (2ll << i) == 0)
+		i++;
+	return i;
+}
+
+/*
+ * The box of 2^rows pixels: of a matrix's rows, or of an image's as wide and
+ * as high as divides it, and then of images.
+ */
+static void
+cut(struct product *p, int log_rows, int n, int cluster)
+{
+	int64_t images, tiles;
+
+	p->log_w = p->h == 1 && p->images == 1 ? log_rows :
+	    log_of(p->w, log_rows);
+	p->log_h = log_of(p->h, log_rows - p->log_w);
+	images = ceil_div(p->images, 1 << (log_rows - p->log_w - p->log_h));
+	p->tiles_w = (int)ceil_div(p->w, 1 << p->log_w);
+	p->tiles_h = (int)ceil_div(p->h, 1 << p->log_h);
+	p->tiles_n = (int)ceil_div(p->n, n);
+	tiles = ceil_div(images * p->tiles_h * p->tiles_w, cluster) *
+	    p->tiles_n;
+	p->tiles = tiles < 1 << 30 ? (int)tiles : 0;
+}
+
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+static int
+launch(struct cuda *c, const struct job *j)
+{
+	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	struct product p = j->p;
+	CUtensorMap ma, mb;
+	int64_t a_size[4] = { j->a_c, j->a_w, j->a_h, p.images };
+	int64_t b_size[3] = { j->b_row, TRANS ? p.kh * p.kw : j->b_rows,
+	    TRANS ? j->b_rows : 1 };
+	int b_box[3] = { DEPTH, TRANS ? 1 : T::b_box, TRANS ? T::b_box : 1 };
+	int a_step[4] = { 1, p.stride, p.stride, 1 }, one[3] = { 1, 1, 1 };
+	int a_box[4] = { DEPTH, 0, 0, 0 };
+	cudaLaunchConfig_t config = {};
+	cudaLaunchAttribute cluster = {};
+	int rc;
+
+	cut(&p, BLOCKS * (APART ? 1 : 2) == 4 ? 8 : 7, N, CLUSTER);
+	a_box[1] = p.stride << p.log_w;
+	a_box[2] = p.stride << p.log_h;
+	a_box[3] = T::rows >> (p.log_w + p.log_h);
+	if (!encode(&ma, 4, j->a, a_size, a_box, a_step) ||
+	    !encode(&mb, 3, j->b, b_size, b_box, one))
+		return 0;
+	config.gridDim.x = (unsigned)(c->processors / CLUSTER < p.tiles ?
+	    c->processors / CLUSTER : p.tiles) * CLUSTER;
+	config.blockDim.x = THREADS;
+	config.dynamicSmemBytes = T::shared_bytes;
+	config.stream = c->stream;
+	cluster.id = cudaLaunchAttributeClusterDimension;
+	cluster.val.clusterDim.x = CLUSTER;
+	cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
+	config.attrs = &cluster;
+	config.numAttrs = CLUSTER > 1;
+	rc = cuda_check(c, cudaFuncSetAttribute(matmul<APART, BLOCKS, N,
+	    CLUSTER, TRANS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
+	    T::shared_bytes), j->what);
+	if (rc == 0)
+		rc = cuda_check(c, cudaLaunchKernelEx(&config, matmul<APART,
+		    BLOCKS, N, CLUSTER, TRANS>, ma, mb, p), j->what);
+	if (rc == 0)
+		rc = cuda_done(c, j->what);
+	return rc < 0 ? rc : 1;
+}
+
+typedef int launch_fn(struct cuda *, const struct job *);
+
+/* The ways to cut a product, and the kernels of b as it is and along n. */
+#define WAY(apart, blocks, n, cluster) \
+	{ apart, blocks * (apart ? 64 : 128), n, cluster, \
+	    { launch<apart, blocks, n, cluster, 0>, \
+	    launch<apart, blocks, n, cluster, 1> } }
+static const struct way {
+	int apart, rows, n, cluster;
+	launch_fn *launch[2];
+} ways[] = {
+	WAY(1, 2, 64, 1),
+	WAY(1, 2, 128, 1),
+	WAY(1, 2, 128, 2),
+	WAY(1, 2, 160, 1),
+	WAY(1, 2, 160, 2),
+	WAY(0, 1, 256, 1),
+	WAY(0, 1, 256, 2),
+	WAY(0, 2, 128, 1),
+	WAY(0, 2, 128, 2),
+	WAY(0, 2, 160, 1),
+	WAY(0, 2, 160, 2)
+};
+enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
+
+/*
+ * Cycles that a way takes, roughly: of a stage those of its products or of
+ * its bytes from the L2 cache, of a tile's end those of its stores, hidden
+ * where the groups take turns.
+ */
+static double
+cost(const struct cuda *c, const struct job *j, const struct way *v)
+{
+	double stage, bytes, sums, end, rounds;
+	struct product p = j->p;
+
+	cut(&p, v->rows == 256 ? 8 : 7, v->n, v->cluster);
+	stage = v->rows * v->n / 32.0;
+	bytes = (v->rows + (j->trans ? ceil_div(v->n, 64) * 64.0 : v->n) /
+	    v->cluster) * ROW_BYTES / 36;
+	if (bytes > stage)
+		stage = bytes;
+	sums = stage * p.kh * p.kw * p.runs;
+	end = 1000 + v->rows * v->n / 12.0;
+	rounds = (double)ceil_div(p.tiles, c->processors / v->cluster);
+	if (!v->apart)
+		return rounds * (sums + end);
+	return rounds * (sums > end / 2 ? sums : end / 2) + end;
+}
+
+/* LPO_CUDA_OWN_MATMUL=0: leave everything to the libraries. */
+static bool
+wanted(void)
+{
+	static int answer = -1;
+	const char *s;
+
+	if (answer < 0) {
+		s = getenv("LPO_CUDA_OWN_MATMUL");
+		answer = s == NULL || strcmp(s, "0") != 0;
+	}
+	return answer;
+}
+
+static bool
+suits(const struct cuda *c, const struct job *j)
+{
+	const struct product *p = &j->p;
+	uintptr_t all = (uintptr_t)j->a | (uintptr_t)j->b | (uintptr_t)p->y |
+	    (uintptr_t)p->residual;
+
+	return wanted() && c->sm == 90 && all % 16 == 0 &&
+	    (uintptr_t)p->bias % 8 == 0 && p->n % 8 == 0 && j->a_c % 8 == 0 &&
+	    (int64_t)p->w * p->h * p->images >= 128 && p->n >= 64 &&
+	    j->a_c >= DEPTH;
+}
+
+/* By the cheapest way. */
+static int
+run(struct cuda *c, const struct job *j)
+{
+	double best = 0, x;
+	int i, at = 0;
+
+	for (i = 0; i < WAYS; i++) {
+		x = cost(c, j, &ways[i]);
+		if (i == 0 || x < best) {
+			best = x;
+			at = i;
+		}
+	}
+	return ways[at].launch[j->trans](c, j);
+}
+
+/* rows x depth times depth x n */
+static struct job
+matrix_job(const char *what, void *y, const void *a, const void *b,
+    int64_t rows, int64_t n, int64_t depth)
+{
+	struct job j;
+
+	memset(&j, 0, sizeof(j));
+	j.what = what;
+	j.a = a;
+	j.b = b;
+	j.a_c = depth;
+	j.a_w = rows;
+	j.a_h = 1;
+	j.b_row = depth;
+	j.b_rows = n;
+	j.p.y = (bf16 *)y;
+	j.p.alpha = 1;
+	j.p.n = (int)n;
+	j.p.w = (int)rows;
+	j.p.h = j.p.images = 1;
+	j.p.kh = j.p.kw = 1;
+	j.p.runs = (int)ceil_div(depth, DEPTH);
+	j.p.stride = j.p.sign = 1;
+	return j;
+}
+
+/* Sizes are ints in the kernel, and what it adds to them. */
+static bool
+fits(int64_t a, int64_t b, int64_t c)
+{
+	const int64_t most = 1 << 30;
+
+	return a <= most && b <= most && c <= most;
+}
+
+int
+cuda_matmul90_linear(struct cuda *c, void *y, const void *x, const void *w,
+    const float *bias, const void *residual, int64_t m, int64_t n, int64_t k,
+    float alpha)
+{
+	struct job j = matrix_job("linear_fwd", y, x, w, m, n, k);
+
+	j.p.bias = bias;
+	j.p.residual = (const bf16 *)residual;
+	j.p.alpha = alpha;
+	return fits(m, n, k) && suits(c, &j) ? run(c, &j) : 0;
+}
+
+int
+cuda_matmul90_linear_bwd_data(struct cuda *c, void *dx, const void *dy,
+    const void *w, int64_t m, int64_t n, int64_t k, float alpha, int add)
+{
+	struct job j = matrix_job("linear_bwd_data", dx, dy, w, m, k, n);
+
+	j.trans = 1;
+	j.b_row = k;
+	j.b_rows = n;
+	j.p.residual = add ? (const bf16 *)dx : NULL;
+	j.p.alpha = alpha;
+	return fits(m, n, k) && suits(c, &j) ? run(c, &j) : 0;
+}
+
+/* Whether a convolution can be done so, and few of its tiles' pixels idle. */
+static bool
+conv_suits(const struct cuda *c, const struct lpo_conv_shape *s,
+    const struct job *j)
+{
+	struct product p = j->p;
+
+	if (!fits(s->n, s->h * s->w, s->kh * s->kw * s->ci) ||
+	    !fits(s->n * s->ho * s->wo, s->co, 0) || s->stride > 2 ||
+	    j->a_c % DEPTH != 0 || !suits(c, j))
+		return false;
+	cut(&p, 7, 128, 1);
+	return (int64_t)p.tiles / p.tiles_n * 128 * 3 <=
+	    (int64_t)p.w * p.h * p.images * 4;
+}
+
+int
+cuda_matmul90_conv(struct cuda *c, void *y, const void *x, const void *w,
+    const float *bias, const void *residual, const struct lpo_conv_shape *s)
+{
+	struct job j = matrix_job("conv_fwd", y, x, w, s->wo, s->co, s->ci);
+
+	j.a_w = s->w;
+	j.a_h = s->h;
+	j.b_row = s->kh * s->kw * s->ci;
+	j.p.bias = bias;
+	j.p.residual = (const bf16 *)residual;
+	j.p.h = (int)s->ho;
+	j.p.images = (int)s->n;
+	j.p.kh = (int)s->kh;
+	j.p.kw = (int)s->kw;
+	j.p.stride = (int)s->stride;
+	j.p.off_h = -(int)s->pad_top;
+	j.p.off_w = -(int)s->pad_left;
+	return conv_suits(c, s, &j) ? run(c, &j) : 0;
+}
+
+/* The tap that took pixel p of x into q of y takes it back: p = q - pad + i */
+int
+cuda_matmul90_conv_bwd_data(struct cuda *c, void *dx, const void *dy,
+    const void *w, const struct lpo_conv_shape *s, int add)
+{
+	struct job j = matrix_job("conv_bwd_data", dx, dy, w, s->w, s->ci,
+	    s->co);
+
+	j.trans = 1;
+	j.a_w = s->wo;
+	j.a_h = s->ho;
+	j.b_row = s->ci;
+	j.b_rows = s->co;
+	j.p.residual = add ? (const bf16 *)dx : NULL;
+	j.p.h = (int)s->h;
+	j.p.images = (int)s->n;
+	j.p.kh = (int)s->kh;
+	j.p.kw = (int)s->kw;
+	j.p.sign = -1;
+	j.p.off_h = (int)s->pad_top;
+	j.p.off_w = (int)s->pad_left;
+	return s->stride == 1 && conv_suits(c, s, &j) ? run(c, &j) : 0;
+}
