@@ -55,6 +55,34 @@ struct product {
 	int stride, sign, off_h, off_w;	/* of a tap: at * stride + sign i + off */
 };
 
+/*
+ * APART: each of the groups that multiply has tiles of its own.  BLOCKS: of
+ * 64 rows that a group has of a tile.  N: a tile's columns.  CLUSTER: blocks
+ * that have the same columns of different rows, and share b's tile.  TRANS:
+ * b's rows are along n.
+ */
+template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+struct tiling {
+	static constexpr int rows = 64 * BLOCKS * (APART ? 1 : 2);
+	static constexpr int atoms = (N + 63) / 64;
+	static constexpr int a_bytes = rows * ROW_BYTES;
+	static constexpr int b_bytes = (TRANS ? atoms * 64 : N) * ROW_BYTES;
+	static constexpr int stage_bytes = a_bytes + b_bytes;
+	/* 1024 for alignment, and the barriers */
+	static constexpr int fit = (SHARED_BYTES - 2048) / stage_bytes;
+	static constexpr int stages = fit < MAX_STAGES ? fit : MAX_STAGES;
+	static constexpr int shared_bytes = stages * stage_bytes + 1024;
+	static constexpr int arrivals = (APART ? 4 : 8) * CLUSTER;
+	/* This block's part of b's tile where two share one. */
+	static constexpr int b_box = (TRANS ? DEPTH : N) / CLUSTER;
+};
+
+/* Other devices get an empty kernel, which is never launched there. */
+#if !defined(__CUDA_ARCH__) || defined(__CUDA_ARCH_FEAT_SM90_ALL)
+#define HOPPER
+#endif
+
+#ifdef HOPPER
 /* ---- the instructions */
 
 static __device__ __forceinline__ uint32_t
@@ -110,7 +138,7 @@ barrier_wait(uint64_t *bar, uint32_t phase)
 		return;
 	from = clock64();
 	while (!barrier_passed(bar, phase))
-		if (clock64() - from > 1ll << 34)
+		if (clock64() - from > 1ll << 32)
 			__trap();
 }
 
@@ -219,28 +247,6 @@ multiply(float *d, uint64_t da, uint64_t db, int add)
 }
 
 /* ---- the kernel */
-
-/*
- * APART: each of the groups that multiply has tiles of its own.  BLOCKS: of
- * 64 rows that a group has of a tile.  N: a tile's columns.  CLUSTER: blocks
- * that have the same columns of different rows, and share b's tile.  TRANS:
- * b's rows are along n.
- */
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
-struct tiling {
-	static constexpr int rows = 64 * BLOCKS * (APART ? 1 : 2);
-	static constexpr int atoms = (N + 63) / 64;
-	static constexpr int a_bytes = rows * ROW_BYTES;
-	static constexpr int b_bytes = (TRANS ? atoms * 64 : N) * ROW_BYTES;
-	static constexpr int stage_bytes = a_bytes + b_bytes;
-	/* 1024 for alignment, and the barriers */
-	static constexpr int fit = (SHARED_BYTES - 2048) / stage_bytes;
-	static constexpr int stages = fit < MAX_STAGES ? fit : MAX_STAGES;
-	static constexpr int shared_bytes = stages * stage_bytes + 1024;
-	static constexpr int arrivals = (APART ? 4 : 8) * CLUSTER;
-	/* This block's part of b's tile where two share one. */
-	static constexpr int b_box = (TRANS ? DEPTH : N) / CLUSTER;
-};
 
 /* The first pixel and column of a tile. */
 struct place {
@@ -444,28 +450,36 @@ fetch_residual(const struct product &p, const struct place &q, int images,
 		    : "memory");
 }
 
-/* A group of four warps: the products of its tiles. */
+/*
+ * A group of four warps: the products of its tiles.  Where the groups have
+ * tiles apart they take turns at the ring: a barrier tells odd phases from
+ * even ones only, so that a stage may be waited for when all before it have
+ * been seen to come, by this group or by the other.
+ */
 template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
 static __device__ void
 multiply_tiles(const struct product &p, char *ring, uint64_t *full,
-    uint64_t *empty, int rank, int group)
+    uint64_t *empty, uint64_t *turn, int rank, int group)
 {
 	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
 	int lane = threadIdx.x % 32, images = T::rows >> (p.log_w + p.log_h);
 	int steps = p.kh * p.kw * p.runs, stride = gridDim.x / CLUSTER;
 	int first = APART ? 0 : group * 64 * BLOCKS;	/* row of the tile */
 	int mine = first + threadIdx.x / 32 % 4 * 16;	/* the warp's first */
-	int tile = blockIdx.x / CLUSTER + (APART ? group * stride : 0);
-	int64_t done = APART ? (int64_t)group * steps : 0;
+	int count = APART ? group : 0;	/* of the block's tiles before this */
+	int tile = blockIdx.x / CLUSTER + count * stride;
 	float acc[BLOCKS][N / 2] = {};
 
 	for (; tile < p.tiles; tile += APART ? 2 * stride : stride) {
 		struct place q = place_of(p, tile, CLUSTER, rank, N);
-		int stage = (int)(done % T::stages), before = 0, step;
-		uint32_t phase = (uint32_t)(done / T::stages) & 1;
+		uint32_t done = (uint32_t)count * steps;
+		uint32_t phase = done / T::stages & 1;
+		int stage = done % T::stages, before = 0, step;
 
 		if (p.residual != NULL)
 			fetch_residual<BLOCKS, N>(p, q, images, mine);
+		if (APART && count > 0)
+			barrier_wait(&turn[group], (count - 1) / 2 & 1);
 		for (step = 0; step < steps; step++) {
 			uint32_t a = shared_address(ring + stage *
 			    T::stage_bytes);
@@ -496,6 +510,8 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 				phase ^= 1;
 			}
 		}
+		if (APART && lane == 0)
+			barrier_arrive(&turn[1 - group], rank);
 		asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 		if (lane < CLUSTER)
 			barrier_arrive(&empty[before], lane);
@@ -514,19 +530,21 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 			    lane / 4 + 8);
 			finish<N>(acc[b], p, row, q.column);
 		}
-		done += APART ? 2 * steps : steps;
+		count += APART ? 2 : 1;
 	}
 }
+
+#endif /* HOPPER */
 
 template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
 static __global__ void __launch_bounds__(THREADS, 1)
 matmul(const __grid_constant__ CUtensorMap ma,
     const __grid_constant__ CUtensorMap mb, const struct product p)
 {
-#ifdef __CUDA_ARCH_FEAT_SM90_ALL
+#ifdef HOPPER
 	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
 	extern __shared__ char shared[];
-	__shared__ uint64_t full[T::stages], empty[T::stages];
+	__shared__ uint64_t full[T::stages], empty[T::stages], turn[2];
 	char *ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
 	int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0), rank = 0;
 
@@ -537,6 +555,8 @@ matmul(const __grid_constant__ CUtensorMap ma,
 			barrier_init(&full[i], 1);
 			barrier_init(&empty[i], T::arrivals);
 		}
+		barrier_init(&turn[0], 4);
+		barrier_init(&turn[1], 4);
 		asm volatile("fence.mbarrier_init.release.cluster;"
 		    ::: "memory");
 		asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
@@ -553,7 +573,7 @@ matmul(const __grid_constant__ CUtensorMap ma,
 	} else {
 		asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
 		multiply_tiles<APART, BLOCKS, N, CLUSTER, TRANS>(p, ring, full,
-		    empty, rank, group - 1);
+		    empty, turn, rank, group - 1);
 	}
 	/* no block ends while another may still write to it */
 	if (CLUSTER > 1)
