@@ -1,6 +1,7 @@
 /*
  * Convolutions: matmul_sm90.cu's where it has code for them, else cuDNN's
- * engines, chosen in conv_graph.cu, and where it has none a direct loop.  1x1 on every pixel is a linear layer.
+ * engines, chosen in conv_graph.cu, and where it has none a direct loop.  1x1
+ * on every pixel is a linear layer.
  *
  * No engine takes bf16 and gives f32: a weight gradient of bf16 is rounded to
  * bf16 once per call before it joins the f32 sum, as PyTorch's is (widened

@@ -52,7 +52,8 @@ struct product {
 	int log_w, log_h;	/* of a tile's box; the rest is images */
 	int w, h, images;	/* y's pixels */
 	int kh, kw, runs;	/* taps, and steps of DEPTH in each */
-	int stride, sign, off_h, off_w;	/* of a tap: at * stride + sign i + off */
+	/* tap i of pixel q is at q * stride + sign * i + off */
+	int stride, sign, off_h, off_w;
 };
 
 /*
