@@ -107,13 +107,17 @@ barrier_expect(uint64_t *bar, int bytes)
 	    :: "r"(shared_address(bar)), "r"(bytes) : "memory");
 }
 
-/* An arrival at the same barrier of block `rank` of the cluster. */
+/*
+ * An arrival at the same barrier of block `rank` of the cluster.  It says that
+ * finished products have read a stage; nothing was written that the cluster
+ * must see, and a release for all of it would cost a fence of the device.
+ */
 static __device__ __forceinline__ void
 barrier_arrive(uint64_t *bar, int rank)
 {
 	asm volatile("{\n\t.reg .b32 at;\n\t"
 	    "mapa.shared::cluster.u32 at, %0, %1;\n\t"
-	    "mbarrier.arrive.release.cluster.shared::cluster.b64 _, [at];\n\t}"
+	    "mbarrier.arrive.shared::cluster.b64 _, [at];\n\t}"
 	    :: "r"(shared_address(bar)), "r"(rank) : "memory");
 }
 
@@ -123,8 +127,8 @@ barrier_passed(uint64_t *bar, uint32_t phase)
 	uint32_t passed;
 
 	asm volatile("{\n\t.reg .pred p;\n\t"
-	    "mbarrier.try_wait.parity.acquire.cluster.shared::cta.b64 p, "
-	    "[%1], %2;\n\tselp.u32 %0, 1, 0, p;\n\t}" : "=r"(passed)
+	    "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2;\n\t"
+	    "selp.u32 %0, 1, 0, p;\n\t}" : "=r"(passed)
 	    : "r"(shared_address(bar)), "r"(phase) : "memory");
 	return passed != 0;
 }
