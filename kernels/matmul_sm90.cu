@@ -37,6 +37,8 @@ enum {
 	DEPTH = 64,		/* of a stage */
 	ROW_BYTES = DEPTH * 2,
 	SHARED_BYTES = 227 * 1024,
+	PIECE_BYTES = 16 * 32 * 2,	/* two per warp that multiplies */
+	PIECES_BYTES = 8 * 2 * PIECE_BYTES,
 	MAX_STAGES = 8
 };
 
@@ -70,9 +72,11 @@ struct tiling {
 	static constexpr int b_bytes = (TRANS ? atoms * 64 : N) * ROW_BYTES;
 	static constexpr int stage_bytes = a_bytes + b_bytes;
 	/* 1024 for alignment, and the barriers */
-	static constexpr int fit = (SHARED_BYTES - 2048) / stage_bytes;
+	static constexpr int fit = (SHARED_BYTES - PIECES_BYTES - 2048) /
+	    stage_bytes;
 	static constexpr int stages = fit < MAX_STAGES ? fit : MAX_STAGES;
-	static constexpr int shared_bytes = stages * stage_bytes + 1024;
+	static constexpr int shared_bytes = stages * stage_bytes +
+	    PIECES_BYTES + 1024;
 	static constexpr int arrivals = (APART ? 4 : 8) * CLUSTER;
 	/* This block's part of b's tile where two share one. */
 	static constexpr int b_box = (TRANS ? DEPTH : N) / CLUSTER;
@@ -271,17 +275,26 @@ place_of(const struct product &p, int tile, int cluster, int rank, int n)
 	return q;
 }
 
-/* Element of y where row r of a tile begins, or -1: no such pixel. */
+/* Element of y where a tile begins */
 static __device__ __forceinline__ int64_t
+tile_offset(const struct product &p, const struct place &q, int images)
+{
+	return (((int64_t)q.image * images * p.h + q.h) * p.w + q.w) * p.n +
+	    q.column;
+}
+
+/* Elements from there to its row r, or -1: no such pixel. */
+static __device__ __forceinline__ int
 row_offset(const struct product &p, const struct place &q, int images, int r)
 {
-	int w = q.w + (r & ((1 << p.log_w) - 1));
-	int h = q.h + (r >> p.log_w & ((1 << p.log_h) - 1));
-	int image = q.image * images + (r >> (p.log_w + p.log_h));
+	int w = r & ((1 << p.log_w) - 1);
+	int h = r >> p.log_w & ((1 << p.log_h) - 1);
+	int image = r >> (p.log_w + p.log_h);
 
-	if (w >= p.w || h >= p.h || image >= p.images)
+	if (q.w + w >= p.w || q.h + h >= p.h || q.image * images + image >=
+	    p.images)
 		return -1;
-	return (((int64_t)image * p.h + h) * p.w + w) * p.n;
+	return ((image * p.h + h) * p.w + w) * p.n;
 }
 
 /* One thread: every stage of every tile of this block, in order. */
@@ -337,30 +350,6 @@ copy_tiles(const CUtensorMap *ma, const CUtensorMap *mb,
 	}
 }
 
-/*
- * Lane t of four has element i of row t; afterwards it has element t of row
- * i: its v[i] is what lane i had as v[t].
- */
-static __device__ __forceinline__ void
-transpose4(uint32_t *v, int t)
-{
-	bool odd = t & 1, high = t & 2;
-	uint32_t got;
-
-#pragma unroll
-	for (int i = 0; i < 4; i += 2) {
-		got = __shfl_xor_sync(~0u, odd ? v[i] : v[i + 1], 1);
-		v[i] = odd ? got : v[i];
-		v[i + 1] = odd ? v[i + 1] : got;
-	}
-#pragma unroll
-	for (int i = 0; i < 2; i++) {
-		got = __shfl_xor_sync(~0u, high ? v[i] : v[i + 2], 2);
-		v[i] = high ? got : v[i];
-		v[i + 2] = high ? v[i + 2] : got;
-	}
-}
-
 static __device__ __forceinline__ uint32_t
 pack(float a, float b)
 {
@@ -369,72 +358,174 @@ pack(float a, float b)
 	return *(uint32_t *)&v;
 }
 
-/* Lane t's 8 neighbours of both rows; zeros where there are none */
+/* Four 8 x 8 matrices, lane l having the address of row l % 8 of l / 8's. */
 static __device__ __forceinline__ void
-load_rows(uint4 *v, const struct product &p, const int64_t *row, int column)
+store_matrices(uint32_t to, const uint32_t *v)
 {
-#pragma unroll
-	for (int i = 0; i < 2; i++)
-		v[i] = column < p.n && row[i] >= 0 ?
-		    *(const uint4 *)(p.residual + row[i] + column) :
-		    make_uint4(0, 0, 0, 0);
+	asm volatile("stmatrix.sync.aligned.m8n8.x4.shared::cta.b16 [%0], "
+	    "{%1, %2, %3, %4};" :: "r"(to), "r"(v[0]), "r"(v[1]), "r"(v[2]),
+	    "r"(v[3]) : "memory");
+}
+
+static __device__ __forceinline__ void
+load_matrices(uint32_t *v, uint32_t from)
+{
+	asm volatile("ldmatrix.sync.aligned.m8n8.x4.shared::cta.b16 "
+	    "{%0, %1, %2, %3}, [%4];" : "=r"(v[0]), "=r"(v[1]), "=r"(v[2]),
+	    "=r"(v[3]) : "r"(from) : "memory");
+}
+
+static __device__ __forceinline__ void
+store_shared(uint32_t to, uint4 v)
+{
+	asm volatile("st.shared.v4.u32 [%0], {%1, %2, %3, %4};" :: "r"(to),
+	    "r"(v.x), "r"(v.y), "r"(v.z), "r"(v.w) : "memory");
+}
+
+static __device__ __forceinline__ uint4
+load_shared(uint32_t from)
+{
+	uint4 v;
+
+	asm volatile("ld.shared.v4.u32 {%0, %1, %2, %3}, [%4];" : "=r"(v.x),
+	    "=r"(v.y), "=r"(v.z), "=r"(v.w) : "r"(from) : "memory");
+	return v;
 }
 
 /*
- * y = alpha d + bias + residual of 64 rows, of which a lane has two.  Of each
- * 32 columns the lanes of a quad exchange what they have, so that each loads
- * and stores 8 neighbours.  y may be the residual: a lane reads what it
+ * A warp's part of a tile leaves in pieces of 16 rows by 32 columns.  Through
+ * shared memory it turns from what the products leave in a lane to 16 bytes
+ * of row l / 4, and of that + 8, in lane l; the residual the other way round.
+ * Rows there are 64 bytes, their chunk j at j ^ (row / 2 % 4).
+ */
+template<int BLOCKS, int N>
+struct pieces {
+	static constexpr int each = N / 32, all = BLOCKS * each;
+	static constexpr int ahead = 2;		/* of the residual */
+	bf16 *y;			/* at the lane's first column */
+	const bf16 *residual;
+	int row[BLOCKS][2], columns;	/* from there, or < 0; columns left */
+	uint32_t mine, matrix;		/* in the warp's part */
+	const float *bias;		/* of the lane's columns in products */
+	int biases;			/* columns left from there, or 0 */
+	uint4 got[ahead][2];
+};
+
+template<int BLOCKS, int N>
+static __device__ __forceinline__ void
+load_piece(struct pieces<BLOCKS, N> *s, int c)
+{
+	typedef pieces<BLOCKS, N> P;
+	int column = c % P::each * 32;
+
+#pragma unroll
+	for (int i = 0; i < 2; i++) {
+		int row = s->row[c / P::each][i];
+
+		s->got[c % P::ahead][i] = row >= 0 && column < s->columns ?
+		    *(const uint4 *)(s->residual + row + column) :
+		    make_uint4(0, 0, 0, 0);
+	}
+}
+
+/* Columns 8 i and the next of a piece */
+template<int BLOCKS, int N>
+static __device__ __forceinline__ void
+load_bias(float2 *to, const struct pieces<BLOCKS, N> *s, int c)
+{
+	int column = c % pieces<BLOCKS, N>::each * 32;
+
+#pragma unroll
+	for (int i = 0; i < 4; i++, column += 8)
+		to[i] = column < s->biases ?
+		    __ldg((const float2 *)(s->bias + column)) :
+		    make_float2(0, 0);
+}
+
+/* Before the products are awaited */
+template<int BLOCKS, int N>
+static __device__ __forceinline__ void
+begin_pieces(struct pieces<BLOCKS, N> *s, const struct product &p,
+    const struct place &q, int images, int first, uint32_t part)
+{
+	typedef pieces<BLOCKS, N> P;
+	int lane = threadIdx.x % 32, r = lane % 16, at = lane % 4 * 8;
+	int64_t offset = tile_offset(p, q, images) + at;
+
+	/* again for every tile: what is kept until then, spills */
+	asm volatile("" : "+r"(first));
+	s->y = p.y + offset;
+	s->residual = p.residual + offset;
+	s->columns = p.n - q.column - at;
+	s->mine = part + lane / 4 * 64 + ((lane ^ lane >> 3) & 3) * 16;
+	s->matrix = part + r * 64 + (lane >> 4 ^ (r >> 1 & 3)) * 16;
+#pragma unroll
+	for (int i = 0; i < BLOCKS * 2; i++)
+		s->row[i / 2][i % 2] = row_offset(p, q, images, first + i / 2 *
+		    64 + i % 2 * 8 + lane / 4);
+	at = q.column + lane % 4 * 2;
+	s->bias = p.bias + at;
+	s->biases = p.bias != NULL ? p.n - at : 0;
+	if (p.residual != NULL)
+#pragma unroll
+		for (int c = 0; c < P::ahead && c < P::all; c++)
+			load_piece(s, c);
+}
+
+/*
+ * y = alpha d + bias + residual.  y may be the residual: a lane reads what it
  * writes before it does.
  */
-template<int N>
+template<int BLOCKS, int N, bool RESIDUAL>
 static __device__ __forceinline__ void
-finish(const float *d, const struct product &p, const int64_t *row, int first)
+store_pieces(struct pieces<BLOCKS, N> *s, const float *d, float alpha)
 {
-	int t = threadIdx.x % 4;
-	uint4 now[2], next[2];
+	typedef pieces<BLOCKS, N> P;
+	float2 bias[2][4];
 
-	if (p.residual != NULL)
-		load_rows(next, p, row, first + 8 * t);
+	load_bias(bias[0], s, 0);
 #pragma unroll
-	for (int j = 0; j < N / 32; j++, d += 16) {
-		int column = first + 32 * j + 8 * t;
-		float2 bias[4];
+	for (int c = 0; c < P::all; c++, d += 16) {
+		/* the part's second half, and without a residual both */
+		uint32_t half = RESIDUAL || c % 2 ? PIECE_BYTES : 0;
+		int column = c % P::each * 32;
+		uint32_t r[8] = {}, v[8];
+		uint4 out[2];
 
+		if (RESIDUAL) {
+			store_shared(s->mine, s->got[c % P::ahead][0]);
+			store_shared(s->mine + 512, s->got[c % P::ahead][1]);
+			if (c + P::ahead < P::all)
+				load_piece(s, c + P::ahead);
+			__syncwarp();
+			load_matrices(r, s->matrix);
+			load_matrices(r + 4, s->matrix ^ 32);
+		}
+		if (c + 1 < P::all)
+			load_bias(bias[(c + 1) % 2], s, c + 1);
 #pragma unroll
-		for (int i = 0; i < 4; i++) {
-			int at = first + 32 * j + 8 * i + 2 * t;
+		for (int i = 0; i < 8; i++) {
+			float2 x = bias[c % 2][i / 2];
 
-			bias[i] = p.bias != NULL && at < p.n ?
-			    *(const float2 *)(p.bias + at) :
-			    make_float2(0, 0);
+			x.x += alpha * d[2 * i];
+			x.y += alpha * d[2 * i + 1];
+			if (RESIDUAL) {
+				x.x += __uint_as_float(r[i] << 16);
+				x.y += __uint_as_float(r[i] & 0xffff0000u);
+			}
+			v[i] = pack(x.x, x.y);
 		}
-		if (p.residual != NULL) {
-			now[0] = next[0];
-			now[1] = next[1];
-			if (j + 1 < N / 32)
-				load_rows(next, p, row, column + 32);
-		}
+		store_matrices(s->matrix + half, v);
+		store_matrices((s->matrix ^ 32) + half, v + 4);
+		__syncwarp();
+		out[0] = load_shared(s->mine + half);
+		out[1] = load_shared(s->mine + half + 512);
 #pragma unroll
 		for (int i = 0; i < 2; i++) {
-			uint32_t v[4], r[4] = {};
+			int row = s->row[c / P::each][i];
 
-			if (p.residual != NULL) {
-				r[0] = now[i].x;
-				r[1] = now[i].y;
-				r[2] = now[i].z;
-				r[3] = now[i].w;
-				transpose4(r, t);
-			}
-#pragma unroll
-			for (int k = 0; k < 4; k++)
-				v[k] = pack(p.alpha * d[4 * k + 2 * i] +
-				    bias[k].x + __uint_as_float(r[k] << 16),
-				    p.alpha * d[4 * k + 2 * i + 1] + bias[k].y +
-				    __uint_as_float(r[k] & 0xffff0000u));
-			transpose4(v, t);
-			if (column < p.n && row[i] >= 0)
-				*(uint4 *)(p.y + row[i] + column) =
-				    make_uint4(v[0], v[1], v[2], v[3]);
+			if (row >= 0 && column < s->columns)
+				*(uint4 *)(s->y + row + column) = out[i];
 		}
 	}
 }
@@ -446,13 +537,12 @@ fetch_residual(const struct product &p, const struct place &q, int images,
     int first)
 {
 	int lane = threadIdx.x % 32, columns = min(N, p.n - q.column);
-	int64_t row = row_offset(p, q, images, first + lane / 16 * 64 +
-	    lane % 16);
+	int row = row_offset(p, q, images, first + lane / 16 * 64 + lane % 16);
 
 	if (lane < 16 * BLOCKS && row >= 0)
 		asm volatile("cp.async.bulk.prefetch.L2.global [%0], %1;"
-		    :: "l"(p.residual + row + q.column), "r"(columns * 2)
-		    : "memory");
+		    :: "l"(p.residual + tile_offset(p, q, images) + row),
+		    "r"(columns * 2) : "memory");
 }
 
 /*
@@ -473,6 +563,9 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 	int mine = first + threadIdx.x / 32 % 4 * 16;	/* the warp's first */
 	int count = APART ? group : 0;	/* of the block's tiles before this */
 	int tile = blockIdx.x / CLUSTER + count * stride;
+	uint32_t part = shared_address(ring + T::stages * T::stage_bytes +
+	    (group * 4 + threadIdx.x / 32 % 4) * 2 * PIECE_BYTES);
+	struct pieces<BLOCKS, N> out;
 	float acc[BLOCKS][N / 2] = {};
 
 	for (; tile < p.tiles; tile += APART ? 2 * stride : stride) {
@@ -517,6 +610,7 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 		}
 		if (APART && lane == 0)
 			barrier_arrive(&turn[1 - group], rank);
+		begin_pieces(&out, p, q, images, mine, part);
 		asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
 		if (lane < CLUSTER)
 			barrier_arrive(&empty[before], lane);
@@ -525,16 +619,10 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 		for (int i = 0; i < BLOCKS * N / 2; i++)
 			asm volatile("" : "+f"(acc[i / (N / 2)][i % (N / 2)])
 			    :: "memory");
-#pragma unroll
-		for (int b = 0; b < BLOCKS; b++) {
-			int64_t row[2];
-
-			row[0] = row_offset(p, q, images, mine + b * 64 +
-			    lane / 4);
-			row[1] = row_offset(p, q, images, mine + b * 64 +
-			    lane / 4 + 8);
-			finish<N>(acc[b], p, row, q.column);
-		}
+		if (p.residual != NULL)
+			store_pieces<BLOCKS, N, true>(&out, acc[0], p.alpha);
+		else
+			store_pieces<BLOCKS, N, false>(&out, acc[0], p.alpha);
 		count += APART ? 2 : 1;
 	}
 }
@@ -757,8 +845,8 @@ enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
 
 /*
  * Cycles that a way takes, roughly: of a stage those of its products or of
- * its bytes from the L2 cache, of a tile's end those of its stores, hidden
- * where the groups take turns.
+ * its bytes from the L2 cache; of a tile's end those of the pieces that a
+ * warp stores, partly hidden where the groups take turns.
  */
 static double
 cost(const struct cuda *c, const struct job *j, const struct way *v)
@@ -773,11 +861,12 @@ cost(const struct cuda *c, const struct job *j, const struct way *v)
 	if (bytes > stage)
 		stage = bytes;
 	sums = stage * p.kh * p.kw * p.runs;
-	end = 1000 + v->rows * v->n / 12.0;
+	end = 600 + v->rows * v->n / (v->apart ? 2048 : 4096) *
+	    (p.residual != NULL ? 250.0 : 160.0);
 	rounds = (double)ceil_div(p.tiles, c->processors / v->cluster);
 	if (!v->apart)
 		return rounds * (sums + end);
-	return rounds * (sums > end / 2 ? sums : end / 2) + end;
+	return rounds * (sums > end ? sums : (sums + end) / 2) + end;
 }
 
 /* LPO_CUDA_OWN_MATMUL=0: leave everything to the libraries. */
@@ -794,6 +883,33 @@ wanted(void)
 	return answer;
 }
 
+/*
+ * Whether the libraries are slower, as measured on an H200.  cuBLASLt adds a
+ * bias or a residual at a cost: 39 us for 81920 x 320 x 320 become 74 with a
+ * bias and 104 with both.  Without them it is as fast as this, and cuDNN's
+ * convolutions and what adds a bias to them are.
+ */
+static bool
+pays(const struct job *j)
+{
+	return !j->trans && j->p.kh * j->p.kw == 1 && j->p.images == 1 &&
+	    (j->p.bias != NULL || j->p.residual != NULL);
+}
+
+/* Whether the elements that a tile's rows span are few enough for an int */
+static bool
+spans_int(const struct job *j)
+{
+	struct product p = j->p;
+	int64_t rows, images;
+
+	cut(&p, 8, DEPTH, 1);
+	images = 1ll << (8 - p.log_w - p.log_h);
+	rows = images > 1 ? images * p.h * p.w :
+	    ((1ll << p.log_h) - 1) * p.w + (1ll << p.log_w);
+	return rows * p.n <= INT32_MAX;
+}
+
 static bool
 suits(const struct cuda *c, const struct job *j)
 {
@@ -801,10 +917,10 @@ suits(const struct cuda *c, const struct job *j)
 	uintptr_t all = (uintptr_t)j->a | (uintptr_t)j->b | (uintptr_t)p->y |
 	    (uintptr_t)p->residual;
 
-	return wanted() && c->sm == 90 && all % 16 == 0 &&
+	return wanted() && pays(j) && c->sm == 90 && all % 16 == 0 &&
 	    (uintptr_t)p->bias % 8 == 0 && p->n % 8 == 0 && j->a_c % 8 == 0 &&
 	    (int64_t)p->w * p->h * p->images >= 128 && p->n >= 64 &&
-	    j->a_c >= DEPTH;
+	    j->a_c >= DEPTH && spans_int(j);
 }
 
 /* By the cheapest way. */
