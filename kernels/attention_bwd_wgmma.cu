@@ -292,6 +292,376 @@ wg_kernel(const __grid_constant__ struct job j)
 #endif
 }
 
+/* ---- up to 40 channels */
+
+/*
+ * The owned tiles stay in registers, and the next S is on its way while the
+ * arithmetic of this one goes on: one warpgroup alone keeps the tensor cores
+ * busy.  Blocks are announced by barriers in shared memory instead of waited
+ * for by all at once.  While a block is met by one warpgroup, another may be
+ * two blocks behind, and copies are two ahead: hence the stages.
+ */
+template <bool KEYS, int GROUPS_, int POLY_>
+struct deep_shape {
+	static constexpr int D = 40;
+	static constexpr int GROUPS = GROUPS_;
+	static constexpr int POLY = POLY_;
+	static constexpr int THREADS = GROUPS * 128;
+	static constexpr int OWNED = GROUPS * 64;
+	static constexpr int MET = 128;
+	static constexpr int STAGES = 4;
+	static constexpr int DEPTH = (D + 15) / 16;
+	static constexpr int ROW8 = DEPTH * 256;
+	static constexpr int TILE = MET / 8 * ROW8;
+	static constexpr int STAGE = 2 * TILE + (KEYS ? MET * 8 : 0);
+	static constexpr int BYTES = STAGES * STAGE + STAGES * 8;
+	/* tokens copied at a time by all threads */
+	static constexpr int ROWS = THREADS / D >= 8 ? 64 : 32;
+};
+
+#ifdef HAVE_WG
+/* What a thread copies, and where it is in the stages. */
+struct deep_feed {
+	const bf16 *a, *b;	/* its 16 bytes of the next block */
+	const float *stats;
+	int to, row, stage;
+	int there;		/* its channels are */
+	int block;		/* next, of its row met */
+	int steps;		/* blocks to come */
+};
+
+template <class S, bool KEYS>
+static __device__ __forceinline__ void
+deep_feed_begin(struct deep_feed &f, const struct job &j,
+    const struct place &p)
+{
+	struct met m = met_of<KEYS>(j, p);
+	int u = threadIdx.x / 8 % (S::D / 8);
+
+	f.row = threadIdx.x / S::D * 8 + threadIdx.x % 8;
+	f.a = m.a + f.row * (KEYS ? j.ldq : j.ldk) + 8 * u;
+	f.b = m.b + f.row * (KEYS ? j.ldo : j.ldk) + 8 * u;
+	f.stats = m.stats + 4 * (threadIdx.x % (S::MET / 2));
+	f.to = f.row / 8 * S::ROW8 + u * 128 + f.row % 8 * 16;
+	f.there = 8 * u < j.d;
+	f.stage = f.block = 0;
+	f.steps = p.steps;
+}
+
+/* The next block is on its way; zeros after the last. */
+template <class S, bool KEYS>
+static __device__ __forceinline__ void
+deep_feed_next(struct deep_feed &f, unsigned char *stages,
+    const struct job &j, const struct place &p)
+{
+	int64_t lda = KEYS ? j.ldq : j.ldk, ldb = KEYS ? j.ldo : j.ldk;
+	unsigned char *stage = stages + f.stage * S::STAGE, *to = stage + f.to;
+	int left = (KEYS ? j.lq : j.lk) - f.block * S::MET, i;
+	int valid = f.steps > 0 && f.there ? left : 0;
+	int next = min(left, (int)S::MET);
+
+	if (f.row < S::ROWS)
+#pragma unroll
+		for (i = 0; i < S::MET; i += S::ROWS) {
+			bool there = f.row + i < valid;
+
+			wg_copy16(to + i / 8 * S::ROW8,
+			    f.a + (there ? i * lda : 0), there);
+			wg_copy16(to + i / 8 * S::ROW8 + S::TILE,
+			    f.b + (there ? i * ldb : 0), there);
+		}
+	if (KEYS && threadIdx.x < S::MET / 2)
+		wg_copy16(stage + 2 * S::TILE + 16 * threadIdx.x, f.stats,
+		    f.steps > 0);
+	wg_copies_begin();
+	f.steps--;
+	f.stage = f.stage == S::STAGES - 1 ? 0 : f.stage + 1;
+	if (f.steps <= 0)
+		return;
+	f.a += next * lda;
+	f.b += next * ldb;
+	f.stats += 2 * S::MET;
+	if (++f.block == p.blocks) {
+		f.block = 0;
+		f.stats += 2 * ((int64_t)j.heads * j.lq_padded -
+		    (int64_t)p.blocks * S::MET);
+	}
+}
+
+/* The copies before the last have arrived; others are told. */
+static __device__ __forceinline__ void
+announce(uint64_t *full)
+{
+	wg_copies_wait<1>();
+	wg_publish();
+	__syncwarp();
+	if (threadIdx.x % 32 == 0)
+		wg_arrive(full);
+}
+
+/* 16 rows of a warp as operands; zeros where there are none. */
+template <int DEPTH>
+static __device__ __forceinline__ void
+wg_hold(uint32_t (&a)[DEPTH][4], const bf16 *from, int64_t ld, int rows,
+    int d)
+{
+	int lane = threadIdx.x % 32, x, e;
+
+#pragma unroll
+	for (x = 0; x < DEPTH; x++)
+#pragma unroll
+		for (e = 0; e < 4; e++) {
+			int r = lane / 4 + e % 2 * 8;
+			int at = 16 * x + e / 2 * 8 + lane % 4 * 2;
+
+			a[x][e] = r < rows && at < d ?
+			    *(const uint32_t *)(from + r * ld + at) : 0;
+		}
+}
+
+struct deep {
+	uint32_t a[3][4], b[3][4];	/* owned */
+	float dv[20], dx[20], dp[32];
+	uint32_t pa[2][4][4], da[4][4];
+	float rl[2], rd[2];		/* stats of the rows, unless KEYS */
+};
+
+/* c = owned times the 64 tokens at p, on its way */
+static __device__ __forceinline__ void
+deep_ask(float (&c)[32], const uint32_t (&own)[3][4], const unsigned char *p)
+{
+	uint64_t b = wg_matrix(p, 128, 768);
+
+	wg_dot(c, own[0], b);
+	wg_dot_more(c, own[1], b + 16);
+	wg_dot_more(c, own[2], b + 32);
+	wg_commit();
+}
+
+/* c += a times the 64 tokens at p, on its way */
+static __device__ __forceinline__ void
+deep_sum(float (&c)[20], const uint32_t (&a)[4][4], const unsigned char *p)
+{
+	uint64_t b = wg_matrix(p, 768, 128);
+	int k;
+
+#pragma unroll
+	for (k = 0; k < 4; k++)
+		wg_sum(c, a[k], b + k * (2 * 768 / 16));
+	wg_commit();
+}
+
+/* Where 64 tokens lie. */
+struct tile {
+	const unsigned char *a, *b;
+	const float2 *stats;
+};
+
+template <class S, bool KEYS>
+static __device__ __forceinline__ struct tile
+deep_tile(const unsigned char *stages, int stage, int half)
+{
+	const unsigned char *p = stages + stage * S::STAGE;
+	struct tile t;
+
+	t.a = p + half * 8 * S::ROW8;
+	t.b = t.a + S::TILE;
+	t.stats = (const float2 *)(p + 2 * S::TILE) + half * 64 +
+	    threadIdx.x % 4 * 2;
+	return t;
+}
+
+/*
+ * One tile t, whose S in s and dP in dp have been asked for; ends with those
+ * of the next one, its S going to `other`, and the sums of this on their way.
+ */
+template <class S, bool KEYS>
+static __device__ __forceinline__ void
+deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
+    uint32_t (&pa)[4][4], const struct tile &t, const struct tile &next,
+    float scale2, int valid)
+{
+	uint32_t sign = 0;
+	int i, e;
+
+	wg_begin();
+	deep_ask(other, w.a, next.a);
+	/* dV, dP, dX and that S may go on. */
+	wg_wait<KEYS ? 4 : 3>();
+	wg_settle(s);
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		float2 f = KEYS ? t.stats[8 * i] :
+		    make_float2(w.rl[0], w.rl[1]);
+
+#pragma unroll
+		for (e = 0; e < 4; e++) {
+			float x = fmaf(s[4 * i + e], scale2,
+			    (KEYS ? e % 2 : e / 2) ? f.y : f.x);
+
+			s[4 * i + e] = i * S::POLY % 8 + S::POLY >= 8 ?
+			    pow2_poly(x) : pow2(x);
+		}
+		if (KEYS) {
+			pa[i / 2][i % 2 * 2] = pack(s[4 * i], s[4 * i + 1]);
+			pa[i / 2][i % 2 * 2 + 1] = pack(s[4 * i + 2],
+			    s[4 * i + 3]);
+			sign |= pa[i / 2][i % 2 * 2] |
+			    pa[i / 2][i % 2 * 2 + 1];
+		} else {
+			sign |= __float_as_uint(s[4 * i]) |
+			    __float_as_uint(s[4 * i + 1]) |
+			    __float_as_uint(s[4 * i + 2]) |
+			    __float_as_uint(s[4 * i + 3]);
+		}
+	}
+	if (!KEYS && valid < 64)
+#pragma unroll
+		for (i = 0; i < 32; i++)
+			if (i / 4 * 8 + threadIdx.x % 4 * 2 + i % 2 >= valid)
+				s[i] = 0.0f;
+	/*
+	 * Never so, but what is asked for has to be there: without this the
+	 * assembler moves all of P behind the wait.
+	 */
+	if ((int)sign < 0)
+		wg_pause();
+	wg_wait<1>();
+	wg_settle(w.dp);
+	if (KEYS) {
+		wg_begin();
+		deep_sum(w.dv, pa, t.b);
+	}
+#pragma unroll
+	for (i = 0; i < 8; i++) {
+		float2 f = KEYS ? t.stats[8 * i + 1] :
+		    make_float2(w.rd[0], w.rd[1]);
+		float g[4];
+
+#pragma unroll
+		for (e = 0; e < 4; e++)
+			g[e] = s[4 * i + e] * (w.dp[4 * i + e] + ((KEYS ?
+			    e % 2 : e / 2) ? f.y : f.x));
+		w.da[i / 2][i % 2 * 2] = pack(g[0], g[1]);
+		w.da[i / 2][i % 2 * 2 + 1] = pack(g[2], g[3]);
+	}
+	wg_begin();
+	deep_ask(w.dp, w.b, next.b);
+	deep_sum(w.dx, w.da, t.a);
+}
+
+template <class S, bool KEYS>
+static __device__ __forceinline__ void
+deep_walk(struct deep &w, struct deep_feed &f, unsigned char *stages,
+    uint64_t *full, const struct job &j, const struct place &p)
+{
+	int length = KEYS ? j.lq : j.lk, step, at = 0, parity = 0;
+	float s0[32], s1[32], scale2 = j.scale * LOG2E;
+	struct tile t = deep_tile<S, KEYS>(stages, 0, 0), next;
+
+	announce(full);
+	wg_barrier_wait(full, 0);
+	wg_begin();
+	deep_ask(s0, w.a, t.a);
+	deep_ask(w.dp, w.b, t.b);
+	wg_wait<0>();
+	wg_settle(s0);
+	wg_settle(w.dp);
+	for (step = 0; step < p.steps; step++) {
+		/* Of keys, which are of one row. */
+		int valid = length - step * S::MET;
+
+		next = deep_tile<S, KEYS>(stages, at, 1);
+		deep_meet<S, KEYS>(w, s0, s1, w.pa[0], t, next, scale2, valid);
+		t = next;
+		if (++at == S::STAGES) {
+			at = 0;
+			parity ^= 1;
+		}
+		deep_feed_next<S, KEYS>(f, stages, j, p);
+		announce(full + at);
+		wg_barrier_wait(full + at, parity);
+		next = deep_tile<S, KEYS>(stages, at, 0);
+		deep_meet<S, KEYS>(w, s1, s0, w.pa[1], t, next, scale2,
+		    valid - 64);
+		t = next;
+	}
+	wg_copies_wait<0>();
+	wg_wait<0>();
+	wg_settle(w.dv);
+	wg_settle(w.dx);
+}
+#endif
+
+template <class S, bool KEYS>
+static __global__ void
+__launch_bounds__(S::THREADS, 1)
+deep_kernel(const __grid_constant__ struct job j)
+{
+#ifndef HAVE_WG
+	__trap();		/* never asked for */
+#else
+	extern __shared__ __align__(128) unsigned char cores[];
+	uint64_t *full = (uint64_t *)(cores + S::STAGES * S::STAGE);
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * 16, i;
+	int64_t at = KEYS ? at_k(j, p.row, p.first + mine, p.head) :
+	    at_q(j, p.row, p.first + mine, p.head);
+	struct deep_feed f;
+	struct deep w;
+
+	/* The channels that no copy writes. */
+	for (i = threadIdx.x; i < S::STAGES * S::STAGE / 16; i += S::THREADS)
+		((uint4 *)cores)[i] = make_uint4(0, 0, 0, 0);
+	if (threadIdx.x == 0)
+		for (i = 0; i < S::STAGES; i++)
+			wg_barrier_init(full + i, S::THREADS / 32);
+	__syncthreads();
+	deep_feed_begin<S, KEYS>(f, j, p);
+	deep_feed_next<S, KEYS>(f, cores, j, p);
+	deep_feed_next<S, KEYS>(f, cores, j, p);
+	wg_hold(w.a, (const bf16 *)(KEYS ? j.k : j.q) + at,
+	    KEYS ? j.ldk : j.ldq, p.valid - mine, j.d);
+	wg_hold(w.b, KEYS ? (const bf16 *)j.v + at : (const bf16 *)j.dout +
+	    at_o(j, p.row, p.first + mine, p.head), KEYS ? j.ldk : j.ldo,
+	    p.valid - mine, j.d);
+#pragma unroll
+	for (i = 0; i < (KEYS ? 0 : 2); i++) {
+		int r = mine + 8 * i + lane / 4;
+		float2 st = make_float2(-INFINITY, 0.0f);
+
+		if (r < p.valid)
+			st = stats_of(j, p.row, p.head, p.first + r);
+		w.rl[i] = st.x;
+		w.rd[i] = st.y;
+	}
+#pragma unroll
+	for (i = 0; i < 20; i++)
+		w.dv[i] = w.dx[i] = 0.0f;
+	/* Zeros put in later would keep the products from overlapping. */
+	wg_settle(w.dv);
+	wg_settle(w.dx);
+	deep_walk<S, KEYS>(w, f, cores, full, j, p);
+	if (!KEYS)
+		wg_put<40>((bf16 *)j.dq + at, j.ldq, w.dx, p.valid - mine, j.d,
+		    j.scale, j.add & LPO_ADD_A);
+	if (KEYS && j.dk != NULL)
+		wg_put<40>((bf16 *)j.dk + at, j.ldk, w.dx, p.valid - mine, j.d,
+		    j.scale, j.add & LPO_ADD_B);
+	if (KEYS && j.dv != NULL)
+		wg_put<40>((bf16 *)j.dv + at, j.ldk, w.dv, p.valid - mine, j.d,
+		    1.0f, j.add & LPO_ADD_C);
+#endif
+}
+
+template <class S, bool KEYS>
+static int
+launch_deep(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
+{
+	return grad_launch(c, deep_kernel<S, KEYS>, j, n, tokens, S::OWNED,
+	    S::THREADS, S::BYTES);
+}
+
 template <int D, bool KEYS>
 static int
 launch_wg(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
@@ -307,7 +677,8 @@ static int
 pass_wg(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
 {
 	if (j->d <= 40)
-		return launch_wg<40, KEYS>(c, j, n, tokens);
+		return launch_deep<deep_shape<KEYS, 2, 0>, KEYS>(c, j, n,
+		    tokens);
 	if (j->d <= 64)
 		return launch_wg<64, KEYS>(c, j, n, tokens);
 	return launch_wg<80, KEYS>(c, j, n, tokens);

@@ -120,24 +120,6 @@ pow2(float x)
 	return y;
 }
 
-/*
- * The same by 2^n times a polynomial in x - n, at most 7.5e-5 of it off, a
- * twentieth of what rounding to bf16 may be; 2^-126 below that.  x < 127.
- */
-static __device__ __forceinline__ float
-pow2_poly(float x)
-{
-	const float whole = 12582912.0f + 127.0f;	/* 1.5 2^23 + bias */
-	float n, f, y;
-
-	asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-126.0f));
-	n = x + whole;
-	f = x - (n - whole);
-	y = fmaf(fmaf(fmaf(0.0551716685f, f, 0.242611125f), f, 0.693260968f),
-	    f, 0.999928057f);
-	return y * __int_as_float(__float_as_int(n) << 23);
-}
-
 static __device__ __forceinline__ uint32_t
 pack(float low, float high)
 {
@@ -374,7 +356,7 @@ meet(struct own<D> &w, struct feed &f, unsigned char *stages, uint64_t *full,
 		 * this the assembler moves all of P behind the wait.
 		 */
 		if (w.l[0] + w.l[1] < 0.0f)
-			__trap();
+			wg_pause();
 		wg_wait<0>();
 		wg_settle(w.acc);
 		if (late)
