@@ -15,13 +15,21 @@
 
 enum {
 	LONGEST = 1 << 30,	/* tokens met by one block */
-	LONG = 256		/* tokens from which warpgroups pay */
+	LONG = 256,		/* tokens from which warpgroups pay */
+	FEW = 128,		/* keys up to which queries are split ... */
+	PART = 512		/* ... into parts of about as many */
 };
 
 static inline int64_t
 padded(int64_t lq)
 {
 	return (lq + PAD - 1) / PAD * PAD;
+}
+
+static int64_t
+stats_count(const struct lpo_attn_shape *s)
+{
+	return s->n * s->heads * padded(s->lq) * 2;
 }
 
 /* ---- stats of every query */
@@ -102,6 +110,19 @@ run_stats(struct cuda *c, const struct job *j, float *stats, const void *o,
 	return cuda_done(c, "attention_bwd");
 }
 
+/*
+ * Parts of the queries that meet the keys of one row.  Never a matter of n:
+ * the bits of a row would change with the number of rows.
+ */
+static int64_t
+splits_of(enum lpo_dtype dt, const struct lpo_attn_shape *s)
+{
+	if (dt != LPO_BF16 || s->causal || s->lk > FEW || s->d % 8 != 0 ||
+	    s->n < 1 || s->nk < 1)
+		return 1;
+	return (s->n / s->nk * s->lq + PART - 1) / PART;
+}
+
 static int
 pass(struct cuda *c, enum lpo_dtype dt, const struct job *j, const void *o,
     bool keys, int64_t n, int64_t tokens)
@@ -122,8 +143,9 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
 {
 	struct cuda *c = cuda_of(be);
 	struct job j = { q, k, v, dout, dq, dk, dv, (const float *)scratch,
-	    padded(s->lq), s->ldq, s->ldk, s->heads * s->d, (int)s->lq,
-	    (int)s->lk, (int)s->heads, (int)s->d, s->causal, add, 0, 0.0f };
+	    (float *)scratch + stats_count(s), padded(s->lq), s->ldq, s->ldk,
+	    s->heads * s->d, (int)s->lq, (int)s->lk, (int)s->heads, (int)s->d,
+	    s->causal, add, 0, 0, 0.0f };
 	int ret;
 
 	if (s->n == 0 || (dq == NULL && dk == NULL && dv == NULL))
@@ -134,6 +156,7 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
 	    s->n / s->nk > LONGEST / s->lq)
 		return cuda_fail(c, LPO_EINVAL, "attention_bwd", "bad shape");
 	j.share = (int)(s->n / s->nk);
+	j.splits = (int)splits_of(dt, s);
 	j.scale = 1.0f / sqrtf((float)s->d);
 	ret = dt == LPO_F32 ?
 	    run_stats<float>(c, &j, (float *)scratch, o, lse, s->n) :
@@ -148,7 +171,8 @@ cuda_attention_bwd(lpo_backend *be, enum lpo_dtype dt, void *dq, void *dk,
 size_t
 cuda_attention_bwd_bytes(enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
-	(void)dt;
-	return (size_t)(s->n * s->heads * padded(s->lq)) * 2 *
-	    sizeof(float);
+	int64_t splits = splits_of(dt, s), parts = splits == 1 ? 0 :
+	    s->nk * s->heads * splits * 2 * s->lk * s->d;
+
+	return (size_t)(stats_count(s) + parts) * sizeof(float);
 }

@@ -25,9 +25,16 @@ struct job {
 	 * their -delta
 	 */
 	const float *stats;
+	/*
+	 * Where there are few keys, parts of the queries meet them in blocks
+	 * of their own, and the sums of each part are added up in the end:
+	 * [nk, heads, splits, 2 (dv, dk), lk, d].
+	 */
+	float *parts;
 	int64_t lq_padded, ldq, ldk, ldo;
 	int lq, lk, heads, d, causal, add;
 	int share;		/* rows of q per row of k */
+	int splits;		/* 1: parts are not used; more: mma only */
 	float scale;		/* d^-1/2 */
 };
 
@@ -67,10 +74,10 @@ struct place {
 
 template <bool KEYS>
 static __device__ __forceinline__ struct place
-place_of(const struct job &j, int owned, int met)
+place_of(const struct job &j, int owned, int met, int64_t u)
 {
 	int64_t own = KEYS ? j.lk : j.lq, other = KEYS ? j.lq : j.lk;
-	int64_t nb = (own + owned - 1) / owned, u = blockIdx.x, end;
+	int64_t nb = (own + owned - 1) / owned, end;
 	struct place p;
 
 	p.first = u % nb * owned;

@@ -117,7 +117,8 @@ fma_kernel(const __grid_constant__ struct job j)
 	float *met_a = own_b + D * LD, *met_b = met_a + D * LD;
 	float *ds = met_b + D * LD, *ps = ds + TILE * TILE;
 	float2 *stats = (float2 *)(KEYS ? ps + TILE * TILE : ps);
-	const struct place p = place_of<KEYS>(j, TILE, TILE);
+	const struct place p = place_of<KEYS>(j, TILE, TILE,
+	    blockIdx.x);
 	int lane = threadIdx.x % 32, warp = threadIdx.x / 32;
 	int og = warp / (TILE / 32) * 4 + lane / 8;
 	int mg = warp % (TILE / 32) * 8 + lane % 8;

@@ -384,6 +384,87 @@ meet(struct warp<D, KEYS> &w, const bf16 *own_a, const bf16 *own_b,
 		    after - 16 * c, causal);
 }
 
+/* The sums of one part of the queries. */
+static __device__ __forceinline__ float *
+part_of(const struct job &j, const struct place &p, int split)
+{
+	return j.parts + ((p.row * j.heads + p.head) * j.splits + split) * 2 *
+	    j.lk * j.d;
+}
+
+/* Rows of a warp, as they are. */
+template <int D>
+static __device__ __forceinline__ void
+put_part(float *to, const float sum[D / 8][4], int rows, int d)
+{
+	int lane = threadIdx.x % 32, x, half;
+
+#pragma unroll
+	for (half = 0; half < 2; half++) {
+		int r = lane / 4 + 8 * half;
+		float *p = to + r * d + lane % 4 * 2;
+
+#pragma unroll
+		for (x = 0; x < D / 8; x++)
+			if (r < rows && 8 * x < d)
+				*(float2 *)(p + 8 * x) = make_float2(
+				    sum[x][2 * half], sum[x][2 * half + 1]);
+	}
+}
+
+/*
+ * dk and dv, or only one of them, from the parts: a thread has four channels
+ * of a token.  count: of threads.
+ */
+static __global__ void
+sum_parts(const __grid_constant__ struct job j, int64_t count)
+{
+	int64_t u = (int64_t)blockIdx.x * blockDim.x + threadIdx.x, row, at;
+	int x, head, token, which, i;
+	float4 sum = make_float4(0, 0, 0, 0);
+	const float *p;
+	bf16 *to;
+
+	if (u >= count)
+		return;
+	x = (int)(u % (j.d / 4)) * 4;
+	u /= j.d / 4;
+	token = (int)(u % j.lk);
+	u /= j.lk;
+	which = (int)(u % 2);
+	u /= 2;
+	head = (int)(u % j.heads);
+	row = u / j.heads;
+	to = (bf16 *)(which ? j.dk : j.dv);
+	if (to == NULL)
+		return;
+	p = j.parts + (((row * j.heads + head) * j.splits * 2 + which) *
+	    j.lk + token) * j.d + x;
+	for (i = 0; i < j.splits; i++) {
+		float4 y = *(const float4 *)(p + i * 2 * (int64_t)j.lk * j.d);
+
+		sum.x += y.x;
+		sum.y += y.y;
+		sum.z += y.z;
+		sum.w += y.w;
+	}
+	if (which) {
+		sum.x *= j.scale;
+		sum.y *= j.scale;
+		sum.z *= j.scale;
+		sum.w *= j.scale;
+	}
+	at = at_k(j, row, token, head) + x;
+	if (j.add & (which ? LPO_ADD_B : LPO_ADD_C)) {
+		sum.x += cuda_load(to + at);
+		sum.y += cuda_load(to + at + 1);
+		sum.z += cuda_load(to + at + 2);
+		sum.w += cuda_load(to + at + 3);
+	}
+	*(uint2 *)(to + at) = make_uint2(pack(sum.x, sum.y),
+	    pack(sum.z, sum.w));
+}
+
 template <int D, bool KEYS>
 static __global__ void
 __launch_bounds__(mma_shape<D, KEYS>::WARPS * 32, mma_shape<D, KEYS>::BLOCKS)
@@ -394,13 +475,21 @@ mma_kernel(const __grid_constant__ struct job j)
 	extern __shared__ __align__(16) unsigned char memory[];
 	bf16 *own_a = (bf16 *)memory, *own_b = own_a + S::OWNED * LD;
 	bf16 *stages = own_b + S::OWNED * LD;
-	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	int splits = KEYS ? j.splits : 1, split = (int)(blockIdx.x % splits);
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET,
+	    blockIdx.x / splits);
 	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * MT * 16;
 	int length = KEYS ? j.lq : j.lk, step, m, e, r;
+	int each = (p.steps + splits - 1) / splits;
+	int steps = min(each, p.steps - split * each);
 	struct met next = met_of<KEYS>(j, p);
 	struct warp<D, KEYS> w = {};
 	int64_t at;
 
+	if (KEYS && splits > 1) {
+		next.row = split * each / p.blocks;
+		next.block = split * each % p.blocks;
+	}
 	if (KEYS) {
 		at = at_k(j, p.row, p.first, p.head);
 		copy_tile<D, LD, S::OWNED, THREADS>(own_a,
@@ -414,7 +503,7 @@ mma_kernel(const __grid_constant__ struct job j)
 		    (const bf16 *)j.dout + at_o(j, p.row, p.first, p.head),
 		    j.ldo, p.valid, j.d);
 	}
-	if (p.steps > 0)
+	if (steps > 0)
 		copy_met<D, KEYS>(stages, j, p, &next);
 #pragma unroll
 	for (e = 0; e < (KEYS ? 0 : 2 * MT); e++) {
@@ -436,7 +525,7 @@ mma_kernel(const __grid_constant__ struct job j)
 		hold<D, LD>(w.a + m, own_a + 16 * m * LD);
 		hold<D, LD>(w.b + m, own_b + 16 * m * LD);
 	}
-	for (step = 0; step < p.steps; step++) {
+	for (step = 0; step < steps; step++) {
 		const bf16 *stage = stages + step % 2 * S::STAGE;
 		/* where next is now, unless it went on to another row */
 		int t = (next.block - 1) * S::MET;
@@ -444,7 +533,7 @@ mma_kernel(const __grid_constant__ struct job j)
 		if (next.block == p.begin)
 			t = (p.begin + p.blocks - 1) * S::MET;
 		/* The other stage was read before the barrier. */
-		if (step + 1 < p.steps)
+		if (step + 1 < steps)
 			copy_met<D, KEYS>(stages + (step + 1) % 2 * S::STAGE,
 			    j, p, &next);
 		if (mine < p.valid)
@@ -464,6 +553,15 @@ mma_kernel(const __grid_constant__ struct job j)
 			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_A);
 			continue;
 		}
+		if (splits > 1) {
+			float *part = part_of(j, p, split) + (p.first + r) *
+			    j.d;
+
+			put_part<D>(part, w.dv[m], p.valid - r, j.d);
+			put_part<D>(part + (int64_t)j.lk * j.d, w.dx[m],
+			    p.valid - r, j.d);
+			continue;
+		}
 		if (j.dk != NULL)
 			put_rows<D>((bf16 *)j.dk + at, j.ldk, w.dx[m],
 			    p.valid - r, j.d, j.scale, j.add & LPO_ADD_B);
@@ -479,7 +577,8 @@ launch_mma(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
 {
 	using S = mma_shape<D, KEYS>;
 
-	return grad_launch(c, mma_kernel<D, KEYS>, j, n, tokens, S::OWNED,
+	return grad_launch(c, mma_kernel<D, KEYS>, j,
+	    KEYS ? n * j->splits : n, tokens, S::OWNED,
 	    S::WARPS * 32, S::BYTES);
 }
 
@@ -502,6 +601,15 @@ int
 cuda_bwd_mma(struct cuda *c, const struct job *j, bool keys, int64_t n,
     int64_t tokens)
 {
-	return keys ? pass_mma<true>(c, j, n, tokens) :
-	    pass_mma<false>(c, j, n, tokens);
+	int64_t count = n * j->heads * 2 * tokens * (j->d / 4);
+	int ret;
+
+	if (!keys)
+		return pass_mma<false>(c, j, n, tokens);
+	ret = pass_mma<true>(c, j, n, tokens);
+	if (ret != 0 || j->splits == 1)
+		return ret;
+	sum_parts<<<(unsigned)((count + 255) / 256), 256, 0, c->stream>>>(*j,
+	    count);
+	return cuda_done(c, "attention_bwd");
 }

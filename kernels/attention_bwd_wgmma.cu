@@ -216,7 +216,8 @@ wg_kernel(const __grid_constant__ struct job j)
 	extern __shared__ __align__(128) unsigned char cores[];
 	unsigned char *own_a = cores, *own_b = own_a + S::TILE;
 	unsigned char *stage = own_b + S::TILE, *last = stage + 2 * S::STAGE;
-	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET,
+	    blockIdx.x);
 	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * 16;
 	int length = KEYS ? j.lq : j.lk, step, i;
 	struct met next = met_of<KEYS>(j, p);
@@ -603,7 +604,8 @@ deep_kernel(const __grid_constant__ struct job j)
 #else
 	extern __shared__ __align__(128) unsigned char cores[];
 	uint64_t *full = (uint64_t *)(cores + S::STAGES * S::STAGE);
-	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET);
+	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET,
+	    blockIdx.x);
 	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * 16, i;
 	int64_t at = KEYS ? at_k(j, p.row, p.first + mine, p.head) :
 	    at_q(j, p.row, p.first + mine, p.head);
