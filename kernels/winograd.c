@@ -26,11 +26,13 @@
 #define PB		1.5
 #define POINTS		36
 #define LINE		16	/* keeps the points off each other in L1 */
-#define KC		(VL == 16 ? 64 : 128)	/* channels of weights in L2 */
-#define V_BYTES		(12 << 20)	/* of x at a time, to stay in L3 */
-#define MIN_TILES	48
+#define KC		64	/* channels: a panel of 295 kB in L2 */
+#define V_BYTES		(6 << 20)	/* of x at a time, to stay in L3 */
+#define MIN_TILES	48	/* a panel's points are made for them */
 #define MAX_TILES	192
-#define SERIAL_FLOPS	200000
+#define M_BYTES		(300 << 10)	/* sums of a group of panels */
+#define MAX_GROUP	4
+#define SERIAL_FLOPS	200000	/* waking threads costs more */
 
 struct wino {
 	const struct lpo_conv_shape *s;
@@ -45,7 +47,7 @@ struct plan {
 	int64_t kc, k_blocks;	/* channels of x at a time */
 	int64_t th, tw, tiles;	/* tiles of an image, down and across; in all */
 	int64_t at_once;	/* tiles that are points at a time */
-	int64_t panels;
+	int64_t group, groups;	/* panels that are read at a time */
 	int64_t splits;		/* of those tiles, that threads share */
 	int64_t ld_v, ld_m, ld_u;	/* floats from point to point */
 	int threads;
@@ -73,7 +75,7 @@ static struct plan
 make_plan(const struct lpo_conv_shape *s, int64_t k, int64_t n, int threads)
 {
 	struct plan p = { .th = div_up(s->h, 4), .tw = div_up(s->w, 4) };
-	int64_t fit = V_BYTES / (POINTS * 4 * k);
+	int64_t fit = V_BYTES / (POINTS * 4 * k), panels;
 
 	p.k_blocks = div_up(k, KC);
 	p.kc = round_up(div_up(k, p.k_blocks), VL);
@@ -82,10 +84,14 @@ make_plan(const struct lpo_conv_shape *s, int64_t k, int64_t n, int threads)
 	fit = fit < MIN_TILES ? MIN_TILES : min64(fit, MAX_TILES);
 	/* as many each time */
 	p.at_once = div_up(p.tiles, div_up(p.tiles, fit));
-	p.panels = div_up(n, NR);
 	p.threads = (double)p.tiles * (double)(k * n) * POINTS * 2 <
 	    SERIAL_FLOPS ? 1 : threads;
-	p.splits = min64(div_up(2 * p.threads, p.panels),
+	panels = div_up(n, NR);
+	p.group = M_BYTES / (p.at_once * POINTS * NR * 4);
+	p.group = min64(p.group, panels / (2 * p.threads));
+	p.group = min64(p.group < 1 ? 1 : p.group, MAX_GROUP);
+	p.groups = div_up(panels, p.group);
+	p.splits = min64(div_up(2 * p.threads, p.groups),
 	    div_up(p.at_once, MR));
 	p.ld_v = p.at_once * p.kc + LINE;
 	p.ld_m = round_up(div_up(p.at_once, p.splits), MR) * NR + LINE;
@@ -97,7 +103,8 @@ make_plan(const struct lpo_conv_shape *s, int64_t k, int64_t n, int threads)
 static int64_t
 thread_floats(const struct plan *p)
 {
-	return POINTS * (p->ld_u + p->ld_m) + 9 * p->kc * NR;
+	return POINTS * p->ld_u + p->group * (POINTS * p->ld_m +
+	    9 * p->ld_u);
 }
 
 /* 6 pixels to points: the rows of B' are what of x(x-a)(x+a).. is left. */
@@ -225,31 +232,40 @@ points_of_taps(const struct plan *p, float *u, const float *taps,
 }
 
 /*
- * The taps of channels k0.. of x and n0.. of y, as taps[9][kc][w].  The
- * weight is [co, 3, 3, ci]: going back its rows are those of k.
+ * The taps of channels k0.. of x and of the panels of channels n0.. of y, as
+ * taps[panel][9][ld_u], [kc][w] each.  The weight is [co, 3, 3, ci]: going
+ * back its rows are those of k, of which pages are read in longer pieces.
  */
 static void
-fetch_taps(const struct wino *g, float *taps, int64_t k0, int64_t kc,
-    int64_t n0, int64_t n, int64_t w)
+fetch_taps(const struct wino *g, const struct plan *p, float *taps,
+    int64_t k0, int64_t kc, int64_t n0, int64_t n)
 {
+	int64_t i, k, v, w, left, ld = p->ld_u;
 	const float *from;
-	int64_t i, k, v;
-	vf x;
+	float *to;
 
-	if (!g->back) {
-		from = g->w + n0 * 9 * g->k + k0;
+	for (v = 0; !g->back && v < n; v += NR, taps += 9 * ld) {
+		from = g->w + (n0 + v) * 9 * g->k + k0;
+		left = min64(NR, n - v);
+		w = round_up(left, VL);
 		for (i = 0; i < 9; i++)
-			transpose(taps + i * kc * w, w, from + i * g->k,
-			    9 * g->k, n, kc);
-		return;
+			transpose(taps + i * ld, w, from + i * g->k,
+			    9 * g->k, left, kc);
 	}
-	for (k = 0; k < kc; k++)
+	for (k = 0; g->back && k < kc; k++)
 		for (i = 0; i < 9; i++) {
 			from = g->w + ((k0 + k) * 9 + 8 - i) * g->n + n0;
-			for (v = 0; v < w; v += VL) {
-				x = load_some(from + v, n - v);
-				vf_store(taps + (i * kc + k) * w + v, x);
+			to = taps + i * ld + k * NR;
+			for (v = 0; v + NR <= n; v += NR, to += 9 * ld) {
+				vf_store(to, vf_load(from + v));
+				vf_store(to + VL, vf_load(from + v + VL));
 			}
+			if (v == n)
+				continue;
+			w = round_up(n - v, VL);
+			to -= k * NR - k * w;
+			for (; v < n; v += VL, to += VL)
+				vf_store(to, load_some(from + v, n - v));
 		}
 }
 
@@ -294,34 +310,60 @@ tile_of_y(const struct wino *g, const struct plan *p, const float *m,
 	}
 }
 
-/*
- * Panel j of y's channels for `count` tiles from t0; v is their points of x,
- * `mine` this thread's memory.
- */
+/* m[POINTS][ld_m] (+)= v u: `count` tiles by w channels of y */
 static void
-panel(const struct wino *g, const struct plan *p, const float *v, int64_t t0,
-    int64_t count, int64_t j, float *mine)
+products(const struct plan *p, float *m, const float *v, const float *u,
+    int64_t count, int64_t kc, int64_t w, int more)
 {
-	int64_t n0 = j * NR, n = min64(NR, g->n - n0), w = round_up(n, VL);
-	float *u = mine, *m = u + POINTS * p->ld_u, *taps = m + POINTS *
-	    p->ld_m;
-	int64_t k0, kc, i, mr;
+	int64_t i, j, mr;
+	const float *a;
 	int point;
 
-	for (k0 = 0; k0 < g->k; k0 += p->kc) {
+	for (point = 0; point < POINTS; point++) {
+		/* about as many rows each time, and the next on their way */
+		for (i = 0; i < count; i += mr) {
+			mr = div_up(count - i, div_up(count - i, MR));
+			a = v + i * p->kc;
+			for (j = 0; j < mr * p->kc; j += LINE)
+				__builtin_prefetch(a + mr * p->kc + j);
+			row_tile[w / VL - 1][mr - 1](kc, a, p->kc, u, w,
+			    m + i * w, more);
+		}
+		v += p->ld_v;
+		u += p->ld_u;
+		m += p->ld_m;
+	}
+}
+
+/*
+ * Some panels of y, from channel n0, for `count` tiles from t0; v is their
+ * points of x, `mine` this thread's memory.
+ */
+static void
+panels(const struct wino *g, const struct plan *p, const float *v, int64_t t0,
+    int64_t count, int64_t n0, float *mine)
+{
+	int64_t n = min64(p->group * NR, g->n - n0), k0, kc, i, j, w;
+	float *u = mine, *m = u + POINTS * p->ld_u;
+	float *taps = m + p->group * POINTS * p->ld_m;
+
+	for (k0 = 0; k0 < g->k; k0 += p->kc, v += POINTS * p->ld_v) {
 		kc = min64(p->kc, g->k - k0);
-		fetch_taps(g, taps, k0, kc, n0, n, w);
-		points_of_taps(p, u, taps, kc * w, kc * w);
-		for (point = 0; point < POINTS; point++, v += p->ld_v)
-			for (i = 0; i < count; i += MR) {
-				mr = min64(MR, count - i);
-				row_tile[w / VL - 1][mr - 1](kc, v + i * p->kc,
-				    p->kc, u + point * p->ld_u, w, m + point *
-				    p->ld_m + i * w, k0 > 0);
-			}
+		fetch_taps(g, p, taps, k0, kc, n0, n);
+		for (j = 0; j * NR < n; j++) {
+			w = round_up(min64(NR, n - j * NR), VL);
+			points_of_taps(p, u, taps + j * 9 * p->ld_u, p->ld_u,
+			    kc * w);
+			products(p, m + j * POINTS * p->ld_m, v, u, count, kc,
+			    w, k0 > 0);
+		}
 	}
 	for (i = 0; i < count; i++)
-		tile_of_y(g, p, m + i * w, t0 + i, n0, n);
+		for (j = 0; j * NR < n; j++) {
+			w = min64(NR, n - j * NR);
+			tile_of_y(g, p, m + j * POINTS * p->ld_m + i *
+			    round_up(w, VL), t0 + i, n0 + j * NR, w);
+		}
 }
 
 static void
@@ -343,11 +385,11 @@ run(const struct wino *g, const struct plan *p, float *v, float *first)
 				    p->k_blocks, k0, min64(p->kc, g->k - k0));
 			}
 #pragma omp for schedule(dynamic)
-			for (u = 0; u < p->panels * p->splits; u++) {
+			for (u = 0; u < p->groups * p->splits; u++) {
 				a = count * (u % p->splits) / p->splits;
 				b = count * (u % p->splits + 1) / p->splits;
-				panel(g, p, v + a * p->kc, t0 + a, b - a,
-				    u / p->splits, mine);
+				panels(g, p, v + a * p->kc, t0 + a, b - a,
+				    u / p->splits * p->group * NR, mine);
 			}
 		}
 	}
@@ -363,8 +405,8 @@ is_for_it(enum lpo_pass pass, enum lpo_dtype dt,
 {
 	int64_t tiles = div_up(s->h, 4) * div_up(s->w, 4);
 
-	return pass != LPO_BWD_WEIGHT && dt == LPO_F32 && s->kh == 3 &&
-	    s->kw == 3 && s->stride == 1 && s->pad_top == 1 &&
+	return pass != LPO_BWD_WEIGHT && dt == LPO_F32 && s->n > 0 &&
+	    s->kh == 3 && s->kw == 3 && s->stride == 1 && s->pad_top == 1 &&
 	    s->pad_left == 1 && s->ho == s->h && s->wo == s->w &&
 	    s->ci >= 16 && s->co >= 16 && tiles >= 4 &&
 	    tiles * POINTS <= s->h * s->w * 9 / 2;
