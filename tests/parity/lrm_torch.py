@@ -148,14 +148,15 @@ class Lrm(torch.nn.Module):
         out["logit_scale"] = self.logit_scale
         return out
 
-    def save(self, where):
+    def save(self, where, copy=shutil.copy2):
         """The folder as lpo-lrm writes it."""
         shutil.rmtree(where, ignore_errors=True)
         os.makedirs(where)
         for part in ["unet"] + [f"{p}{tail}" for p in
                                 ("text_encoder", "tokenizer")
                                 for tail in ("", "_2")[:len(self.m.texts)]]:
-            shutil.copytree(f"{self.m.folder}/{part}", f"{where}/{part}")
+            shutil.copytree(f"{self.m.folder}/{part}", f"{where}/{part}",
+                            copy_function=copy)
         head = {"visual_projection.weight": self.visual_projection,
                 "logit_scale": self.logit_scale.reshape(1)}
         if not self.xl:

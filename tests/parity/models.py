@@ -258,9 +258,12 @@ def sinusoid(t, dim, flip, shift):
 def exact_time(model):
     """diffusers makes sinusoids in f32 whatever the model: in an f64 model
     they are made in f64, or the truth would share f32's error."""
-    if next(model.parameters()).dtype != torch.float64:
-        return model
+    if next(model.parameters()).dtype == torch.float64:
+        exact_sinusoids(model)
+    return model
 
+
+def exact_sinusoids(model):
     def exact(m):
         m.forward = lambda t: sinusoid(t.double(), m.num_channels,
                                        m.flip_sin_to_cos,
@@ -269,7 +272,6 @@ def exact_time(model):
     exact(model.time_proj)
     if hasattr(model, "add_time_proj"):
         exact(model.add_time_proj)
-    return model
 
 
 def all():

@@ -4,6 +4,7 @@ A check is a script here that ends with `parity.run(main)`.  Its main() calls
 
     check(what, model, ours, truth, own)   numbers, by the rule below
     equal(what, model, ours, theirs)       things that must be the same
+    timing(what, model, ours, theirs)      seconds and memory, no limit
     skip(what, why)                        what this machine cannot show
 
 as often as it likes; rows of one `what` become one line of the table, which
@@ -15,13 +16,17 @@ most 4 times the largest error of torch's own float32 (or bfloat16, where that
 is compared) plus 1e-5 times the largest value.  Tensors that are zero in exact
 arithmetic have rounding errors only; torch's are taken over all of these.
 
-usage: parity.py ROWS      print the table of a file of rows
+usage: parity.py ROWS      print the table of a file of rows, and of what
 """
+import datetime
+import importlib.metadata
 import json
 import os
+import platform
 import subprocess
 import sys
 import tempfile
+import time
 import traceback
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -39,11 +44,17 @@ def path(name):
     return os.path.join(WORK, name)
 
 
-def tool(*args, **kw):
-    """Run a program, e.g. tool("lpo-lrm", "-m", m); its standard output."""
-    done = subprocess.run([os.path.join(BIN, args[0]), *map(str, args[1:])],
-                          stdout=subprocess.PIPE, stderr=subprocess.PIPE,
-                          **kw)
+def tool(*args, small=False, **kw):
+    """Run a program, e.g. tool("lpo-lrm", "-m", m); its standard output.
+
+    small: by a small process, for a program that tells its peak memory: it
+    begins with the peak of the process that starts it.
+    """
+    line = [os.path.join(BIN, args[0]), *map(str, args[1:])]
+    if small:
+        line = ["sh", "-c", '"$@"; exit $?', "sh"] + line
+    done = subprocess.run(line, stdout=subprocess.PIPE,
+                          stderr=subprocess.PIPE, **kw)
     if done.returncode != 0:
         err = done.stderr
         raise RuntimeError(f"{args[0]} left with {done.returncode}: "
@@ -118,6 +129,12 @@ def equal(what, model, ours, theirs, note=""):
     return add(what, model, 0.0 if same else 1.0, 0.0, 0.0, note)
 
 
+def timing(what, model, ours, theirs):
+    """Least seconds and peak bytes of both, and how busy the machine was."""
+    rows.append(dict(timing=what, model=model, ours=ours, theirs=theirs,
+                     load=os.getloadavg()[0]))
+
+
 def skip(what, why):
     """What cannot be shown here."""
     rows.append(dict(what=what, skip=why))
@@ -129,11 +146,19 @@ def both(function):
     return function(torch.float64), function(torch.float32)
 
 
+def columns(lines, left):
+    """Print lines of cells, those of `left` to the left."""
+    width = [max(map(len, cells)) for cells in zip(*lines)]
+    for x in lines:
+        print("  ".join(c.ljust(w) if i in left else c.rjust(w)
+                        for i, (c, w) in enumerate(zip(x, width))).rstrip())
+
+
 def table(some):
     """Print rows, one line a `what`; how many of them failed."""
     lines, failed = [], 0
-    for what in dict.fromkeys(r["what"] for r in some):
-        mine = [r for r in some if r["what"] == what]
+    for what in dict.fromkeys(r["what"] for r in some if "what" in r):
+        mine = [r for r in some if r.get("what") == what]
         if "skip" in mine[0]:
             lines.append((what, "", "", "", "", "", "",
                           "skipped: " + mine[0]["skip"]))
@@ -148,18 +173,50 @@ def table(some):
                       str(len(mine)), f"{worst['error']:.2e}",
                       f"{worst['own']:.2e}", f"{worst['limit']:.2e}",
                       f"{worst['ratio']:.3f}", verdict))
-    head = ("what", "models", "values", "|error|", "torch's", "limit",
-            "ratio", "verdict")
-    width = [max(len(x[i]) for x in [head] + lines) for i in range(8)]
-    for x in [head] + lines:
-        print("  ".join(c.ljust(w) if i in (0, 7) else c.rjust(w)
-                        for i, (c, w) in enumerate(zip(x, width))).rstrip())
+    columns([("what", "models", "values", "|error|", "torch's", "limit",
+              "ratio", "verdict")] + lines, (0, 7))
+    timings([r for r in some if "timing" in r])
     return failed
+
+
+def timings(some):
+    """Print what was measured: each ratio is torch's by ours."""
+    lines = [("work", "model", "seconds", "torch's", "ratio", "peak MB",
+              "torch's", "ratio", "load")]
+    for r in some:
+        (s, m), (ts, tm) = r["ours"], r["theirs"]
+        lines.append((r["timing"], r["model"], f"{s:.3f}", f"{ts:.3f}",
+                      f"{ts / s:.2f}", f"{m / 1e6:.0f}", f"{tm / 1e6:.0f}",
+                      f"{tm / m:.2f}", f"{r['load']:.1f}"))
+    if some:
+        print()
+        columns(lines, (0, 1))
+
+
+def about(some):
+    """Commit, day, machine and versions, which a kept table needs."""
+    def output(*line):
+        done = subprocess.run(line, stdout=subprocess.PIPE, text=True,
+                              stderr=subprocess.DEVNULL, cwd=ROOT)
+        return done.stdout.strip()
+
+    cpu = output(os.path.join(BIN, "lpo-probe"), "--devices").splitlines()
+    cpu = dict(zip(*(line.split("\t") for line in cpu[:2])))
+    print(f"commit {output('git', 'describe', '--always', '--dirty')},",
+          datetime.date.today().isoformat())
+    print(f"{cpu['name']}, {cpu['level']}, {cpu['units']} threads,",
+          f"{int(cpu['memory_bytes']) / 2**30:.0f} GiB,",
+          f"{cpu['library']}, Python {platform.python_version()}")
+    print(", ".join(f"{name} {importlib.metadata.version(name)}" for name in (
+        "torch", "diffusers", "transformers", "peft", "numpy", "safetensors",
+        "Pillow")))
+    print("seconds:", ", ".join(f"{r['check']} {r['seconds']:.0f}"
+                                for r in some if "check" in r), end="\n\n")
 
 
 def run(main):
     """A check's last line: main(), the table, the exit status."""
-    name = os.path.basename(sys.argv[0])
+    name, start = os.path.basename(sys.argv[0]), time.monotonic()
     try:
         main()
     except Exception as e:                  # a row, so that it is seen
@@ -167,6 +224,8 @@ def run(main):
         add(name, "", float("nan"), 0, 0, f"{type(e).__name__}: {e}")
     to = os.environ.get("PARITY_ROWS")
     if to:
+        rows.append(dict(check=name.removesuffix(".py"),
+                         seconds=time.monotonic() - start))
         with open(to, "a", encoding="utf8") as f:
             f.writelines(json.dumps(r) + "\n" for r in rows)
         sys.exit(any(not r.get("ok", True) for r in rows))
@@ -174,5 +233,7 @@ def run(main):
 
 
 if __name__ == "__main__":
-    with open(sys.argv[1], encoding="utf8") as lines:
-        sys.exit(table([json.loads(line) for line in lines]) > 0)
+    with open(sys.argv[1], encoding="utf8") as file:
+        of_all = [json.loads(line) for line in file]
+    about(of_all)
+    sys.exit(table(of_all) > 0)
