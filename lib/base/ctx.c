@@ -3,6 +3,7 @@
  */
 #include "lib/base/ctx.h"
 
+#include <malloc.h>
 #include <stdatomic.h>
 #include <stdio.h>
 #include <stdlib.h>
@@ -38,21 +39,77 @@ must_fail(void)
 	return atomic_fetch_sub(&fail_at, 1) == 0;
 }
 
+/* ------------------------------------------------- what large blocks take */
+
+#define LARGE ((size_t)64 << 10)
+
+static _Atomic int64_t used, peak;
+
+void
+lpo_memory_add(int64_t bytes)
+{
+	int64_t now = atomic_fetch_add(&used, bytes) + bytes;
+	int64_t most = atomic_load(&peak);
+
+	while (now > most && !atomic_compare_exchange_weak(&peak, &most, now))
+		;
+}
+
+int64_t
+lpo_memory_used(void)
+{
+	return atomic_load(&used);
+}
+
+int64_t
+lpo_memory_peak(void)
+{
+	return atomic_load(&peak);
+}
+
+void
+lpo_memory_mark(void)
+{
+	atomic_store(&peak, atomic_load(&used));
+}
+
+/* sign 1: p has come, -1: it is about to go. */
+static void
+tally(void *p, int sign)
+{
+	size_t bytes = p != NULL ? malloc_usable_size(p) : 0;
+
+	if (bytes >= LARGE)
+		lpo_memory_add(sign * (int64_t)bytes);
+}
+
 void *
 lpo_raw_alloc(size_t bytes)
 {
-	return must_fail() ? NULL : malloc(bytes ? bytes : 1);
+	void *p = must_fail() ? NULL : malloc(bytes ? bytes : 1);
+
+	tally(p, 1);
+	return p;
 }
 
 void *
 lpo_raw_realloc(void *p, size_t bytes)
 {
-	return must_fail() ? NULL : realloc(p, bytes ? bytes : 1);
+	size_t was = p != NULL ? malloc_usable_size(p) : 0;
+	void *q = must_fail() ? NULL : realloc(p, bytes ? bytes : 1);
+
+	if (q != NULL) {
+		if (was >= LARGE)
+			lpo_memory_add(-(int64_t)was);
+		tally(q, 1);
+	}
+	return q;
 }
 
 void
 lpo_raw_free(void *p)
 {
+	tally(p, -1);
 	free(p);
 }
 
@@ -186,6 +243,7 @@ lpo_alloc(lpo_ctx *c, size_t count, size_t size)
 		lpo_fail(c, LPO_ENOMEM, "cannot allocate %zu bytes", bytes);
 		return NULL;
 	}
+	tally(p, 1);
 	return memset(p, 0, bytes);
 }
 
@@ -234,5 +292,6 @@ lpo_asprintf(lpo_ctx *c, const char *fmt, ...)
 void
 lpo_free(void *p)
 {
+	tally(p, -1);
 	free(p);
 }

@@ -67,6 +67,16 @@ char	*lpo_asprintf(lpo_ctx *, const char *fmt, ...)
 	    __attribute__((format(printf, 2, 3)));
 void	 lpo_free(void *);
 
+/*
+ * Bytes in large blocks of these (64 KiB and more) in use now, and the most
+ * at one time since the last mark.  What else belongs to the sum is added by
+ * those who know: a backend's memory where it is the host's.
+ */
+int64_t	 lpo_memory_used(void);
+int64_t	 lpo_memory_peak(void);
+void	 lpo_memory_mark(void);
+void	 lpo_memory_add(int64_t bytes);
+
 /* For tests: the n-th allocation from now on fails once (-1: never). */
 void	 lpo_alloc_fail_at(long n);
 

@@ -397,6 +397,17 @@ lpo_map_open(lpo_ctx *c, struct lpo_map *m, const char *path)
 }
 
 void
+lpo_map_drop(const void *data, size_t bytes)
+{
+	uintptr_t page = (uintptr_t)sysconf(_SC_PAGESIZE);
+	uintptr_t from = ((uintptr_t)data + page - 1) / page * page;
+	uintptr_t to = ((uintptr_t)data + bytes) / page * page;
+
+	if (to > from)
+		(void)madvise((void *)from, to - from, MADV_DONTNEED);
+}
+
+void
 lpo_map_close(struct lpo_map *m)
 {
 	if (m->bytes > 0)

@@ -64,6 +64,11 @@ void	 lpo_map_close(struct lpo_map *);	/* zeroed is fine */
  * back by munmap().
  */
 int	 lpo_map_scratch(lpo_ctx *, void **, size_t bytes);
+/*
+ * Part of a mapped file is not needed for now: it no longer counts as this
+ * process's memory.  Its bytes stay what they are.
+ */
+void	 lpo_map_drop(const void *data, size_t bytes);
 
 int	 lpo_file_exists(const char *path);	/* 1 or 0, anything there */
 int	 lpo_is_dir(const char *path);		/* 1 or 0 */

@@ -55,6 +55,11 @@ int	 lpo_st_open_stem(lpo_ctx *, lpo_st **, const char *dir,
 int	 lpo_st_stem_path(lpo_ctx *, char **path, const char *dir,
 	    const char *stem, const char *variant);
 void	 lpo_st_close(lpo_st *);		/* NULL is fine */
+/*
+ * This tensor has been used: what is mapped of it no longer counts as memory
+ * of this process.  It stays readable.
+ */
+void	 lpo_st_drop(const lpo_st *, const struct lpo_st_tensor *);
 
 int64_t	 lpo_st_count(const lpo_st *);
 /* i-th by sorted key; NULL outside. */

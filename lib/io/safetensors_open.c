@@ -154,6 +154,18 @@ lpo_st_open_memory(lpo_ctx *c, lpo_st **out, const void *data, size_t bytes,
 }
 
 void
+lpo_st_drop(const lpo_st *st, const struct lpo_st_tensor *t)
+{
+	const uint8_t *p = t->data;
+	int i;
+
+	for (i = 0; i < st->n_maps; i++)
+		if (p >= st->map[i].data &&
+		    p < st->map[i].data + st->map[i].bytes)
+			lpo_map_drop(p, (size_t)t->bytes);
+}
+
+void
 lpo_st_close(lpo_st *st)
 {
 	int64_t k;

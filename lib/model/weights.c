@@ -328,6 +328,7 @@ load(lpo_weights *w, lpo_param **p, enum lpo_param_kind kind, int rank,
 		    lpo_st_path(w->st), e->t->key, e->t->dtype_name);
 	*p = lpo_param_make(w->params, key, kind, rank, shape, get_file, e->t,
 	    &bad);
+	lpo_st_drop(w->st, e->t);
 	if (*p == NULL)
 		return lpo_errcode(w->ctx);
 	if (bad >= 0)

@@ -5,6 +5,7 @@
 #include <string.h>
 
 #include "lib/base/half.h"
+#include "lib/nn/dry.h"
 
 static int
 device(lpo_params *ps, int rc, const char *what)
@@ -395,7 +396,7 @@ lpo_param_make(lpo_params *ps, const char *key, enum lpo_param_kind kind,
 	*bad = -1;
 	if ((m.p = param_new(ps, key, kind, rank, shape, 0)) == NULL)
 		return NULL;
-	if (ps->be != NULL && make_all(&m, bad) < 0)
+	if (ps->be != NULL && !lpo_dry_is(ps->be) && make_all(&m, bad) < 0)
 		return NULL;
 	return m.p;
 }

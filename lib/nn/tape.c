@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/nn/dry.h"
 #include "lib/nn/tape_priv.h"
 
 lpo_tape *
@@ -422,6 +423,8 @@ walk_or_run(lpo_tape *t, int backward)
 {
 	int which = t->flags + (backward ? LPO_WALK_BACKWARD : 0), rc = 0;
 
+	if (lpo_dry_is(t->be))
+		return 0;
 	if (t->graph_mem != t->arena->mem)
 		free_graphs(t);		/* the shared arena has grown */
 	t->graph_mem = t->arena->mem;
