@@ -293,20 +293,24 @@ wg_kernel(const __grid_constant__ struct job j)
 #endif
 }
 
-/* ---- up to 40 channels */
+/* ---- the next S ahead of the arithmetic */
 
 /*
- * The owned tiles stay in registers, and the next S is on its way while the
- * arithmetic of this one goes on: one warpgroup alone keeps the tensor cores
- * busy.  Blocks are announced by barriers in shared memory instead of waited
- * for by all at once.  While a block is met by one warpgroup, another may be
- * two blocks behind, and copies are two ahead: hence the stages.
+ * The next S is on its way while the arithmetic of this one goes on: one
+ * warpgroup alone keeps the tensor cores busy.  The owned tiles stay in
+ * registers where there are enough (HELD).  Blocks are announced by barriers
+ * in shared memory instead of waited for by all at once.  While a block is met
+ * by one warpgroup, another may be in the one before, and copies are two
+ * ahead: hence the stages.
  */
-template <bool KEYS, int GROUPS_, int POLY_>
+template <int D_, bool KEYS, int GROUPS_, int POLY_>
 struct deep_shape {
-	static constexpr int D = 40;
+	static constexpr int D = D_;
 	static constexpr int GROUPS = GROUPS_;
 	static constexpr int POLY = POLY_;
+	static constexpr bool HELD = D <= 40 || !KEYS;
+	/* P as operands twice, the last still being read */
+	static constexpr bool TWICE = KEYS && D <= 64;
 	static constexpr int THREADS = GROUPS * 128;
 	static constexpr int OWNED = GROUPS * 64;
 	static constexpr int MET = 128;
@@ -315,9 +319,11 @@ struct deep_shape {
 	static constexpr int ROW8 = DEPTH * 256;
 	static constexpr int TILE = MET / 8 * ROW8;
 	static constexpr int STAGE = 2 * TILE + (KEYS ? MET * 8 : 0);
-	static constexpr int BYTES = STAGES * STAGE + STAGES * 8;
+	static constexpr int OWN = HELD ? 0 : OWNED / 8 * ROW8;
+	static constexpr int BYTES = STAGES * STAGE + 2 * OWN + STAGES * 8;
 	/* tokens copied at a time by all threads */
-	static constexpr int ROWS = THREADS / D >= 8 ? 64 : 32;
+	static constexpr int ROWS = THREADS / D >= 8 ? 64 :
+	    THREADS / D >= 4 ? 32 : 16;
 };
 
 #ifdef HAVE_WG
@@ -420,35 +426,55 @@ wg_hold(uint32_t (&a)[DEPTH][4], const bf16 *from, int64_t ld, int rows,
 		}
 }
 
+/* An owned matrix of a warpgroup, in registers or in shared memory. */
+template <class S>
+struct deep_own {
+	uint32_t held[S::HELD ? S::DEPTH : 1][4];
+	uint64_t at;
+};
+
+template <class S>
 struct deep {
-	uint32_t a[3][4], b[3][4];	/* owned */
-	float dv[20], dx[20], dp[32];
-	uint32_t pa[2][4][4], da[4][4];
+	struct deep_own<S> a, b;
+	float dv[S::D / 2], dx[S::D / 2], dp[32];
+	uint32_t pa[S::TWICE + 1][4][4], da[4][4];
 	float rl[2], rd[2];		/* stats of the rows, unless KEYS */
 };
 
 /* c = owned times the 64 tokens at p, on its way */
+template <class S>
 static __device__ __forceinline__ void
-deep_ask(float (&c)[32], const uint32_t (&own)[3][4], const unsigned char *p)
+deep_ask(float (&c)[32], const struct deep_own<S> &own,
+    const unsigned char *p)
 {
-	uint64_t b = wg_matrix(p, 128, 768);
+	uint64_t b = wg_matrix(p, 128, S::ROW8);
+	int x;
 
-	wg_dot(c, own[0], b);
-	wg_dot_more(c, own[1], b + 16);
-	wg_dot_more(c, own[2], b + 32);
+	if (S::HELD)
+		wg_dot(c, own.held[0], b);
+	else
+		wg_dot(c, own.at, b);
+#pragma unroll
+	for (x = 1; x < S::DEPTH; x++)
+		if (S::HELD)
+			wg_dot_more(c, own.held[S::HELD ? x : 0], b + 16 * x);
+		else
+			wg_dot_more(c, own.at + 16 * x, b + 16 * x);
 	wg_commit();
 }
 
 /* c += a times the 64 tokens at p, on its way */
+template <class S>
 static __device__ __forceinline__ void
-deep_sum(float (&c)[20], const uint32_t (&a)[4][4], const unsigned char *p)
+deep_sum(float (&c)[S::D / 2], const uint32_t (&a)[4][4],
+    const unsigned char *p)
 {
-	uint64_t b = wg_matrix(p, 768, 128);
+	uint64_t b = wg_matrix(p, S::ROW8, 128);
 	int k;
 
 #pragma unroll
 	for (k = 0; k < 4; k++)
-		wg_sum(c, a[k], b + k * (2 * 768 / 16));
+		wg_sum(c, a[k], b + k * (2 * S::ROW8 / 16));
 	wg_commit();
 }
 
@@ -478,7 +504,7 @@ deep_tile(const unsigned char *stages, int stage, int half)
  */
 template <class S, bool KEYS>
 static __device__ __forceinline__ void
-deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
+deep_meet(struct deep<S> &w, float (&s)[32], float (&other)[32],
     uint32_t (&pa)[4][4], const struct tile &t, const struct tile &next,
     float scale2, int valid)
 {
@@ -486,7 +512,7 @@ deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
 	int i, e;
 
 	wg_begin();
-	deep_ask(other, w.a, next.a);
+	deep_ask<S>(other, w.a, next.a);
 	/* dV, dP, dX and that S may go on. */
 	wg_wait<KEYS ? 4 : 3>();
 	wg_settle(s);
@@ -503,7 +529,7 @@ deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
 			s[4 * i + e] = i * S::POLY % 8 + S::POLY >= 8 ?
 			    pow2_poly(x) : pow2(x);
 		}
-		if (KEYS) {
+		if (S::TWICE) {
 			pa[i / 2][i % 2 * 2] = pack(s[4 * i], s[4 * i + 1]);
 			pa[i / 2][i % 2 * 2 + 1] = pack(s[4 * i + 2],
 			    s[4 * i + 3]);
@@ -529,9 +555,12 @@ deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
 		wg_pause();
 	wg_wait<1>();
 	wg_settle(w.dp);
+#pragma unroll
+	for (i = 0; i < (KEYS && !S::TWICE ? 16 : 0); i++)
+		pa[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
 	if (KEYS) {
 		wg_begin();
-		deep_sum(w.dv, pa, t.b);
+		deep_sum<S>(w.dv, pa, t.b);
 	}
 #pragma unroll
 	for (i = 0; i < 8; i++) {
@@ -547,13 +576,13 @@ deep_meet(struct deep &w, float (&s)[32], float (&other)[32],
 		w.da[i / 2][i % 2 * 2 + 1] = pack(g[2], g[3]);
 	}
 	wg_begin();
-	deep_ask(w.dp, w.b, next.b);
-	deep_sum(w.dx, w.da, t.a);
+	deep_ask<S>(w.dp, w.b, next.b);
+	deep_sum<S>(w.dx, w.da, t.a);
 }
 
 template <class S, bool KEYS>
 static __device__ __forceinline__ void
-deep_walk(struct deep &w, struct deep_feed &f, unsigned char *stages,
+deep_walk(struct deep<S> &w, struct deep_feed &f, unsigned char *stages,
     uint64_t *full, const struct job &j, const struct place &p)
 {
 	int length = KEYS ? j.lq : j.lk, step, at = 0, parity = 0;
@@ -563,8 +592,8 @@ deep_walk(struct deep &w, struct deep_feed &f, unsigned char *stages,
 	announce(full);
 	wg_barrier_wait(full, 0);
 	wg_begin();
-	deep_ask(s0, w.a, t.a);
-	deep_ask(w.dp, w.b, t.b);
+	deep_ask<S>(s0, w.a, t.a);
+	deep_ask<S>(w.dp, w.b, t.b);
 	wg_wait<0>();
 	wg_settle(s0);
 	wg_settle(w.dp);
@@ -583,7 +612,7 @@ deep_walk(struct deep &w, struct deep_feed &f, unsigned char *stages,
 		announce(full + at);
 		wg_barrier_wait(full + at, parity);
 		next = deep_tile<S, KEYS>(stages, at, 0);
-		deep_meet<S, KEYS>(w, s1, s0, w.pa[1], t, next, scale2,
+		deep_meet<S, KEYS>(w, s1, s0, w.pa[S::TWICE], t, next, scale2,
 		    valid - 64);
 		t = next;
 	}
@@ -603,30 +632,45 @@ deep_kernel(const __grid_constant__ struct job j)
 	__trap();		/* never asked for */
 #else
 	extern __shared__ __align__(128) unsigned char cores[];
-	uint64_t *full = (uint64_t *)(cores + S::STAGES * S::STAGE);
+	unsigned char *own = cores + S::STAGES * S::STAGE;
+	uint64_t *full = (uint64_t *)(own + 2 * S::OWN);
 	const struct place p = place_of<KEYS>(j, S::OWNED, S::MET,
 	    blockIdx.x);
 	int lane = threadIdx.x % 32, mine = threadIdx.x / 32 * 16, i;
-	int64_t at = KEYS ? at_k(j, p.row, p.first + mine, p.head) :
-	    at_q(j, p.row, p.first + mine, p.head);
+	int64_t at = KEYS ? at_k(j, p.row, p.first, p.head) :
+	    at_q(j, p.row, p.first, p.head);
+	int64_t lda = KEYS ? j.ldk : j.ldq, ldb = KEYS ? j.ldk : j.ldo;
+	const bf16 *a = (const bf16 *)(KEYS ? j.k : j.q) + at;
+	const bf16 *b = KEYS ? (const bf16 *)j.v + at :
+	    (const bf16 *)j.dout + at_o(j, p.row, p.first, p.head);
 	struct deep_feed f;
-	struct deep w;
+	struct deep<S> w;
 
 	/* The channels that no copy writes. */
-	for (i = threadIdx.x; i < S::STAGES * S::STAGE / 16; i += S::THREADS)
+	for (i = threadIdx.x; i < (S::D % 16 ? S::STAGES * S::STAGE / 16 : 0);
+	    i += S::THREADS)
 		((uint4 *)cores)[i] = make_uint4(0, 0, 0, 0);
 	if (threadIdx.x == 0)
 		for (i = 0; i < S::STAGES; i++)
 			wg_barrier_init(full + i, S::THREADS / 32);
 	__syncthreads();
+	if (S::HELD) {
+		a += mine * lda;
+		b += mine * ldb;
+		wg_hold(w.a.held, a, lda, p.valid - mine, j.d);
+		wg_hold(w.b.held, b, ldb, p.valid - mine, j.d);
+	} else {
+		copy_cores<S::D, S::OWNED, S::THREADS>(own, a, lda, p.valid,
+		    j.d);
+		copy_cores<S::D, S::OWNED, S::THREADS>(own + S::OWN, b, ldb,
+		    p.valid, j.d);
+		w.a.at = wg_matrix(own + mine / 64 * 8 * S::ROW8, 128,
+		    S::ROW8);
+		w.b.at = w.a.at + S::OWN / 16;
+	}
 	deep_feed_begin<S, KEYS>(f, j, p);
 	deep_feed_next<S, KEYS>(f, cores, j, p);
 	deep_feed_next<S, KEYS>(f, cores, j, p);
-	wg_hold(w.a, (const bf16 *)(KEYS ? j.k : j.q) + at,
-	    KEYS ? j.ldk : j.ldq, p.valid - mine, j.d);
-	wg_hold(w.b, KEYS ? (const bf16 *)j.v + at : (const bf16 *)j.dout +
-	    at_o(j, p.row, p.first + mine, p.head), KEYS ? j.ldk : j.ldo,
-	    p.valid - mine, j.d);
 #pragma unroll
 	for (i = 0; i < (KEYS ? 0 : 2); i++) {
 		int r = mine + 8 * i + lane / 4;
@@ -638,20 +682,21 @@ deep_kernel(const __grid_constant__ struct job j)
 		w.rd[i] = st.y;
 	}
 #pragma unroll
-	for (i = 0; i < 20; i++)
+	for (i = 0; i < S::D / 2; i++)
 		w.dv[i] = w.dx[i] = 0.0f;
 	/* Zeros put in later would keep the products from overlapping. */
 	wg_settle(w.dv);
 	wg_settle(w.dx);
 	deep_walk<S, KEYS>(w, f, cores, full, j, p);
+	at += mine * lda;
 	if (!KEYS)
-		wg_put<40>((bf16 *)j.dq + at, j.ldq, w.dx, p.valid - mine, j.d,
+		wg_put<S::D>((bf16 *)j.dq + at, j.ldq, w.dx, p.valid - mine, j.d,
 		    j.scale, j.add & LPO_ADD_A);
 	if (KEYS && j.dk != NULL)
-		wg_put<40>((bf16 *)j.dk + at, j.ldk, w.dx, p.valid - mine, j.d,
+		wg_put<S::D>((bf16 *)j.dk + at, j.ldk, w.dx, p.valid - mine, j.d,
 		    j.scale, j.add & LPO_ADD_B);
 	if (KEYS && j.dv != NULL)
-		wg_put<40>((bf16 *)j.dv + at, j.ldk, w.dv, p.valid - mine, j.d,
+		wg_put<S::D>((bf16 *)j.dv + at, j.ldk, w.dv, p.valid - mine, j.d,
 		    1.0f, j.add & LPO_ADD_C);
 #endif
 }
@@ -679,11 +724,12 @@ static int
 pass_wg(struct cuda *c, const struct job *j, int64_t n, int64_t tokens)
 {
 	if (j->d <= 40)
-		return launch_deep<deep_shape<KEYS, 2, 0>, KEYS>(c, j, n,
+		return launch_deep<deep_shape<40, KEYS, 2, 0>, KEYS>(c, j, n,
 		    tokens);
 	if (j->d <= 64)
-		return launch_wg<64, KEYS>(c, j, n, tokens);
-	return launch_wg<80, KEYS>(c, j, n, tokens);
+		return launch_deep<deep_shape<64, KEYS, 2, 0>, KEYS>(c, j, n,
+		    tokens);
+	return launch_deep<deep_shape<80, KEYS, 2, 0>, KEYS>(c, j, n, tokens);
 }
 
 int
