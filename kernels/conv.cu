@@ -1,7 +1,7 @@
 /*
- * Convolutions: matmul_sm90.cu's where it has code for them, else cuDNN's
- * engines, chosen in conv_graph.cu, and where it has none a direct loop.  1x1
- * on every pixel is a linear layer.
+ * Convolutions: forward matmul_sm90.cu's where it has code for them, else
+ * cuDNN's engines, chosen in conv_graph.cu, and where it has none a direct
+ * loop.  1x1 on every pixel is a linear layer.
  *
  * No engine takes bf16 and gives f32: a weight gradient of bf16 is rounded to
  * bf16 once per call before it joins the f32 sum, as PyTorch's is (widened
@@ -366,16 +366,12 @@ cuda_conv_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	struct conv_data d = { dx, w, dy, scratch };
 	struct conv_key k;
 	struct entry *e;
-	int rc;
 
 	if (dx == NULL || x_count(s) == 0)
 		return 0;
 	if (is_linear(s))
 		return cuda_linear_bwd_data(be, dt, dx, dy, w, s->n * s->h *
 		    s->w, s->co, s->ci, 1, add, scratch);
-	if (dt == LPO_BF16 && (rc = cuda_matmul90_conv_bwd_data(c, dx, dy, w,
-	    s, add)) != 0)
-		return rc < 0 ? rc : 0;
 	k = key_of(s, LPO_BWD_DATA, dt, add ? CONV_ADD : 0, alignment(dx, dy,
 	    w, NULL));
 	e = find(c, &k);

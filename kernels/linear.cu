@@ -1,9 +1,9 @@
 /*
- * Linear layers.  Products go to matmul_sm90.cu where it has code for them,
- * else to cuBLASLt, one algorithm per kind of call, chosen once; those with a
- * side of at most 16 (LoRA) are bound by memory and are ours, as is what
- * cuBLASLt refuses.  Same bits from run to run; not for any number of rows,
- * and `groups` changes nothing here.
+ * Linear layers.  The forward product is matmul_sm90.cu's where it has code
+ * for it; others are cuBLASLt's, one algorithm per kind of call, chosen once;
+ * those with a side of at most 16 (LoRA) are bound by memory and are ours, as
+ * is what cuBLASLt refuses.  Same bits from run to run; not for any number of
+ * rows, and `groups` changes nothing here.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -505,9 +505,6 @@ cuda_linear_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
 		return rc;
 	if (dt == LPO_BF16 && cuda_linear_small(c, &p))
 		return cuda_done(c, a.what);
-	if (dt == LPO_BF16 && (rc = cuda_matmul90_linear_bwd_data(c, dx, dy,
-	    w, m, n, k, alpha, add)) != 0)
-		return rc < 0 ? rc : 0;
 	a.y = dx;
 	a.x = dy;
 	a.w = w;

@@ -1,24 +1,21 @@
 /*
- * y[m,n] = alpha a[m,k] b[k,n] + bias + residual in bf16 on sm_90, a linear
+ * y[m,n] = alpha a[m,k] b[n,k]^T + bias + residual in bf16 on sm_90, a linear
  * layer or a convolution, by the tensor core instruction of four warps
  * (wgmma) from shared memory that the copy engine (TMA) fills.
  *
  * One block per processor takes tile after tile of y.  One thread of it has
  * the operands' tiles, 64 deep, copied into a ring of stages; two groups of
- * four warps multiply what has come.  Either both share a tile, or each has
- * tiles of its own, so that one stores while the other multiplies.
+ * four warps multiply what has come, each its own tiles in turns: one stores
+ * while the other multiplies.
  *
- * A convolution is the sum over its taps of products of shifted images: 128
- * pixels of a tile are a box of the tensor [n, h, w, c], and what the box has
- * outside of the image is zeros.
+ * A convolution is the sum over its taps of products of shifted images: the
+ * 128 pixels of a tile are a box of the tensor [n, h, w, c], and what the box
+ * has outside of the image is zeros.
  *
- * Shared memory.  A tile of a, and of b where b's rows are along k, is rows
- * of 64 elements (128 bytes), 16-byte chunk j of row i at place j ^ (i % 8)
- * ("128-byte swizzle"); 8 rows are 1024 bytes, the descriptor's stride, and
- * 16 elements further along k are 32 bytes further.  Where b's rows are along
- * n, a tile is blocks of 64 n x 64 k, a row per k swizzled the same way; the
- * descriptor's leading offset is from block to block of n, its stride still
- * 8 rows, and 16 further along k are 16 rows, 2048 bytes.
+ * Shared memory.  A tile of a or of b is rows of 64 elements (128 bytes),
+ * 16-byte chunk j of row i at place j ^ (i % 8) ("128-byte swizzle"); 8 rows
+ * are 1024 bytes, the descriptor's stride, and 16 elements further along k
+ * are 32 bytes further.
  *
  * Sums over k are in order, f32, and rounded once.
  */
@@ -34,6 +31,9 @@ typedef __nv_bfloat16 bf16;
 enum {
 	GROUP = 128,		/* threads of four warps */
 	THREADS = 3 * GROUP,	/* the copying group and two that multiply */
+	BLOCKS = 2,		/* of 64 rows, in a tile */
+	LOG_ROWS = 7,
+	ROWS = 1 << LOG_ROWS,
 	DEPTH = 64,		/* of a stage */
 	ROW_BYTES = DEPTH * 2,
 	SHARED_BYTES = 227 * 1024,
@@ -49,37 +49,26 @@ struct product {
 	const float *bias;
 	float alpha;
 	int n;			/* columns of y */
-	int tiles_n, tiles;	/* columns of tiles; tiles per cluster */
+	int tiles_n, tiles;	/* columns of tiles, and tiles */
 	int tiles_w, tiles_h;	/* tiles of a row, rows of tiles */
 	int log_w, log_h;	/* of a tile's box; the rest is images */
 	int w, h, images;	/* y's pixels */
 	int kh, kw, runs;	/* taps, and steps of DEPTH in each */
-	/* tap i of pixel q is at q * stride + sign * i + off */
-	int stride, sign, off_h, off_w;
+	/* tap i of pixel q is at q * stride + i + off */
+	int stride, off_h, off_w;
 };
 
-/*
- * APART: each of the groups that multiply has tiles of its own.  BLOCKS: of
- * 64 rows that a group has of a tile.  N: a tile's columns.  CLUSTER: blocks
- * that have the same columns of different rows, and share b's tile.  TRANS:
- * b's rows are along n.
- */
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+/* What a block holds in shared memory for tiles of N columns */
+template<int N>
 struct tiling {
-	static constexpr int rows = 64 * BLOCKS * (APART ? 1 : 2);
-	static constexpr int atoms = (N + 63) / 64;
-	static constexpr int a_bytes = rows * ROW_BYTES;
-	static constexpr int b_bytes = (TRANS ? atoms * 64 : N) * ROW_BYTES;
-	static constexpr int stage_bytes = a_bytes + b_bytes;
+	static constexpr int a_bytes = ROWS * ROW_BYTES;
+	static constexpr int stage_bytes = a_bytes + N * ROW_BYTES;
 	/* 1024 for alignment, and the barriers */
 	static constexpr int fit = (SHARED_BYTES - PIECES_BYTES - 2048) /
 	    stage_bytes;
 	static constexpr int stages = fit < MAX_STAGES ? fit : MAX_STAGES;
 	static constexpr int shared_bytes = stages * stage_bytes +
 	    PIECES_BYTES + 1024;
-	static constexpr int arrivals = (APART ? 4 : 8) * CLUSTER;
-	/* This block's part of b's tile where two share one. */
-	static constexpr int b_box = (TRANS ? DEPTH : N) / CLUSTER;
 };
 
 /* Other devices get an empty kernel, which is never launched there. */
@@ -111,18 +100,11 @@ barrier_expect(uint64_t *bar, int bytes)
 	    :: "r"(shared_address(bar)), "r"(bytes) : "memory");
 }
 
-/*
- * An arrival at the same barrier of block `rank` of the cluster.  It says that
- * finished products have read a stage; nothing was written that the cluster
- * must see, and a release for all of it would cost a fence of the device.
- */
 static __device__ __forceinline__ void
-barrier_arrive(uint64_t *bar, int rank)
+barrier_arrive(uint64_t *bar)
 {
-	asm volatile("{\n\t.reg .b32 at;\n\t"
-	    "mapa.shared::cluster.u32 at, %0, %1;\n\t"
-	    "mbarrier.arrive.shared::cluster.b64 _, [at];\n\t}"
-	    :: "r"(shared_address(bar)), "r"(rank) : "memory");
+	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];"
+	    :: "r"(shared_address(bar)) : "memory");
 }
 
 static __device__ __forceinline__ bool
@@ -151,7 +133,7 @@ barrier_wait(uint64_t *bar, uint32_t phase)
 			__trap();
 }
 
-/* Copies: a box at these coordinates to this block, or to both of two. */
+/* Copies of a box at these coordinates */
 static __device__ __forceinline__ void
 copy4(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1,
     int c2, int c3)
@@ -162,38 +144,23 @@ copy4(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1,
 	    "r"(c2), "r"(c3) : "memory");
 }
 
-template<int CLUSTER>
 static __device__ __forceinline__ void
-copy3(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1,
-    int c2)
+copy2(uint32_t to, const CUtensorMap *map, uint64_t *bar, int c0, int c1)
 {
-	if (CLUSTER == 1)
-		asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global."
-		    "mbarrier::complete_tx::bytes [%0], [%1, {%3, %4, %5}], "
-		    "[%2];" :: "r"(to), "l"(map), "r"(shared_address(bar)),
-		    "r"(c0), "r"(c1), "r"(c2) : "memory");
-	else
-		asm volatile("cp.async.bulk.tensor.3d.shared::cluster.global."
-		    "mbarrier::complete_tx::bytes.multicast::cluster [%0], "
-		    "[%1, {%3, %4, %5}], [%2], %6;" :: "r"(to), "l"(map),
-		    "r"(shared_address(bar)), "r"(c0), "r"(c1), "r"(c2),
-		    "h"((uint16_t)((1 << CLUSTER) - 1)) : "memory");
+	asm volatile("cp.async.bulk.tensor.2d.shared::cluster.global.mbarrier"
+	    "::complete_tx::bytes [%0], [%1, {%3, %4}], [%2];"
+	    :: "r"(to), "l"(map), "r"(shared_address(bar)), "r"(c0), "r"(c1)
+	    : "memory");
 }
 
-/* All threads of the cluster, and what they wrote to shared memory. */
-static __device__ __forceinline__ void
-cluster_sync(void)
-{
-	asm volatile("barrier.cluster.arrive.release;\n\t"
-	    "barrier.cluster.wait.acquire;" ::: "memory");
-}
-
-/* Where a tile begins and its strides, in units of 16 bytes. */
+/*
+ * Where a tile begins and its stride, in units of 16 bytes.  There is no
+ * second stride, a row being as wide as the swizzle; 1 stands for it.
+ */
 static __device__ __forceinline__ uint64_t
-descriptor(uint32_t address, int leading_bytes)
+descriptor(uint32_t address)
 {
-	return (uint64_t)((address & 0x3ffff) >> 4) |
-	    (uint64_t)(leading_bytes >> 4) << 16 |
+	return (uint64_t)((address & 0x3ffff) >> 4) | 1ull << 16 |
 	    (uint64_t)(8 * ROW_BYTES >> 4) << 32 | 1ull << 62;
 }
 
@@ -208,51 +175,37 @@ descriptor(uint32_t address, int leading_bytes)
 		"%56, %57, %58, %59, %60, %61, %62, %63"
 #define NAMES4	"%64, %65, %66, %67, %68, %69, %70, %71, " \
 		"%72, %73, %74, %75, %76, %77, %78, %79"
-#define NAMES5	"%80, %81, %82, %83, %84, %85, %86, %87, " \
-		"%88, %89, %90, %91, %92, %93, %94, %95"
-#define NAMES6	"%96, %97, %98, %99, %100, %101, %102, %103, " \
-		"%104, %105, %106, %107, %108, %109, %110, %111"
-#define NAMES7	"%112, %113, %114, %115, %116, %117, %118, %119, " \
-		"%120, %121, %122, %123, %124, %125, %126, %127"
 #define REGS4(i)	"+f"(d[i]), "+f"(d[i + 1]), "+f"(d[i + 2]), \
 			"+f"(d[i + 3])
 #define REGS16(i)	REGS4(i), REGS4(i + 4), REGS4(i + 8), REGS4(i + 12)
 #define REGS32		REGS16(0), REGS16(16)
 #define REGS64		REGS32, REGS16(32), REGS16(48)
 #define REGS80		REGS64, REGS16(64)
-#define REGS96		REGS80, REGS16(80)
-#define REGS128		REGS96, REGS16(96), REGS16(112)
 #define NAMES32		NAMES0 ", " NAMES1
 #define NAMES64		NAMES32 ", " NAMES2 ", " NAMES3
 #define NAMES80		NAMES64 ", " NAMES4
-#define NAMES96		NAMES80 ", " NAMES5
-#define NAMES128	NAMES96 ", " NAMES6 ", " NAMES7
-/* The operands behind the 32 to 128 registers of d are %a to %a + 3. */
-#define WGMMA(n, names, regs, a, b, more, trans) \
+/* The operands behind the 32 to 80 registers of d are %a to %more. */
+#define WGMMA(n, names, regs, a, b, more) \
 	asm volatile("{\n\t.reg .pred p;\n\tsetp.ne.b32 p, %" #more \
 	    ", 0;\n\twgmma.mma_async.sync.aligned.m64n" #n "k16.f32.bf16." \
-	    "bf16 {" names "}, %" #a ", %" #b ", p, 1, 1, 0, %" #trans \
-	    ";\n\t}" : regs : "l"(da), "l"(db), "r"(add), "n"(TRANS))
+	    "bf16 {" names "}, %" #a ", %" #b ", p, 1, 1, 0, 0;\n\t}" \
+	    : regs : "l"(da), "l"(db), "r"(add))
 
 /*
  * d (+)= a b: 64 rows by N columns by 16.  Lane l of warp v has of row 16 v +
  * l / 4, and in the next two of the four registers of that row + 8, columns
  * 8 i + l % 4 * 2 and the next, i being the fourth of registers.
  */
-template<int N, int TRANS>
+template<int N>
 static __device__ __forceinline__ void
 multiply(float *d, uint64_t da, uint64_t db, int add)
 {
 	if constexpr (N == 64)
-		WGMMA(64, NAMES32, REGS32, 32, 33, 34, 35);
+		WGMMA(64, NAMES32, REGS32, 32, 33, 34);
 	else if constexpr (N == 128)
-		WGMMA(128, NAMES64, REGS64, 64, 65, 66, 67);
-	else if constexpr (N == 160)
-		WGMMA(160, NAMES80, REGS80, 80, 81, 82, 83);
-	else if constexpr (N == 192)
-		WGMMA(192, NAMES96, REGS96, 96, 97, 98, 99);
+		WGMMA(128, NAMES64, REGS64, 64, 65, 66);
 	else
-		WGMMA(256, NAMES128, REGS128, 128, 129, 130, 131);
+		WGMMA(160, NAMES80, REGS80, 80, 81, 82);
 }
 
 /* ---- the kernel */
@@ -263,9 +216,9 @@ struct place {
 };
 
 static __device__ __forceinline__ struct place
-place_of(const struct product &p, int tile, int cluster, int rank, int n)
+place_of(const struct product &p, int tile, int n)
 {
-	int at = tile / p.tiles_n * cluster + rank, row = at / p.tiles_w;
+	int at = tile / p.tiles_n, row = at / p.tiles_w;
 	struct place q;
 
 	q.w = at % p.tiles_w << p.log_w;
@@ -298,43 +251,31 @@ row_offset(const struct product &p, const struct place &q, int images, int r)
 }
 
 /* One thread: every stage of every tile of this block, in order. */
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+template<int N>
 static __device__ void
 copy_tiles(const CUtensorMap *ma, const CUtensorMap *mb,
-    const struct product &p, char *ring, uint64_t *full, uint64_t *empty,
-    int rank)
+    const struct product &p, char *ring, uint64_t *full, uint64_t *empty)
 {
-	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
-	int images = T::rows >> (p.log_w + p.log_h), stage = 0, tile, i, j, r;
+	typedef tiling<N> T;
+	int images = ROWS >> (p.log_w + p.log_h), stage = 0, tile, i, j, r;
 	uint32_t phase = 0;
 
-	for (tile = blockIdx.x / CLUSTER; tile < p.tiles;
-	    tile += gridDim.x / CLUSTER) {
-		struct place q = place_of(p, tile, CLUSTER, rank, N);
+	for (tile = blockIdx.x; tile < p.tiles; tile += gridDim.x) {
+		struct place q = place_of(p, tile, N);
 		int steps = p.kh * p.kw * p.runs, step;
 
 		i = j = r = 0;
 		for (step = 0; step < steps; step++) {
 			uint32_t a = shared_address(ring + stage *
-			    T::stage_bytes), b = a + T::a_bytes;
+			    T::stage_bytes);
 
 			barrier_wait(&empty[stage], phase ^ 1);
 			barrier_expect(&full[stage], T::stage_bytes);
 			copy4(a, ma, &full[stage], r * DEPTH, q.w * p.stride +
-			    p.sign * j + p.off_w, q.h * p.stride + p.sign *
-			    i + p.off_h, q.image * images);
-			if (TRANS)
-#pragma unroll
-				for (int k = 0; k < T::atoms; k++)
-					copy3<CLUSTER>(b + (k * 64 + rank *
-					    T::b_box) * ROW_BYTES, mb,
-					    &full[stage], q.column + k * 64,
-					    i * p.kw + j, r * DEPTH + rank *
-					    T::b_box);
-			else
-				copy3<CLUSTER>(b + rank * T::b_box *
-				    ROW_BYTES, mb, &full[stage], step * DEPTH,
-				    q.column + rank * T::b_box, 0);
+			    j + p.off_w, q.h * p.stride + i + p.off_h,
+			    q.image * images);
+			copy2(a + T::a_bytes, mb, &full[stage], step * DEPTH,
+			    q.column);
 			if (++r == p.runs) {
 				r = 0;
 				if (++j == p.kw) {
@@ -398,7 +339,7 @@ load_shared(uint32_t from)
  * of row l / 4, and of that + 8, in lane l; the residual the other way round.
  * Rows there are 64 bytes, their chunk j at j ^ (row / 2 % 4).
  */
-template<int BLOCKS, int N>
+template<int N>
 struct pieces {
 	static constexpr int each = N / 32, all = BLOCKS * each;
 	static constexpr int ahead = 2;		/* of the residual */
@@ -411,11 +352,11 @@ struct pieces {
 	uint4 got[ahead][2];
 };
 
-template<int BLOCKS, int N>
+template<int N>
 static __device__ __forceinline__ void
-load_piece(struct pieces<BLOCKS, N> *s, int c)
+load_piece(struct pieces<N> *s, int c)
 {
-	typedef pieces<BLOCKS, N> P;
+	typedef pieces<N> P;
 	int column = c % P::each * 32;
 
 #pragma unroll
@@ -429,11 +370,11 @@ load_piece(struct pieces<BLOCKS, N> *s, int c)
 }
 
 /* Columns 8 i and the next of a piece */
-template<int BLOCKS, int N>
+template<int N>
 static __device__ __forceinline__ void
-load_bias(float2 *to, const struct pieces<BLOCKS, N> *s, int c)
+load_bias(float2 *to, const struct pieces<N> *s, int c)
 {
-	int column = c % pieces<BLOCKS, N>::each * 32;
+	int column = c % pieces<N>::each * 32;
 
 #pragma unroll
 	for (int i = 0; i < 4; i++, column += 8)
@@ -443,12 +384,12 @@ load_bias(float2 *to, const struct pieces<BLOCKS, N> *s, int c)
 }
 
 /* Before the products are awaited */
-template<int BLOCKS, int N>
+template<int N>
 static __device__ __forceinline__ void
-begin_pieces(struct pieces<BLOCKS, N> *s, const struct product &p,
+begin_pieces(struct pieces<N> *s, const struct product &p,
     const struct place &q, int images, int first, uint32_t part)
 {
-	typedef pieces<BLOCKS, N> P;
+	typedef pieces<N> P;
 	int lane = threadIdx.x % 32, r = lane % 16, at = lane % 4 * 8;
 	int64_t offset = tile_offset(p, q, images) + at;
 
@@ -476,11 +417,11 @@ begin_pieces(struct pieces<BLOCKS, N> *s, const struct product &p,
  * y = alpha d + bias + residual.  y may be the residual: a lane reads what it
  * writes before it does.
  */
-template<int BLOCKS, int N, bool RESIDUAL>
+template<int N, bool RESIDUAL>
 static __device__ __forceinline__ void
-store_pieces(struct pieces<BLOCKS, N> *s, const float *d, float alpha)
+store_pieces(struct pieces<N> *s, const float *d, float alpha)
 {
-	typedef pieces<BLOCKS, N> P;
+	typedef pieces<N> P;
 	float2 bias[2][4];
 
 	load_bias(bias[0], s, 0);
@@ -531,7 +472,7 @@ store_pieces(struct pieces<BLOCKS, N> *s, const float *d, float alpha)
 }
 
 /* Rows of the residual that a warp will want, into the L2 cache. */
-template<int BLOCKS, int N>
+template<int N>
 static __device__ __forceinline__ void
 fetch_residual(const struct product &p, const struct place &q, int images,
     int first)
@@ -546,44 +487,42 @@ fetch_residual(const struct product &p, const struct place &q, int images,
 }
 
 /*
- * A group of four warps: the products of its tiles.  Where the groups have
- * tiles apart they take turns at the ring: a barrier tells odd phases from
- * even ones only, so that a stage may be waited for when all before it have
- * been seen to come, by this group or by the other.
+ * A group of four warps: the products of every second tile of the block.  The
+ * groups take turns at the ring: a barrier tells odd phases from even ones
+ * only, so that a stage may be waited for when all before it have been seen
+ * to come, by this group or by the other.
  */
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+template<int N>
 static __device__ void
 multiply_tiles(const struct product &p, char *ring, uint64_t *full,
-    uint64_t *empty, uint64_t *turn, int rank, int group)
+    uint64_t *empty, uint64_t *turn, int group)
 {
-	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
-	int lane = threadIdx.x % 32, images = T::rows >> (p.log_w + p.log_h);
-	int steps = p.kh * p.kw * p.runs, stride = gridDim.x / CLUSTER;
-	int first = APART ? 0 : group * 64 * BLOCKS;	/* row of the tile */
-	int mine = first + threadIdx.x / 32 % 4 * 16;	/* the warp's first */
-	int count = APART ? group : 0;	/* of the block's tiles before this */
-	int tile = blockIdx.x / CLUSTER + count * stride;
+	typedef tiling<N> T;
+	int lane = threadIdx.x % 32, images = ROWS >> (p.log_w + p.log_h);
+	int steps = p.kh * p.kw * p.runs;
+	int mine = threadIdx.x / 32 % 4 * 16;	/* the warp's first row */
+	int count = group;	/* of the block's tiles before this */
+	int tile = blockIdx.x + count * gridDim.x;
 	uint32_t part = shared_address(ring + T::stages * T::stage_bytes +
 	    (group * 4 + threadIdx.x / 32 % 4) * 2 * PIECE_BYTES);
-	struct pieces<BLOCKS, N> out;
+	struct pieces<N> out;
 	float acc[BLOCKS][N / 2] = {};
 
-	for (; tile < p.tiles; tile += APART ? 2 * stride : stride) {
-		struct place q = place_of(p, tile, CLUSTER, rank, N);
+	for (; tile < p.tiles; tile += 2 * gridDim.x) {
+		struct place q = place_of(p, tile, N);
 		uint32_t done = (uint32_t)count * steps;
 		uint32_t phase = done / T::stages & 1;
 		int stage = done % T::stages, before = 0, step;
 
 		if (p.residual != NULL)
-			fetch_residual<BLOCKS, N>(p, q, images, mine);
-		if (APART && count > 0)
+			fetch_residual<N>(p, q, images, mine);
+		if (count > 0)
 			barrier_wait(&turn[group], (count - 1) / 2 & 1);
 		for (step = 0; step < steps; step++) {
 			uint32_t a = shared_address(ring + stage *
 			    T::stage_bytes);
-			uint64_t db = descriptor(a + T::a_bytes, TRANS ?
-			    64 * ROW_BYTES : 16);
-			uint64_t da = descriptor(a + first * ROW_BYTES, 16);
+			uint64_t da = descriptor(a);
+			uint64_t db = descriptor(a + T::a_bytes);
 
 			barrier_wait(&full[stage], phase);
 			asm volatile("wgmma.fence.sync.aligned;" ::: "memory");
@@ -591,86 +530,75 @@ multiply_tiles(const struct product &p, char *ring, uint64_t *full,
 			for (int k = 0; k < DEPTH / 16; k++)
 #pragma unroll
 				for (int b = 0; b < BLOCKS; b++)
-					multiply<N, TRANS>(acc[b], da + k * 2 +
-					    b * (64 * ROW_BYTES >> 4), db + k *
-					    (TRANS ? 16 * ROW_BYTES >> 4 : 2),
+					multiply<N>(acc[b], da + k * 2 + b *
+					    (64 * ROW_BYTES >> 4), db + k * 2,
 					    k > 0 ? 1 : step);
 			asm volatile("wgmma.commit_group.sync.aligned;"
 			    ::: "memory");
 			/* the products of the stage before are done */
 			asm volatile("wgmma.wait_group.sync.aligned 1;"
 			    ::: "memory");
-			if (step > 0 && lane < CLUSTER)
-				barrier_arrive(&empty[before], lane);
+			if (step > 0 && lane == 0)
+				barrier_arrive(&empty[before]);
 			before = stage;
 			if (++stage == T::stages) {
 				stage = 0;
 				phase ^= 1;
 			}
 		}
-		if (APART && lane == 0)
-			barrier_arrive(&turn[1 - group], rank);
+		if (lane == 0)
+			barrier_arrive(&turn[1 - group]);
 		begin_pieces(&out, p, q, images, mine, part);
 		asm volatile("wgmma.wait_group.sync.aligned 0;" ::: "memory");
-		if (lane < CLUSTER)
-			barrier_arrive(&empty[before], lane);
+		if (lane == 0)
+			barrier_arrive(&empty[before]);
 		/* acc is not read before this */
 #pragma unroll
 		for (int i = 0; i < BLOCKS * N / 2; i++)
 			asm volatile("" : "+f"(acc[i / (N / 2)][i % (N / 2)])
 			    :: "memory");
 		if (p.residual != NULL)
-			store_pieces<BLOCKS, N, true>(&out, acc[0], p.alpha);
+			store_pieces<N, true>(&out, acc[0], p.alpha);
 		else
-			store_pieces<BLOCKS, N, false>(&out, acc[0], p.alpha);
-		count += APART ? 2 : 1;
+			store_pieces<N, false>(&out, acc[0], p.alpha);
+		count += 2;
 	}
 }
 
 #endif /* HOPPER */
 
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+template<int N>
 static __global__ void __launch_bounds__(THREADS, 1)
 matmul(const __grid_constant__ CUtensorMap ma,
     const __grid_constant__ CUtensorMap mb, const struct product p)
 {
 #ifdef HOPPER
-	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	typedef tiling<N> T;
 	extern __shared__ char shared[];
 	__shared__ uint64_t full[T::stages], empty[T::stages], turn[2];
 	char *ring = shared + (1024 - shared_address(shared) % 1024) % 1024;
-	int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0), rank = 0;
+	int group = __shfl_sync(~0u, threadIdx.x / GROUP, 0);
 
-	if (CLUSTER > 1)
-		asm("mov.u32 %0, %%cluster_ctarank;" : "=r"(rank));
+	/* one arrival of each warp that multiplies a tile */
 	if (threadIdx.x == 0) {
 		for (int i = 0; i < T::stages; i++) {
 			barrier_init(&full[i], 1);
-			barrier_init(&empty[i], T::arrivals);
+			barrier_init(&empty[i], 4);
 		}
 		barrier_init(&turn[0], 4);
 		barrier_init(&turn[1], 4);
-		asm volatile("fence.mbarrier_init.release.cluster;"
-		    ::: "memory");
 		asm volatile("fence.proxy.async.shared::cta;" ::: "memory");
 	}
 	__syncthreads();
-	if (CLUSTER > 1)
-		cluster_sync();
 	if (group == 0) {
 		asm volatile("setmaxnreg.dec.sync.aligned.u32 40;");
 		if (threadIdx.x == 0)
-			copy_tiles<APART, BLOCKS, N, CLUSTER, TRANS>(&ma, &mb,
-			    p, ring, full, empty, rank);
+			copy_tiles<N>(&ma, &mb, p, ring, full, empty);
 		__syncwarp();
 	} else {
 		asm volatile("setmaxnreg.inc.sync.aligned.u32 232;");
-		multiply_tiles<APART, BLOCKS, N, CLUSTER, TRANS>(p, ring, full,
-		    empty, turn, rank, group - 1);
+		multiply_tiles<N>(p, ring, full, empty, turn, group - 1);
 	}
-	/* no block ends while another may still write to it */
-	if (CLUSTER > 1)
-		cluster_sync();
 #else
 	(void)p;
 #endif
@@ -683,8 +611,6 @@ struct job {
 	const char *what;
 	const void *a, *b;
 	int64_t a_c, a_w, a_h;	/* a's channels and pixels */
-	int64_t b_row, b_rows;	/* b's elements along a row; rows */
-	int trans;
 	struct product p;
 };
 
@@ -753,120 +679,89 @@ log_of(int64_t n, int most)
 }
 
 /*
- * The box of 2^rows pixels: of a matrix's rows, or of an image's as wide and
- * as high as divides it, and then of images.
+ * The tiles of n columns and of a box of ROWS pixels: of a matrix's rows, or
+ * of an image's as wide and as high as divides it, and then of images.
  */
 static void
-cut(struct product *p, int log_rows, int n, int cluster)
+cut(struct product *p, int n)
 {
 	int64_t images, tiles;
 
-	p->log_w = p->h == 1 && p->images == 1 ? log_rows :
-	    log_of(p->w, log_rows);
-	p->log_h = log_of(p->h, log_rows - p->log_w);
-	images = ceil_div(p->images, 1 << (log_rows - p->log_w - p->log_h));
+	p->log_w = p->h == 1 && p->images == 1 ? LOG_ROWS :
+	    log_of(p->w, LOG_ROWS);
+	p->log_h = log_of(p->h, LOG_ROWS - p->log_w);
+	images = ceil_div(p->images, ROWS >> (p->log_w + p->log_h));
 	p->tiles_w = (int)ceil_div(p->w, 1 << p->log_w);
 	p->tiles_h = (int)ceil_div(p->h, 1 << p->log_h);
 	p->tiles_n = (int)ceil_div(p->n, n);
-	tiles = ceil_div(images * p->tiles_h * p->tiles_w, cluster) *
-	    p->tiles_n;
-	p->tiles = tiles < 1 << 30 ? (int)tiles : 0;
+	tiles = images * p->tiles_h * p->tiles_w * p->tiles_n;
+	p->tiles = tiles < 1 << 30 ? (int)tiles : 0;	/* 0: too many */
 }
 
-template<int APART, int BLOCKS, int N, int CLUSTER, int TRANS>
+template<int N>
 static int
 launch(struct cuda *c, const struct job *j)
 {
-	typedef tiling<APART, BLOCKS, N, CLUSTER, TRANS> T;
+	typedef tiling<N> T;
 	struct product p = j->p;
 	CUtensorMap ma, mb;
 	int64_t a_size[4] = { j->a_c, j->a_w, j->a_h, p.images };
-	int64_t b_size[3] = { j->b_row, TRANS ? p.kh * p.kw : j->b_rows,
-	    TRANS ? j->b_rows : 1 };
-	int b_box[3] = { DEPTH, TRANS ? 1 : T::b_box, TRANS ? T::b_box : 1 };
-	int a_step[4] = { 1, p.stride, p.stride, 1 }, one[3] = { 1, 1, 1 };
-	int a_box[4] = { DEPTH, 0, 0, 0 };
-	cudaLaunchConfig_t config = {};
-	cudaLaunchAttribute cluster = {};
+	int64_t b_size[2] = { j->a_c * p.kh * p.kw, p.n };
+	int a_box[4] = { DEPTH, 0, 0, 0 }, b_box[2] = { DEPTH, N };
+	int a_step[4] = { 1, p.stride, p.stride, 1 }, b_step[2] = { 1, 1 };
 	int rc;
 
-	cut(&p, BLOCKS * (APART ? 1 : 2) == 4 ? 8 : 7, N, CLUSTER);
+	cut(&p, N);
 	a_box[1] = p.stride << p.log_w;
 	a_box[2] = p.stride << p.log_h;
-	a_box[3] = T::rows >> (p.log_w + p.log_h);
+	a_box[3] = ROWS >> (p.log_w + p.log_h);
 	if (!encode(&ma, 4, j->a, a_size, a_box, a_step) ||
-	    !encode(&mb, 3, j->b, b_size, b_box, one))
+	    !encode(&mb, 2, j->b, b_size, b_box, b_step))
 		return 0;
-	config.gridDim.x = (unsigned)(c->processors / CLUSTER < p.tiles ?
-	    c->processors / CLUSTER : p.tiles) * CLUSTER;
-	config.blockDim.x = THREADS;
-	config.dynamicSmemBytes = T::shared_bytes;
-	config.stream = c->stream;
-	cluster.id = cudaLaunchAttributeClusterDimension;
-	cluster.val.clusterDim.x = CLUSTER;
-	cluster.val.clusterDim.y = cluster.val.clusterDim.z = 1;
-	config.attrs = &cluster;
-	config.numAttrs = CLUSTER > 1;
-	rc = cuda_check(c, cudaFuncSetAttribute(matmul<APART, BLOCKS, N,
-	    CLUSTER, TRANS>, cudaFuncAttributeMaxDynamicSharedMemorySize,
-	    T::shared_bytes), j->what);
-	if (rc == 0)
-		rc = cuda_check(c, cudaLaunchKernelEx(&config, matmul<APART,
-		    BLOCKS, N, CLUSTER, TRANS>, ma, mb, p), j->what);
-	if (rc == 0)
-		rc = cuda_done(c, j->what);
+	rc = cuda_check(c, cudaFuncSetAttribute(matmul<N>,
+	    cudaFuncAttributeMaxDynamicSharedMemorySize, T::shared_bytes),
+	    j->what);
+	if (rc < 0)
+		return rc;
+	matmul<N><<<(unsigned)(c->processors < p.tiles ? c->processors :
+	    p.tiles), THREADS, T::shared_bytes, c->stream>>>(ma, mb, p);
+	rc = cuda_done(c, j->what);
 	return rc < 0 ? rc : 1;
 }
 
-typedef int launch_fn(struct cuda *, const struct job *);
-
-/* The ways to cut a product, and the kernels of b as it is and along n. */
-#define WAY(apart, blocks, n, cluster) \
-	{ apart, blocks * (apart ? 64 : 128), n, cluster, \
-	    { launch<apart, blocks, n, cluster, 0>, \
-	    launch<apart, blocks, n, cluster, 1> } }
-static const struct way {
-	int apart, rows, n, cluster;
-	launch_fn *launch[2];
-} ways[] = {
-	WAY(1, 2, 64, 1),
-	WAY(1, 2, 128, 1),
-	WAY(1, 2, 128, 2),
-	WAY(1, 2, 160, 1),
-	WAY(1, 2, 160, 2),
-	WAY(0, 1, 256, 1),
-	WAY(0, 1, 256, 2),
-	WAY(0, 2, 128, 1),
-	WAY(0, 2, 128, 2),
-	WAY(0, 2, 160, 1),
-	WAY(0, 2, 160, 2)
-};
-enum { WAYS = sizeof(ways) / sizeof(ways[0]) };
-
 /*
- * Cycles that a way takes, roughly: of a stage those of its products or of
- * its bytes from the L2 cache; of a tile's end those of the pieces that a
- * warp stores, partly hidden where the groups take turns.
+ * What a product costs in tiles of n columns: the columns of the tiles of the
+ * processor that has most.  Of 64 columns each takes half as long again (as
+ * measured on an H200), as much of a being read for fewer products.
  */
-static double
-cost(const struct cuda *c, const struct job *j, const struct way *v)
+static int64_t
+cost(const struct cuda *c, const struct job *j, int n)
 {
-	double stage, bytes, sums, end, rounds;
 	struct product p = j->p;
 
-	cut(&p, v->rows == 256 ? 8 : 7, v->n, v->cluster);
-	stage = v->rows * v->n / 32.0;
-	bytes = (v->rows + (j->trans ? ceil_div(v->n, 64) * 64.0 : v->n) /
-	    v->cluster) * ROW_BYTES / 36;
-	if (bytes > stage)
-		stage = bytes;
-	sums = stage * p.kh * p.kw * p.runs;
-	end = 600 + v->rows * v->n / (v->apart ? 2048 : 4096) *
-	    (p.residual != NULL ? 250.0 : 160.0);
-	rounds = (double)ceil_div(p.tiles, c->processors / v->cluster);
-	if (!v->apart)
-		return rounds * (sums + end);
-	return rounds * (sums > end ? sums : (sums + end) / 2) + end;
+	cut(&p, n);
+	return ceil_div(p.tiles, c->processors) * n * (n == 64 ? 3 : 2);
+}
+
+/* The columns of the cheapest tiles, the widest where several are */
+static int
+columns(const struct cuda *c, const struct job *j)
+{
+	int64_t narrow = cost(c, j, 64), middle = cost(c, j, 128);
+	int64_t wide = cost(c, j, 160);
+
+	if (wide <= middle && wide <= narrow)
+		return 160;
+	return middle <= narrow ? 128 : 64;
+}
+
+static int
+run(struct cuda *c, const struct job *j)
+{
+	int n = columns(c, j);
+
+	return n == 160 ? launch<160>(c, j) : n == 128 ? launch<128>(c, j) :
+	    launch<64>(c, j);
 }
 
 /* LPO_CUDA_OWN_MATMUL=0: leave everything to the libraries. */
@@ -883,33 +778,24 @@ wanted(void)
 	return answer;
 }
 
-/*
- * Whether the libraries are slower, as measured on an H200.  cuBLASLt adds a
- * bias or a residual at a cost: 39 us for 81920 x 320 x 320 become 74 with a
- * bias and 104 with both.  Without them it is as fast as this, and cuDNN's
- * convolutions and what adds a bias to them are.
- */
+/* Whether an int counts the tiles, and the elements that one's rows span */
 static bool
-pays(const struct job *j)
-{
-	return !j->trans && j->p.kh * j->p.kw == 1 && j->p.images == 1 &&
-	    (j->p.bias != NULL || j->p.residual != NULL);
-}
-
-/* Whether the elements that a tile's rows span are few enough for an int */
-static bool
-spans_int(const struct job *j)
+fits_int(const struct job *j)
 {
 	struct product p = j->p;
 	int64_t rows, images;
 
-	cut(&p, 8, DEPTH, 1);
-	images = 1ll << (8 - p.log_w - p.log_h);
+	cut(&p, 64);
+	images = ROWS >> (p.log_w + p.log_h);
 	rows = images > 1 ? images * p.h * p.w :
 	    ((1ll << p.log_h) - 1) * p.w + (1ll << p.log_w);
-	return rows * p.n <= INT32_MAX;
+	return p.tiles > 0 && rows * p.n <= INT32_MAX;
 }
 
+/*
+ * Whether the kernel can do it.  Then it does it faster than the libraries,
+ * as measured on an H200 for 1280 pixels and more.
+ */
 static bool
 suits(const struct cuda *c, const struct job *j)
 {
@@ -917,30 +803,13 @@ suits(const struct cuda *c, const struct job *j)
 	uintptr_t all = (uintptr_t)j->a | (uintptr_t)j->b | (uintptr_t)p->y |
 	    (uintptr_t)p->residual;
 
-	return wanted() && pays(j) && c->sm == 90 && all % 16 == 0 &&
+	return wanted() && c->sm == 90 && all % 16 == 0 &&
 	    (uintptr_t)p->bias % 8 == 0 && p->n % 8 == 0 && j->a_c % 8 == 0 &&
-	    (int64_t)p->w * p->h * p->images >= 128 && p->n >= 64 &&
-	    j->a_c >= DEPTH && spans_int(j);
+	    (int64_t)p->w * p->h * p->images >= ROWS && p->n >= 64 &&
+	    j->a_c >= DEPTH && fits_int(j);
 }
 
-/* By the cheapest way. */
-static int
-run(struct cuda *c, const struct job *j)
-{
-	double best = 0, x;
-	int i, at = 0;
-
-	for (i = 0; i < WAYS; i++) {
-		x = cost(c, j, &ways[i]);
-		if (i == 0 || x < best) {
-			best = x;
-			at = i;
-		}
-	}
-	return ways[at].launch[j->trans](c, j);
-}
-
-/* rows x depth times depth x n */
+/* rows x depth times the transpose of n x depth */
 static struct job
 matrix_job(const char *what, void *y, const void *a, const void *b,
     int64_t rows, int64_t n, int64_t depth)
@@ -954,8 +823,6 @@ matrix_job(const char *what, void *y, const void *a, const void *b,
 	j.a_c = depth;
 	j.a_w = rows;
 	j.a_h = 1;
-	j.b_row = depth;
-	j.b_rows = n;
 	j.p.y = (bf16 *)y;
 	j.p.alpha = 1;
 	j.p.n = (int)n;
@@ -963,7 +830,7 @@ matrix_job(const char *what, void *y, const void *a, const void *b,
 	j.p.h = j.p.images = 1;
 	j.p.kh = j.p.kw = 1;
 	j.p.runs = (int)ceil_div(depth, DEPTH);
-	j.p.stride = j.p.sign = 1;
+	j.p.stride = 1;
 	return j;
 }
 
@@ -989,20 +856,6 @@ cuda_matmul90_linear(struct cuda *c, void *y, const void *x, const void *w,
 	return fits(m, n, k) && suits(c, &j) ? run(c, &j) : 0;
 }
 
-int
-cuda_matmul90_linear_bwd_data(struct cuda *c, void *dx, const void *dy,
-    const void *w, int64_t m, int64_t n, int64_t k, float alpha, int add)
-{
-	struct job j = matrix_job("linear_bwd_data", dx, dy, w, m, k, n);
-
-	j.trans = 1;
-	j.b_row = k;
-	j.b_rows = n;
-	j.p.residual = add ? (const bf16 *)dx : NULL;
-	j.p.alpha = alpha;
-	return fits(m, n, k) && suits(c, &j) ? run(c, &j) : 0;
-}
-
 /* Whether a convolution can be done so, and few of its tiles' pixels idle. */
 static bool
 conv_suits(const struct cuda *c, const struct lpo_conv_shape *s,
@@ -1014,8 +867,8 @@ conv_suits(const struct cuda *c, const struct lpo_conv_shape *s,
 	    !fits(s->n * s->ho * s->wo, s->co, 0) || s->stride > 2 ||
 	    j->a_c % DEPTH != 0 || !suits(c, j))
 		return false;
-	cut(&p, 7, 128, 1);
-	return (int64_t)p.tiles / p.tiles_n * 128 * 3 <=
+	cut(&p, 64);
+	return (int64_t)p.tiles / p.tiles_n * ROWS * 3 <=
 	    (int64_t)p.w * p.h * p.images * 4;
 }
 
@@ -1027,7 +880,6 @@ cuda_matmul90_conv(struct cuda *c, void *y, const void *x, const void *w,
 
 	j.a_w = s->w;
 	j.a_h = s->h;
-	j.b_row = s->kh * s->kw * s->ci;
 	j.p.bias = bias;
 	j.p.residual = (const bf16 *)residual;
 	j.p.h = (int)s->ho;
@@ -1038,28 +890,4 @@ cuda_matmul90_conv(struct cuda *c, void *y, const void *x, const void *w,
 	j.p.off_h = -(int)s->pad_top;
 	j.p.off_w = -(int)s->pad_left;
 	return conv_suits(c, s, &j) ? run(c, &j) : 0;
-}
-
-/* The tap that took pixel p of x into q of y takes it back: p = q - pad + i */
-int
-cuda_matmul90_conv_bwd_data(struct cuda *c, void *dx, const void *dy,
-    const void *w, const struct lpo_conv_shape *s, int add)
-{
-	struct job j = matrix_job("conv_bwd_data", dx, dy, w, s->w, s->ci,
-	    s->co);
-
-	j.trans = 1;
-	j.a_w = s->wo;
-	j.a_h = s->ho;
-	j.b_row = s->ci;
-	j.b_rows = s->co;
-	j.p.residual = add ? (const bf16 *)dx : NULL;
-	j.p.h = (int)s->h;
-	j.p.images = (int)s->n;
-	j.p.kh = (int)s->kh;
-	j.p.kw = (int)s->kw;
-	j.p.sign = -1;
-	j.p.off_h = (int)s->pad_top;
-	j.p.off_w = (int)s->pad_left;
-	return s->stride == 1 && conv_suits(c, s, &j) ? run(c, &j) : 0;
 }

@@ -1,5 +1,5 @@
 /*
- * Products of bf16 matrices and convolutions on Hopper's own instructions.
+ * Linear layers and convolutions in bf16 on Hopper's own instructions.
  * 1: launched; 0: not for this shape, alignment or device; negative: LPO_E*.
  */
 #ifndef LPO_MATMUL_SM90_H
@@ -7,17 +7,12 @@
 
 #include "kernels/cuda.h"
 
-/* The arguments are those of the ops, in bf16. */
+/* The arguments are those of the forward ops, in bf16. */
 int	cuda_matmul90_linear(struct cuda *, void *y, const void *x,
 	    const void *w, const float *bias, const void *residual, int64_t m,
 	    int64_t n, int64_t k, float alpha);
-int	cuda_matmul90_linear_bwd_data(struct cuda *, void *dx, const void *dy,
-	    const void *w, int64_t m, int64_t n, int64_t k, float alpha,
-	    int add);
 int	cuda_matmul90_conv(struct cuda *, void *y, const void *x,
 	    const void *w, const float *bias, const void *residual,
 	    const struct lpo_conv_shape *);
-int	cuda_matmul90_conv_bwd_data(struct cuda *, void *dx, const void *dy,
-	    const void *w, const struct lpo_conv_shape *, int add);
 
 #endif
