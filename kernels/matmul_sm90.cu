@@ -778,9 +778,13 @@ wanted(void)
 	return answer;
 }
 
-/* Whether an int counts the tiles, and the elements that one's rows span */
+/*
+ * Whether an int counts the tiles, and the elements that one's rows span; and
+ * whether the tiles of 64 columns are enough for a third of the processors:
+ * where they are fewer, the libraries cut the depth.
+ */
 static bool
-fits_int(const struct job *j)
+tiles_fit(const struct cuda *c, const struct job *j)
 {
 	struct product p = j->p;
 	int64_t rows, images;
@@ -789,7 +793,8 @@ fits_int(const struct job *j)
 	images = ROWS >> (p.log_w + p.log_h);
 	rows = images > 1 ? images * p.h * p.w :
 	    ((1ll << p.log_h) - 1) * p.w + (1ll << p.log_w);
-	return p.tiles > 0 && rows * p.n <= INT32_MAX;
+	return p.tiles > 0 && 3 * (int64_t)p.tiles >= c->processors &&
+	    rows * p.n <= INT32_MAX;
 }
 
 /*
@@ -806,7 +811,8 @@ suits(const struct cuda *c, const struct job *j)
 	return wanted() && c->sm == 90 && all % 16 == 0 &&
 	    (uintptr_t)p->bias % 8 == 0 && p->n % 8 == 0 && j->a_c % 8 == 0 &&
 	    (int64_t)p->w * p->h * p->images >= ROWS && p->n >= 64 &&
-	    j->a_c >= DEPTH && fits_int(j);
+	    j->a_c >= DEPTH &&
+	    tiles_fit(c, j);
 }
 
 /* rows x depth times the transpose of n x depth */
