@@ -406,26 +406,6 @@ announce(uint64_t *full)
 		wg_arrive(full);
 }
 
-/* 16 rows of a warp as operands; zeros where there are none. */
-template <int DEPTH>
-static __device__ __forceinline__ void
-wg_hold(uint32_t (&a)[DEPTH][4], const bf16 *from, int64_t ld, int rows,
-    int d)
-{
-	int lane = threadIdx.x % 32, x, e;
-
-#pragma unroll
-	for (x = 0; x < DEPTH; x++)
-#pragma unroll
-		for (e = 0; e < 4; e++) {
-			int r = lane / 4 + e % 2 * 8;
-			int at = 16 * x + e / 2 * 8 + lane % 4 * 2;
-
-			a[x][e] = r < rows && at < d ?
-			    *(const uint32_t *)(from + r * ld + at) : 0;
-		}
-}
-
 /* An owned matrix of a warpgroup, in registers or in shared memory. */
 template <class S>
 struct deep_own {

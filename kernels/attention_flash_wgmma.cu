@@ -1,6 +1,6 @@
 /*
- * Flash attention, forward, on Hopper's warpgroups: long sequences in bf16
- * without a mask; formulas as in attention_flash.cu.
+ * Flash attention, forward, on Hopper's warpgroups: many queries in bf16
+ * without a mask, and many keys or few; formulas as in attention_flash.cu.
  *
  * A warpgroup owns 64 queries, which it holds as operands, and all of a CTA
  * meet the same keys.  S of the next keys is asked for before the products of
@@ -20,8 +20,8 @@
 typedef __nv_bfloat16 bf16;
 
 enum {
-	LARGEST_D = 40,
 	LONG = 256,		/* tokens from which this pays */
+	FEW = 80,		/* keys that are met at once */
 	LONGEST = 1 << 20,	/* elements between tokens */
 	MET = 128		/* keys of a block */
 };
@@ -157,33 +157,15 @@ struct own {
 	float m[2], l[2];		/* l: of this lane's columns */
 };
 
-/* The queries as operands; zeros where there are none. */
-template <int D>
-static __device__ __forceinline__ void
-hold(struct own<D> &w, const bf16 *q, int64_t ld, int64_t rows, int d)
-{
-	int lane = threadIdx.x % 32, x, e;
-
-#pragma unroll
-	for (x = 0; x < (D + 15) / 16; x++)
-#pragma unroll
-		for (e = 0; e < 4; e++) {
-			int r = lane / 4 + e % 2 * 8;
-			int at = 16 * x + e / 2 * 8 + lane % 4 * 2;
-
-			w.q[x][e] = r < rows && at < d ?
-			    *(const uint32_t *)(q + r * ld + at) : 0;
-		}
-}
-
 /* s = -Inf where there is no key. */
+template <int N>
 static __device__ __forceinline__ void
-mask(float (&s)[MET / 2], int valid)
+mask(float (&s)[N], int valid)
 {
 	int column = threadIdx.x % 4 * 2, i;
 
 #pragma unroll
-	for (i = 0; i < MET / 2; i++)
+	for (i = 0; i < N; i++)
 		if (i / 4 * 8 + column + i % 2 >= valid)
 			s[i] = -INFINITY;
 }
@@ -231,29 +213,30 @@ soften(struct own<D> &w, float (&s)[MET / 2], float was[2], float c)
 	return late;
 }
 
-template <int D>
+/* o and lse: of the warp's first query; rows: that are there */
+template <int N>
 static __device__ __forceinline__ void
-finish(const struct own<D> &w, bf16 *o, float *lse, const struct job &j,
-    int64_t rows)
+finish(const float (&acc)[N], const float m[2], const float l[2], bf16 *o,
+    float *lse, const struct job &j, int64_t rows)
 {
 	int lane = threadIdx.x % 32, e, n;
 
 #pragma unroll
 	for (e = 0; e < 2; e++) {
 		int row = lane / 4 + 8 * e;
-		float sum = quad_sum(w.l[e]), r = 1.0f / sum;
+		float sum = quad_sum(l[e]), r = 1.0f / sum;
 		bf16 *y = o + row * j.ldo + lane % 4 * 2;
 
 		if (row >= rows)
 			continue;
 #pragma unroll
-		for (n = 0; n < D / 8; n++)
+		for (n = 0; n < N / 4; n++)
 			if (n * 8 < j.d)
 				*(uint32_t *)(y + n * 8) = pack(
-				    w.acc[4 * n + 2 * e] * r,
-				    w.acc[4 * n + 2 * e + 1] * r);
+				    acc[4 * n + 2 * e] * r,
+				    acc[4 * n + 2 * e + 1] * r);
 		if (lse != NULL && lane % 4 == 0)
-			lse[row] = (w.m[e] + log2f(sum)) * LN2;
+			lse[row] = (m[e] + log2f(sum)) * LN2;
 	}
 }
 
@@ -288,13 +271,14 @@ gather(struct own<D> &w, const unsigned char *v)
 	wg_commit();
 }
 
+template <int N>
 static __device__ __forceinline__ void
-pack_all(uint32_t (&p)[MET / 16][4], const float (&s)[MET / 2])
+pack_all(uint32_t (&p)[N / 8][4], const float (&s)[N])
 {
 	int i;
 
 #pragma unroll
-	for (i = 0; i < MET / 4; i++)
+	for (i = 0; i < N / 2; i++)
 		p[i / 4][i % 4] = pack(s[2 * i], s[2 * i + 1]);
 }
 
@@ -406,8 +390,8 @@ flash_wgmma(bf16 *__restrict__ o, float *__restrict__ lse,
 	    v + row / j.share * j.lk * j.ldk + h * j.d, j);
 	feed_next<D, POLY>(f, stages, j);
 	feed_next<D, POLY>(f, stages, j);
-	hold<D>(w, q + (row * j.lq + q0) * j.ldq + h * j.d, j.ldq, j.lq - q0,
-	    j.d);
+	wg_hold(w.q, q + (row * j.lq + q0) * j.ldq + h * j.d, j.ldq,
+	    j.lq - q0, j.d);
 #pragma unroll
 	for (i = 0; i < D / 2; i++)
 		w.acc[i] = 0.0f;
@@ -415,35 +399,203 @@ flash_wgmma(bf16 *__restrict__ o, float *__restrict__ lse,
 	w.m[0] = w.m[1] = -INFINITY;
 	w.l[0] = w.l[1] = 0.0f;
 	meet<D, POLY>(w, f, stages, full, j);
-	finish<D>(w, o + (row * j.lq + q0) * j.ldo + h * j.d, lse == NULL ?
-	    NULL : lse + (row * j.heads + h) * j.lq + q0, j, j.lq - q0);
+	finish(w.acc, w.m, w.l, o + (row * j.lq + q0) * j.ldo + h * j.d,
+	    lse == NULL ? NULL : lse + (row * j.heads + h) * j.lq + q0, j,
+	    j.lq - q0);
 #endif
 }
 
-template <int D, int POLY>
-static int
-launch(struct cuda *cu, void *o, float *lse, const void *q, const void *k,
-    const void *v, struct job *j, int64_t n)
+/* ---- few keys */
+
+/*
+ * All keys lie in shared memory, and a warpgroup takes one 64 queries after
+ * another; the next are read during the work on these.
+ */
+template <int D>
+struct few_shape {
+	static constexpr int THREADS = 128;
+	static constexpr int DEPTH = (D + 15) / 16;
+	static constexpr int ROW8 = DEPTH * 256;
+	static constexpr int TILE = FEW / 8 * ROW8;
+	static constexpr int BYTES = 2 * TILE;
+	static constexpr int TILES = 4;		/* of a CTA */
+	static constexpr int CTAS = D <= 40 ? 4 : 3;	/* of a processor */
+};
+
+#ifdef HAVE_WG
+/* All keys or values, zeros where there are none. */
+template <int D>
+static __device__ __forceinline__ void
+few_copy(unsigned char *to, const bf16 *from, const struct job &j)
 {
-	using Z = shape<D, POLY>;
+	using Z = few_shape<D>;
+	int i;
+
+	for (i = threadIdx.x; i < FEW * (D / 8); i += Z::THREADS) {
+		int r = i / D * 8 + i % 8, u = i / 8 % (D / 8);
+		bool there = r < j.lk && 8 * u < j.d;
+
+		wg_copy16(to + i / D * Z::ROW8 + u * 128 + i % 8 * 16,
+		    there ? from + r * j.ldk + 8 * u : from, there);
+	}
+}
+
+/* 64 queries: o and lse of the warp's first, of `rows` that are there. */
+template <int D>
+static __device__ __forceinline__ void
+few_meet(const uint32_t (&q)[(D + 15) / 16][4], const unsigned char *k,
+    const unsigned char *v, bf16 *o, float *lse, const struct job &j,
+    int64_t rows)
+{
+	using Z = few_shape<D>;
+	uint64_t a = wg_matrix(k, 128, Z::ROW8), b = wg_matrix(v, Z::ROW8, 128);
+	float s[FEW / 2], acc[D / 2], m[2], l[2] = {}, ref[2];
+	uint32_t p[FEW / 16][4];
+	int i, e;
+
+	wg_begin();
+	wg_dot(s, q[0], a);
+#pragma unroll
+	for (i = 1; i < Z::DEPTH; i++)
+		wg_dot_more(s, q[i], a + 16 * i);
+	wg_commit();
+#pragma unroll
+	for (i = 0; i < D / 2; i++)
+		acc[i] = 0.0f;
+	wg_wait<0>();
+	wg_settle(s);
+	mask(s, (int)j.lk);
+	m[0] = m[1] = -INFINITY;
+#pragma unroll
+	for (i = 0; i < FEW / 2; i++)
+		m[i / 2 % 2] = fmaxf(m[i / 2 % 2], s[i]);
+#pragma unroll
+	for (e = 0; e < 2; e++) {
+		m[e] = quad_max(m[e]) * j.c;
+		ref[e] = m[e] == -INFINITY ? 0.0f : m[e];
+	}
+#pragma unroll
+	for (i = 0; i < FEW / 2; i++) {
+		s[i] = pow2(fmaf(s[i], j.c, -ref[i / 2 % 2]));
+		l[i / 2 % 2] += s[i];
+	}
+	pack_all(p, s);
+	wg_settle(acc);
+	wg_begin();
+#pragma unroll
+	for (i = 0; i < FEW / 16; i++)
+		wg_sum(acc, p[i], b + i * (2 * Z::ROW8 / 16));
+	wg_commit();
+	wg_wait<0>();
+	wg_settle(acc);
+	finish(acc, m, l, o, lse, j, rows);
+}
+#endif
+
+template <int D>
+static __global__ void
+__launch_bounds__(few_shape<D>::THREADS, few_shape<D>::CTAS)
+flash_few(bf16 *__restrict__ o, float *__restrict__ lse,
+    const bf16 *__restrict__ q, const bf16 *__restrict__ k,
+    const bf16 *__restrict__ v, const __grid_constant__ struct job j)
+{
+#ifndef HAVE_WG
+	__trap();		/* never asked for */
+#else
+	using Z = few_shape<D>;
+	extern __shared__ __align__(128) unsigned char stages[];
+	int64_t u = blockIdx.x, q0, h, row;
+	uint32_t now[Z::DEPTH][4], next[Z::DEPTH][4];
+	int i, x, e;
+
+	q0 = u % j.blocks * (Z::TILES * 64) + threadIdx.x / 32 * 16;
+	h = u / j.blocks % j.heads;
+	row = u / j.blocks / j.heads;
+	q += (row * j.lq + q0) * j.ldq + h * j.d;
+	o += (row * j.lq + q0) * j.ldo + h * j.d;
+	if (lse != NULL)
+		lse += (row * j.heads + h) * j.lq + q0;
+	/* The channels that no copy writes. */
+	for (i = threadIdx.x; i < (D % 16 ? Z::BYTES / 16 : 0);
+	    i += Z::THREADS)
+		((uint4 *)stages)[i] = make_uint4(0, 0, 0, 0);
+	__syncthreads();
+	few_copy<D>(stages, k + row / j.share * j.lk * j.ldk + h * j.d, j);
+	few_copy<D>(stages + Z::TILE, v + row / j.share * j.lk * j.ldk +
+	    h * j.d, j);
+	wg_copies_begin();
+	wg_hold(next, q, j.ldq, j.lq - q0, j.d);
+	wg_copies_wait<0>();
+	wg_publish();
+	__syncthreads();
+	/* The last block of a row may have nothing for some warps. */
+#pragma unroll
+	for (i = 0; i < Z::TILES; i++) {
+		int64_t rows = j.lq - q0 - i * 64;
+
+#pragma unroll
+		for (x = 0; x < Z::DEPTH; x++)
+#pragma unroll
+			for (e = 0; e < 4; e++)
+				now[x][e] = next[x][e];
+		if (i + 1 < Z::TILES)
+			wg_hold(next, q + (i + 1) * 64 * j.ldq, j.ldq,
+			    rows - 64, j.d);
+		few_meet<D>(now, stages, stages + Z::TILE, o + i * 64 * j.ldo,
+		    lse == NULL ? NULL : lse + i * 64, j, rows);
+	}
+#endif
+}
+
+/* ---- host */
+
+typedef void (*kernel_of)(bf16 *, float *, const bf16 *, const bf16 *,
+    const bf16 *, const struct job);
+
+/* n rows in CTAs of `owned` queries */
+static int
+launch(struct cuda *cu, kernel_of kernel, int owned, int threads, int bytes,
+    void *o, float *lse, const void *q, const void *k, const void *v,
+    struct job *j, int64_t n)
+{
 	int64_t all;
 	int rc;
 
-	j->blocks = (j->lq + Z::OWNED - 1) / Z::OWNED;
+	j->blocks = (j->lq + owned - 1) / owned;
 	all = j->blocks * j->heads * n;
 	if (all > INT32_MAX)
 		return cuda_fail(cu, LPO_EINVAL, "attention",
 		    "too many rows, heads and queries");
-	rc = cuda_check(cu, cudaFuncSetAttribute(
-	    (const void *)flash_wgmma<D, POLY>,
-	    cudaFuncAttributeMaxDynamicSharedMemorySize, Z::BYTES),
+	rc = cuda_check(cu, cudaFuncSetAttribute((const void *)kernel,
+	    cudaFuncAttributeMaxDynamicSharedMemorySize, bytes),
 	    "attention");
 	if (rc != 0)
 		return rc;
-	flash_wgmma<D, POLY><<<(unsigned)all, Z::THREADS, Z::BYTES,
-	    cu->stream>>>((bf16 *)o, lse, (const bf16 *)q, (const bf16 *)k,
-	    (const bf16 *)v, *j);
+	kernel<<<(unsigned)all, threads, bytes, cu->stream>>>((bf16 *)o, lse,
+	    (const bf16 *)q, (const bf16 *)k, (const bf16 *)v, *j);
 	return cuda_done(cu, "attention");
+}
+
+template <int D, int POLY>
+static int
+launch_long(struct cuda *cu, void *o, float *lse, const void *q, const void *k,
+    const void *v, struct job *j, int64_t n)
+{
+	using Z = shape<D, POLY>;
+
+	return launch(cu, flash_wgmma<D, POLY>, Z::OWNED, Z::THREADS,
+	    Z::BYTES, o, lse, q, k, v, j, n);
+}
+
+template <int D>
+static int
+launch_few(struct cuda *cu, void *o, float *lse, const void *q, const void *k,
+    const void *v, struct job *j, int64_t n)
+{
+	using Z = few_shape<D>;
+
+	return launch(cu, flash_few<D>, Z::TILES * 64, Z::THREADS, Z::BYTES,
+	    o, lse, q, k, v, j, n);
 }
 
 int
@@ -451,9 +603,10 @@ cuda_flash_wgmma_suits(const struct cuda *cu, enum lpo_dtype dt,
     const struct lpo_attn_shape *s)
 {
 	return cu->sm == 90 && dt == LPO_BF16 && !s->causal &&
-	    s->lq >= LONG && s->lk >= LONG && s->lk <= INT32_MAX &&
-	    s->d <= LARGEST_D && s->d % 8 == 0 && s->ldq % 8 == 0 &&
-	    s->ldk % 8 == 0 && s->ldk <= LONGEST;
+	    s->lq >= LONG && s->d % 8 == 0 && s->ldq % 8 == 0 &&
+	    s->ldk % 8 == 0 && s->ldk <= LONGEST && ((s->lk >= LONG &&
+	    s->lk <= INT32_MAX && s->d <= 40) ||
+	    (s->lk <= FEW && s->d <= 80));
 }
 
 int
@@ -464,5 +617,9 @@ cuda_flash_wgmma_fwd(struct cuda *cu, void *o, float *lse, const void *q,
 	    s->n / s->nk, (int)s->heads, (int)s->d,
 	    LOG2E / sqrtf((float)s->d) };
 
-	return launch<40, 1>(cu, o, lse, q, k, v, &j, s->n);
+	if (s->lk <= FEW && s->d <= 40)
+		return launch_few<40>(cu, o, lse, q, k, v, &j, s->n);
+	if (s->lk <= FEW)
+		return launch_few<80>(cu, o, lse, q, k, v, &j, s->n);
+	return launch_long<40, 1>(cu, o, lse, q, k, v, &j, s->n);
 }

@@ -85,21 +85,6 @@ wg_settle(float (&x)[N])
 		asm volatile("" : "+f"(x[i]) :: "memory");
 }
 
-/* Registers of a thread of this warpgroup: a multiple of 8. */
-template <int N>
-static __device__ __forceinline__ void
-wg_fewer_registers(void)
-{
-	asm volatile("setmaxnreg.dec.sync.aligned.u32 %0;" :: "n"(N));
-}
-
-template <int N>
-static __device__ __forceinline__ void
-wg_more_registers(void)
-{
-	asm volatile("setmaxnreg.inc.sync.aligned.u32 %0;" :: "n"(N));
-}
-
 /* ---- barriers in shared memory */
 
 static __device__ __forceinline__ void
@@ -171,6 +156,29 @@ wg_pause(void)
 
 /* ---- products */
 
+/*
+ * 16 rows of a warp as an operand of products, 16 channels each; zeros where
+ * there are none.
+ */
+template <int DEPTH>
+static __device__ __forceinline__ void
+wg_hold(uint32_t (&a)[DEPTH][4], const __nv_bfloat16 *from, int64_t ld,
+    int64_t rows, int d)
+{
+	int lane = threadIdx.x % 32, x, e;
+
+#pragma unroll
+	for (x = 0; x < DEPTH; x++)
+#pragma unroll
+		for (e = 0; e < 4; e++) {
+			int r = lane / 4 + e % 2 * 8;
+			int at = 16 * x + e / 2 * 8 + lane % 4 * 2;
+
+			a[x][e] = r < rows && at < d ?
+			    *(const uint32_t *)(from + r * ld + at) : 0;
+		}
+}
+
 /* A matrix at p, not swizzled. */
 static __device__ __forceinline__ uint64_t
 wg_matrix(const void *p, int leading, int stride)
@@ -240,6 +248,26 @@ wg_dot(float (&c)[32], const uint32_t a[4], uint64_t b)
 }
 
 static __device__ __forceinline__ void
+wg_dot(float (&c)[40], const uint32_t a[4], uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
+	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
+	    "%31,%32,%33,%34,%35,%36,%37,%38,%39}, "
+	    "{%40,%41,%42,%43}, %44, p, 1, 1, 0;\n}\n" :
+	    "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]),
+	    "=f"(c[5]), "=f"(c[6]), "=f"(c[7]), "=f"(c[8]), "=f"(c[9]),
+	    "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
+	    "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]),
+	    "=f"(c[20]), "=f"(c[21]), "=f"(c[22]), "=f"(c[23]), "=f"(c[24]),
+	    "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]), "=f"(c[29]),
+	    "=f"(c[30]), "=f"(c[31]), "=f"(c[32]), "=f"(c[33]), "=f"(c[34]),
+	    "=f"(c[35]), "=f"(c[36]), "=f"(c[37]), "=f"(c[38]), "=f"(c[39]) :
+	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
+}
+
+static __device__ __forceinline__ void
 wg_dot(float (&c)[64], const uint32_t a[4], uint64_t b)
 {
 	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
@@ -283,6 +311,26 @@ wg_dot_more(float (&c)[32], const uint32_t a[4], uint64_t b)
 	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
 	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
 	    "+f"(c[30]), "+f"(c[31]) :
+	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
+}
+
+static __device__ __forceinline__ void
+wg_dot_more(float (&c)[40], const uint32_t a[4], uint64_t b)
+{
+	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
+	    "wgmma.mma_async.sync.aligned.m64n80k16.f32.bf16.bf16 "
+	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
+	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
+	    "%31,%32,%33,%34,%35,%36,%37,%38,%39}, "
+	    "{%40,%41,%42,%43}, %44, p, 1, 1, 0;\n}\n" :
+	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
+	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
+	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
+	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
+	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
+	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
+	    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]),
+	    "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]) :
 	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
 }
 
