@@ -19,7 +19,6 @@
  *
  * Sums over k are in order, f32, and rounded once.
  */
-#include <stdlib.h>
 #include <string.h>
 
 #include <cuda.h>
@@ -764,20 +763,6 @@ run(struct cuda *c, const struct job *j)
 	    launch<64>(c, j);
 }
 
-/* LPO_CUDA_OWN_MATMUL=0: leave everything to the libraries. */
-static bool
-wanted(void)
-{
-	static int answer = -1;
-	const char *s;
-
-	if (answer < 0) {
-		s = getenv("LPO_CUDA_OWN_MATMUL");
-		answer = s == NULL || strcmp(s, "0") != 0;
-	}
-	return answer;
-}
-
 /*
  * Whether an int counts the tiles, and the elements that one's rows span; and
  * whether the tiles of 64 columns are enough for a third of the processors:
@@ -798,8 +783,8 @@ tiles_fit(const struct cuda *c, const struct job *j)
 }
 
 /*
- * Whether the kernel can do it.  Then it does it faster than the libraries,
- * as measured on an H200 for 1280 pixels and more.
+ * Whether the kernel can do it.  Convolutions are then faster than the
+ * libraries', as measured on an H200 for 1280 pixels and more.
  */
 static bool
 suits(const struct cuda *c, const struct job *j)
@@ -808,11 +793,22 @@ suits(const struct cuda *c, const struct job *j)
 	uintptr_t all = (uintptr_t)j->a | (uintptr_t)j->b | (uintptr_t)p->y |
 	    (uintptr_t)p->residual;
 
-	return wanted() && c->sm == 90 && all % 16 == 0 &&
-	    (uintptr_t)p->bias % 8 == 0 && p->n % 8 == 0 && j->a_c % 8 == 0 &&
+	return c->sm == 90 && all % 16 == 0 && (uintptr_t)p->bias % 8 == 0 &&
+	    p->n % 8 == 0 && j->a_c % 8 == 0 &&
 	    (int64_t)p->w * p->h * p->images >= ROWS && p->n >= 64 &&
-	    j->a_c >= DEPTH &&
-	    tiles_fit(c, j);
+	    j->a_c >= DEPTH && tiles_fit(c, j);
+}
+
+/*
+ * Whether cuBLASLt is slower.  It pays dearly for a bias or a residual; plain
+ * products are its own where w is large (8192^3: 800 against 540 TFLOP/s).
+ */
+static bool
+pays(const float *bias, const void *residual, int64_t n, int64_t k)
+{
+	const int64_t plain = 2 << 20, most = 16 << 20;
+
+	return n * k <= (bias != NULL || residual != NULL ? most : plain);
 }
 
 /* rows x depth times the transpose of n x depth */
@@ -859,7 +855,8 @@ cuda_matmul90_linear(struct cuda *c, void *y, const void *x, const void *w,
 	j.p.bias = bias;
 	j.p.residual = (const bf16 *)residual;
 	j.p.alpha = alpha;
-	return fits(m, n, k) && suits(c, &j) ? run(c, &j) : 0;
+	return fits(m, n, k) && pays(bias, residual, n, k) && suits(c, &j) ?
+	    run(c, &j) : 0;
 }
 
 /* Whether a convolution can be done so, and few of its tiles' pixels idle. */
