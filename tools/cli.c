@@ -1,5 +1,6 @@
 /* Signals, words, exit status, the model named. */
 #include <errno.h>
+#include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
 #include <stdlib.h>
@@ -119,10 +120,25 @@ lpo_cli_skip(lpo_cli *cli, const char *fmt, ...)
 static void
 notice(void *arg, const char *text)
 {
-	lpo_cli_note(arg, "%s", text);
+	lpo_cli *cli = arg;
+
+	if (!cli->priv->deaf)
+		lpo_cli_note(cli, "%s", text);
 }
 
 /* --------------------------------------------------------- start and end */
+
+/*
+ * Large blocks go back to the system when they are freed, so that memory in
+ * use is what a plan has counted.  (By default the allocator keeps more the
+ * larger they were.)
+ */
+static void
+steady_memory(void)
+{
+	mallopt(M_MMAP_THRESHOLD, 4 << 20);
+	mallopt(M_TRIM_THRESHOLD, 8 << 20);
+}
 
 static int
 version(const lpo_cli *cli)
@@ -140,6 +156,7 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 {
 	int rc;
 
+	steady_memory();
 	lpo_json_memory();
 	memset(cli, 0, sizeof *cli);
 	cli->tool = tool;

@@ -184,6 +184,8 @@ void	 lpo_cli_progress_end(lpo_cli *);
 /* 1 if a line a minute or a step is wanted now (for tools' own step lines). */
 int	 lpo_cli_want_lines(const lpo_cli *);
 double	 lpo_cli_now(void);	/* seconds, monotonic */
+/* "3 h 12 min", "4 min 05 s", "12 s" */
+void	 lpo_cli_duration(char *, size_t, double s);
 
 /* ---- compute */
 

@@ -147,9 +147,8 @@ lpo_cli_want_lines(const lpo_cli *cli)
 	return !cli->o.no_progress;
 }
 
-/* "3 h 12 min", "4 min 05 s", "12 s" */
-static void
-format_duration(char *out, size_t size, double s)
+void
+lpo_cli_duration(char *out, size_t size, double s)
 {
 	long t = s > 0 && s < 1e9 ? (long)(s + 0.5) : 0;
 
@@ -191,7 +190,7 @@ lpo_cli_progress(lpo_cli *cli, const char *what, int64_t done, int64_t total,
 		snprintf(of, sizeof of, "/%lld", (long long)total);
 	if (total > 0 && rate > 0) {
 		memcpy(eta, ", ", 3);
-		format_duration(eta + 2, sizeof eta - 2,
+		lpo_cli_duration(eta + 2, sizeof eta - 2,
 		    (double)(total - done) / rate);
 	}
 	fprintf(stderr, "%s%s: %s %lld%s %s, %.*f/s%s%s%s%s",

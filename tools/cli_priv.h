@@ -27,6 +27,7 @@ struct lpo_cli_priv {
 
 	struct lpo_cli_run *run;	/* cli_run.c's own */
 	int be_open;
+	int deaf;		/* notices are dropped for now */
 
 	/* of --device cuda */
 	struct lpo_device device;

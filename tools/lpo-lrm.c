@@ -19,8 +19,11 @@ static const struct lpo_cli_option options[] = {
 	    LPO_CLI_I64, OFF(steps), R, 1, 1e9 },
 	{ "batch", 0, "N", "pairs per step (default 128)", LPO_CLI_I64,
 	    OFF(batch), R, 1, 1e6 },
-	{ "micro-batch", 0, "N", "pairs at once; the result does not depend "
-	    "on it", LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
+	{ "micro-batch", 0, "N", "pairs at once, at most (default: what fits; "
+	    "the result does not depend on it)", LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
+	{ "segments", 0, "auto|on|off", "walk the UNet's layers again in "
+	    "backward instead of keeping them (default auto: where not one "
+	    "pair fits without)", LPO_CLI_CHOICE, OFF(segments), 0, 0, 0 },
 	{ "Optimiser", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
 	{ "lr", 0, "X", "peak learning rate (default 1e-5)", LPO_CLI_F64,
 	    OFF(lr), R, 0, 10 },
@@ -83,11 +86,11 @@ settle(struct lrm_run *r)
 {
 	lpo_cli *cli = r->cli;
 	const struct lrm_opts *o = r->o;
-	int64_t pairs = lpo_lrmtool_pairs(r), room = lpo_cli_memory(cli);
+	int64_t pairs = lpo_lrmtool_pairs(r);
 
 	r->t.batch = o->batch;
 	r->t.micro_batch = o->micro_batch;
-	r->t.memory_bytes = room > 0 ? (size_t)room : 0;
+	r->t.segments = (enum lpo_segments)o->segments;
 	r->t.steps = o->steps;
 	if (!lpo_cli_given(cli, "steps")) {
 		if (pairs < 0)
@@ -175,9 +178,8 @@ print_plan(struct lrm_run *r)
 	lpo_cli *cli = r->cli;
 	double rate = lpo_cli_speed(cli, lpo_lrm_dtype(r->m)), s;
 	int64_t pairs = lpo_lrmtool_pairs(r);
-	const double mib = 1048576;
 
-	lpo_lrm_trainer_plan(r->trainer, &p);
+	lpo_lrm_trainer_plan(r->plan, &p);
 	s = (double)r->t.steps * p.step_flops / (rate * 1e9 / 2);
 	if (pairs >= 0)
 		lpo_cli_plan(cli, "pairs", "%lld", (long long)pairs);
@@ -187,18 +189,21 @@ print_plan(struct lrm_run *r)
 	lpo_cli_plan(cli, "steps", "%lld of %lld pairs",
 	    (long long)r->t.steps, (long long)r->t.batch);
 	lpo_cli_plan(cli, "warm-up", "%lld steps", (long long)r->t.warmup);
-	lpo_cli_plan(cli, "micro-batch", "%lld pairs, %lld pass%s",
-	    (long long)p.micro_batch, (long long)p.passes,
-	    p.passes == 1 ? "" : "es");
+	lpo_cli_plan(cli, "micro-batch", "%lld pairs, %lld pass%s; segments "
+	    "%s", (long long)p.micro_batch, (long long)p.passes,
+	    p.passes == 1 ? "" : "es", p.segments == LPO_SEGMENTS_ON ? "on" :
+	    "off");
 	lpo_cli_plan(cli, "parameters", "%lld", (long long)p.parameters);
-	lpo_cli_plan(cli, "weights", "%.1f MiB", (double)p.weight_bytes / mib);
-	lpo_cli_plan(cli, "gradients and optimiser", "%.1f MiB",
-	    (double)p.state_bytes / mib);
-	lpo_cli_plan(cli, "activations", "%.1f MiB",
-	    (double)p.arena_bytes / mib);
-	lpo_cli_plan(cli, "saved states on disk", "%.1f MiB",
-	    2 * 12 * (double)p.parameters / mib);
-	lpo_cli_plan(cli, "GFLOP per step", "%.2f", p.step_flops / 1e9);
+	lpo_cli_plan_bytes(cli, "weights", (int64_t)p.weight_bytes);
+	lpo_cli_plan_bytes(cli, "gradients and optimiser",
+	    (int64_t)p.state_bytes);
+	lpo_cli_plan_bytes(cli, "activations", (int64_t)p.arena_bytes);
+	lpo_cli_plan_bytes(cli, "program and input", lpo_cli_dry_program(&r->dry));
+	lpo_cli_plan_memory(cli, &r->dry);
+	lpo_cli_plan_bytes(cli, "saved states on disk", 2 * 12 *
+	    p.parameters);
+	lpo_cli_plan(cli, "GFLOP per step", "%.2f, %.2f of it by segments",
+	    p.step_flops / 1e9, p.recompute_flops / 1e9);
 	lpo_cli_plan(cli, "time", "%.0f s at half of this machine's %.0f "
 	    "GFLOP/s", s, rate);
 	return LPO_CLI_DONE;
@@ -408,7 +413,19 @@ prepare(struct lrm_run *r)
 	    (rc = lpo_lrm_batch_new(cli->ctx, &r->batch, r->m,
 	    r->shape)) < 0)
 		return rc;
-	return lpo_lrm_trainer_new(cli->ctx, &r->trainer, r->m, &r->t);
+	/* locked before the long loading, so that a second run is told soon */
+	if (!cli->o.dry_run && (rc = lpo_state_open(cli->ctx, &r->state,
+	    r->output, lpo_cli_run(cli), lpo_cli_run_options(cli),
+	    cli->o.fresh)) < 0)
+		return rc;
+	if ((rc = lpo_lrmtool_fit(r, &cfg)) == 0 && !cli->o.dry_run)
+		rc = lpo_lrm_trainer_new(cli->ctx, &r->trainer, r->m, &r->t);
+	/* no state of a run that cannot start: it would be in the way */
+	if (rc != 0 && r->state != NULL && !lpo_state_found(r->state)) {
+		lpo_state_remove(r->state);
+		r->state = NULL;
+	}
+	return rc;
 }
 
 static int
@@ -483,6 +500,7 @@ release(struct lrm_run *r)
 	lpo_snap_close(r->snap);
 	lpo_state_close(r->state);
 	lpo_lrm_trainer_free(r->trainer);
+	lpo_lrmtool_unfit(r);
 	lpo_lrm_batch_free(r->batch);
 	lpo_lrm_batch_free(r->eval);
 	lpo_sample_clear(&r->first);

@@ -44,8 +44,11 @@ static const struct lpo_cli_option options[] = {
 	    LPO_CLI_I64, OFF(prompts_per_iteration), R, 1, 1e6 },
 	{ "batch", 0, "N", "pairs per optimiser step (default 40; sdxl 16)",
 	    LPO_CLI_I64, OFF(batch), R, 1, 1e6 },
-	{ "micro-batch", 0, "N", "pairs at once; the result does not depend "
-	    "on it", LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
+	{ "micro-batch", 0, "N", "pairs at once, at most (default: what fits; "
+	    "the result does not depend on it)", LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
+	{ "segments", 0, "auto|on|off", "walk the UNet's layers again in "
+	    "backward instead of keeping them (default auto: where not one "
+	    "pair fits without)", LPO_CLI_CHOICE, OFF(segments), 0, 0, 0 },
 	{ "save-every", 0, "N", "publish NAME-000200.safetensors each N "
 	    "iterations", LPO_CLI_I64, OFF(save_every), 0, 1, 1e9 },
 	{ "Checks", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
@@ -196,7 +199,10 @@ work(struct train_run *r)
 	    r->output, lpo_cli_run(cli), lpo_cli_run_options(cli),
 	    cli->o.fresh)) < 0)
 		return rc;
-	if ((rc = lpo_traintool_load(r)) != 0) {
+	if ((rc = lpo_traintool_fit(r)) == 0 && !cli->o.dry_run &&
+	    (rc = lpo_traintool_open(r)) == 0)
+		rc = lpo_lpo_new(cli->ctx, &r->trainer, &r->parts, &r->lo);
+	if (rc != 0) {
 		/* no state of a run that cannot start: it would be in the way */
 		if (r->state != NULL && !lpo_state_found(r->state)) {
 			lpo_state_remove(r->state);
@@ -221,14 +227,7 @@ release(struct train_run *r)
 {
 	lpo_snap_close(r->snap);
 	lpo_state_close(r->state);
-	lpo_lpo_free(r->trainer);
-	lpo_lora_free(r->lora);
-	lpo_unet_free(r->unet);
-	lpo_unet_free(r->reference);
-	lpo_lrm_texts_free(r->lrm_texts);
-	lpo_lrm_free(r->lrm);
-	lpo_policy_texts_free(r->texts);
-	lpo_schedule_free(&r->schedule);
+	lpo_traintool_close(r);
 	lpo_prompts_free(&r->prompts);
 	lpo_free(r->output);
 }

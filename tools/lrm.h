@@ -1,17 +1,20 @@
 /*
- * lpo-lrm's inside: lpo-lrm.c trains, lrm_input.c reads pairs, lrm_state.c
- * resumes, lrm_score.c scores and tells accuracies.
+ * lpo-lrm's inside: lpo-lrm.c trains, lrm_input.c reads pairs, lrm_fit.c sees
+ * that it fits into memory, lrm_state.c resumes, lrm_score.c scores and tells
+ * accuracies.
  */
 #ifndef LPO_TOOLS_LRM_H
 #define LPO_TOOLS_LRM_H
 
 #include "lib/base/state.h"
 #include "lib/train/lrm_pairs.h"
-#include "tools/cli.h"
+#include "lib/train/param_state.h"
+#include "tools/cli_plan.h"
 
 struct lrm_opts {
 	const char *reward, *eval, *projection;
 	int score, criterion, schedule, multi, multi_cfg, keep, dtype, freeze;
+	int segments;
 	int64_t steps, batch, micro_batch, warmup, eval_every, patience;
 	double lr, weight_decay, guidance, max_grad_norm, batch_coeff, aux;
 };
@@ -31,6 +34,10 @@ struct lrm_run {
 	lpo_lrm_batch *batch, *eval;
 	lpo_lrm_trainer *trainer;
 	struct lpo_lrm_train_opts t;
+	/* the plan: a model and trainer on a backend that only counts */
+	struct lpo_cli_dry dry;
+	lpo_lrm *plan_m;
+	lpo_lrm_trainer *plan;
 	lpo_state *state;
 	lpo_snap *snap;
 	int64_t used;		/* pairs taken from the stream ... */
@@ -69,9 +76,18 @@ int	 lpo_lrmtool_score(struct lrm_run *);
 /* --dtype */
 enum lpo_dtype lpo_lrmtool_storage(const struct lrm_run *);
 
+/* ---- lrm_fit.c */
+
+/*
+ * Choose micro-batch and segments, as t's, or refuse.  --dry-run: the plan
+ * stays for lpo_lrmtool_unfit().
+ */
+int	 lpo_lrmtool_fit(struct lrm_run *, const struct lpo_lrm_config *);
+void	 lpo_lrmtool_unfit(struct lrm_run *);
+
 /* ---- lrm_state.c */
 
-/* Open the state; if there is one, restore it and skip the used pairs. */
+/* If the state has something saved, restore it and skip the used pairs. */
 int	 lpo_lrmtool_resume(struct lrm_run *);
 int	 lpo_lrmtool_save(struct lrm_run *);
 /* Stopped or failed with `why`: saves what is small, returns why. */

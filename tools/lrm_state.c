@@ -138,9 +138,7 @@ lpo_lrmtool_resume(struct lrm_run *r)
 	int64_t used, crc;
 	int rc;
 
-	if ((rc = lpo_state_open(cli->ctx, &r->state, r->output,
-	    lpo_cli_run(cli), lpo_cli_run_options(cli), cli->o.fresh)) < 0 ||
-	    (rc = lpo_snap_open(cli->ctx, &r->snap, lpo_state_dir(r->state),
+	if ((rc = lpo_snap_open(cli->ctx, &r->snap, lpo_state_dir(r->state),
 	    lpo_cli_run(cli))) < 0 || !lpo_snap_found(r->snap))
 		return rc;
 	if ((rc = read_counters(r, &n, &used, &crc)) < 0 ||

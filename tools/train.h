@@ -1,7 +1,7 @@
 /*
  * lpo-train's inside: lpo-train.c has the options and the loop,
- * train_setup.c settles and loads, train_words.c says how it goes,
- * train_publish.c writes what came out.
+ * train_setup.c settles and loads, train_fit.c sees that it fits into memory,
+ * train_words.c says how it goes, train_publish.c writes what came out.
  */
 #ifndef LPO_TOOLS_TRAIN_H
 #define LPO_TOOLS_TRAIN_H
@@ -9,13 +9,13 @@
 #include "lib/base/state.h"
 #include "lib/io/prompts.h"
 #include "lib/train/lpo.h"
-#include "tools/cli.h"
+#include "tools/cli_plan.h"
 
 struct train_opts {
 	const char *reward, *prompts, *threshold, *init_lora, *timesteps;
 	const char *check_prompts;
 	int objective, targets, lrm_timestep, format, preset, lora_f32;
-	int full, dtype;
+	int full, dtype, segments;
 	int64_t size_px, iterations, rank, batch, micro_batch, steps;
 	int64_t candidates, epochs, prompts_per_iteration, save_every;
 	int64_t check_every, check_count;
@@ -39,6 +39,9 @@ struct train_run {
 	struct lpo_lpo_parts parts;
 	enum lpo_dtype lrm_dtype;
 	struct lpo_lpo_options lo;
+	struct lpo_lpo_cut asked;	/* for, by the options */
+	struct lpo_cli_dry dry;
+	int64_t reward_bytes;
 	int64_t iterations, rank, check_every;
 	const char *threshold;
 	double lr;
@@ -59,8 +62,17 @@ struct train_run {
 int	 lpo_traintool_options(struct train_run *);
 /* Prompts, presets and sizes: all that the run id has, and the plan. */
 int	 lpo_traintool_settle(struct train_run *);
-/* Texts, then networks, then the trainer. */
-int	 lpo_traintool_load(struct train_run *);
+/* Texts, then networks, on parts.be; and away with them. */
+int	 lpo_traintool_open(struct train_run *);
+void	 lpo_traintool_close(struct train_run *);
+
+/* ---- train_fit.c */
+
+/*
+ * Choose how the work is cut up, as lo.cut, or refuse.  --dry-run: all is
+ * there afterwards, the trainer too, but on a backend that only counts.
+ */
+int	 lpo_traintool_fit(struct train_run *);
 
 /* ---- train_words.c */
 

@@ -119,7 +119,8 @@ settings(struct train_run *r, int xl)
 	lo->seed = cli->o.seed;
 	lo->steps = o->steps;
 	lo->candidates = o->candidates;
-	lo->micro_batch = o->micro_batch;
+	lo->cut.pairs = o->micro_batch;
+	lo->cut.segments = (enum lpo_segments)o->segments;
 	lo->eta = o->eta;
 	lo->guidance = o->guidance;
 	lo->loss.beta = o->beta;
@@ -304,7 +305,7 @@ lpo_traintool_settle(struct train_run *r)
 
 /*
  * Text first, encoders freed before a UNet is loaded, so that the peak is
- * what training needs.  A plan needs one row to know the rest.
+ * what training needs.
  */
 static int
 load_texts(struct train_run *r)
@@ -314,10 +315,10 @@ load_texts(struct train_run *r)
 	struct lpo_lrm_config cfg = { .guidance = NAN, .multi_scale = -1,
 	    .multi_scale_cfg = -1 };
 	const char *const *p = (const char *const *)r->prompts.text;
-	int64_t n = r->cli->o.dry_run ? 1 : r->prompts.n;
+	int64_t n = r->prompts.n;
 	int rc;
 
-	if ((rc = lpo_text_open(c, &r->cli->be, &text, r->cli->o.model,
+	if ((rc = lpo_text_open(c, r->parts.be, &text, r->cli->o.model,
 	    r->parts.dtype)) < 0 ||
 	    (rc = lpo_policy_texts_new(c, &r->texts, text, p, n)) < 0)
 		goto out;
@@ -328,7 +329,7 @@ load_texts(struct train_run *r)
 	text = NULL;
 	if (lpo_cli_given(r->cli, "lrm-guidance"))
 		cfg.guidance = r->o->lrm_guidance;
-	if ((rc = lpo_lrm_open(c, &r->cli->be, &r->lrm, r->o->reward,
+	if ((rc = lpo_lrm_open(c, r->parts.be, &r->lrm, r->o->reward,
 	    r->cli->o.model, r->lrm_dtype, &cfg)) < 0)
 		goto out;
 	rc = lpo_lrm_texts_new(c, &r->lrm_texts, r->lrm, p, n);
@@ -397,7 +398,7 @@ make_trainable(struct train_run *r, const char *dir)
 	int rc;
 
 	if (r->o->full) {
-		if ((rc = lpo_unet_load(c, &r->cli->be, &r->reference, dir,
+		if ((rc = lpo_unet_load(c, r->parts.be, &r->reference, dir,
 		    r->parts.dtype, 0)) < 0)
 			return rc;
 		return lpo_params_train_all(lpo_unet_params(r->unet));
@@ -422,7 +423,7 @@ load_networks(struct train_run *r)
 	int rc;
 
 	if ((rc = lpo_cli_model_part(r->cli, &path, "unet")) < 0 ||
-	    (rc = lpo_unet_load(c, &r->cli->be, &r->unet, path,
+	    (rc = lpo_unet_load(c, r->parts.be, &r->unet, path,
 	    r->parts.dtype, 0)) < 0)
 		goto out;
 	cfg = lpo_unet_cfg(r->unet);
@@ -433,21 +434,21 @@ load_networks(struct train_run *r)
 	if (rc < 0 || (rc = check_reward(r)) < 0 ||
 	    (rc = make_trainable(r, path)) != 0)
 		goto out;
-	rc = lpo_schedule_load(c, &r->schedule, r->cli->o.model);
+	if ((rc = lpo_lrm_load_unet(r->lrm)) == 0)
+		rc = lpo_schedule_load(c, &r->schedule, r->cli->o.model);
 out:
 	lpo_free(path);
 	return rc;
 }
 
 int
-lpo_traintool_load(struct train_run *r)
+lpo_traintool_open(struct train_run *r)
 {
-	int64_t room = lpo_cli_memory(r->cli);
-	int rc;
+	struct lpo_lrm_set set[4];
+	int rc, i, n;
 
 	if ((rc = load_texts(r)) != 0 || (rc = load_networks(r)) != 0)
 		return rc;
-	r->parts.be = &r->cli->be;
 	r->parts.unet = r->unet;
 	r->parts.reference = r->reference;
 	r->parts.lora = r->lora;
@@ -456,12 +457,27 @@ lpo_traintool_load(struct train_run *r)
 	r->parts.prompts = r->trained;
 	r->parts.lrm = r->lrm;
 	r->parts.lrm_texts = r->lrm_texts;
-	room -= lpo_unet_params(r->unet)->bytes;
-	if (r->lora != NULL)
-		room -= lpo_lora_params(r->lora)->bytes;
-	if (r->reference != NULL)
-		room -= lpo_unet_params(r->reference)->bytes;
-	/* What is left also holds the reward model and rollouts. */
-	r->lo.memory_bytes = room > 0 ? (size_t)(room / 2) : 0;
-	return lpo_lpo_new(r->cli->ctx, &r->trainer, &r->parts, &r->lo);
+	n = lpo_lrm_sets(r->lrm, set);
+	for (i = 0, r->reward_bytes = 0; i < n; i++)
+		r->reward_bytes += set[i].params->bytes;
+	return 0;
+}
+
+void
+lpo_traintool_close(struct train_run *r)
+{
+	lpo_lpo_free(r->trainer);
+	lpo_lora_free(r->lora);
+	lpo_unet_free(r->unet);
+	lpo_unet_free(r->reference);
+	lpo_lrm_texts_free(r->lrm_texts);
+	lpo_lrm_free(r->lrm);
+	lpo_policy_texts_free(r->texts);
+	lpo_schedule_free(&r->schedule);
+	r->trainer = NULL;
+	r->lora = NULL;
+	r->unet = r->reference = NULL;
+	r->lrm_texts = NULL;
+	r->lrm = NULL;
+	r->texts = NULL;
 }

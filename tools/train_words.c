@@ -6,12 +6,6 @@
 #include "tools/train.h"
 
 static void
-mib(lpo_cli *cli, const char *what, double bytes)
-{
-	lpo_cli_plan(cli, what, "%.1f MiB", bytes / 1048576);
-}
-
-static void
 plan_settings(struct train_run *r)
 {
 	const struct lpo_lpo_options *o = &r->lo;
@@ -42,44 +36,59 @@ plan_settings(struct train_run *r)
 		    (long long)o->check_prompts, (long long)r->check_every);
 }
 
+/* What the run takes, part by part. */
+static void
+plan_memory(struct train_run *r, const struct lpo_lpo_plan *p)
+{
+	lpo_params *trained = lpo_lpo_params(r->trainer);
+	lpo_cli *cli = r->cli;
+
+	lpo_cli_plan(cli, "at once", "rollout %lld prompts, training %lld "
+	    "pairs, scoring %lld transitions; segments %s",
+	    (long long)p->cut.rollout, (long long)p->cut.pairs,
+	    (long long)p->cut.scoring, p->cut.segments == LPO_SEGMENTS_ON ?
+	    "on" : "off");
+	if (r->lora != NULL) {
+		lpo_cli_plan_bytes(cli, "UNet",
+		    lpo_unet_params(r->unet)->bytes);
+		lpo_cli_plan_bytes(cli, "LoRA and optimiser", trained->bytes);
+	} else {
+		lpo_cli_plan_bytes(cli, "UNet, gradients and optimiser",
+		    trained->bytes);
+		lpo_cli_plan_bytes(cli, "reference UNet",
+		    lpo_unet_params(r->reference)->bytes);
+	}
+	lpo_cli_plan_bytes(cli, "reward model", r->reward_bytes);
+	lpo_cli_plan_bytes(cli, "activations", (int64_t)p->activation_bytes);
+	lpo_cli_plan_bytes(cli, "rollouts", (int64_t)p->host_bytes);
+	lpo_cli_plan_bytes(cli, "encoded prompts, of an iteration",
+	    (int64_t)p->text_bytes);
+	lpo_cli_plan_bytes(cli, "program", lpo_cli_dry_program(&r->dry));
+	lpo_cli_plan_memory(cli, &r->dry);
+	lpo_cli_plan_bytes(cli, "encoded prompts on disk",
+	    (lpo_policy_texts_row_bytes(r->texts) +
+	    lpo_lrm_texts_row_bytes(r->lrm_texts)) * (r->prompts.n + 1));
+	lpo_cli_plan_bytes(cli, "saved states on disk", 2 *
+	    (int64_t)(sizeof(float) * (size_t)lpo_params_state_count(trained,
+	    0, INT32_MAX) + p->state_bytes));
+}
+
 int
 lpo_traintool_plan(struct train_run *r)
 {
-	lpo_params *trained = lpo_lpo_params(r->trainer);
 	double rate = lpo_cli_speed(r->cli, r->parts.dtype), flops;
 	struct lpo_lpo_plan p;
 	lpo_cli *cli = r->cli;
-	double transitions;
 
 	lpo_lpo_plan(r->trainer, &p);
 	plan_settings(r);
-	lpo_cli_plan(cli, "rows at once", "rollout %lld, scoring %lld, pairs "
-	    "%lld", (long long)p.rollout_groups, (long long)p.score_groups,
-	    (long long)p.micro_batch);
-	if (r->lora != NULL) {
-		mib(cli, "UNet", (double)lpo_unet_params(r->unet)->bytes);
-		mib(cli, "LoRA and optimiser", (double)trained->bytes);
-	} else {
-		mib(cli, "UNet, gradients and optimiser",
-		    (double)trained->bytes);
-		mib(cli, "reference UNet",
-		    (double)lpo_unet_params(r->reference)->bytes);
-	}
-	mib(cli, "activations", (double)p.activation_bytes);
-	mib(cli, "rollouts", (double)p.host_bytes);
-	/* the plan encoded one prompt: its row and the empty one's */
-	mib(cli, "encoded prompts (mapped file)",
-	    (double)lpo_policy_texts_bytes(r->texts) / 2 *
-	    (double)(r->prompts.n + 1));
-	mib(cli, "saved states on disk", 2 * (4 *
-	    (double)lpo_params_state_count(trained, 0, INT32_MAX) +
-	    (double)p.host_bytes));
+	plan_memory(r, &p);
 	lpo_cli_plan(cli, "GFLOP per iteration", "rollout %.1f, scoring %.1f, "
-	    "%.2f per valid pair", p.rollout_flops / 1e9, p.score_flops / 1e9,
-	    p.pair_flops / 1e9);
-	transitions = (double)(r->lo.steps * r->lo.prompts);
+	    "%.2f per valid pair, %.2f of it by segments",
+	    p.rollout_flops / 1e9, p.score_flops / 1e9, p.pair_flops / 1e9,
+	    p.recompute_flops / 1e9);
 	flops = (double)r->iterations * (p.rollout_flops + p.score_flops +
-	    p.pair_flops * transitions / 2);
+	    p.pair_flops * (double)p.transitions / 2);
 	if (r->check_every > 0)
 		flops += (double)(r->iterations / r->check_every) *
 		    lpo_lpo_check_flops(r->trainer);

@@ -164,6 +164,12 @@ lpo_text_encoders(const lpo_text *m)
 	return m->n;
 }
 
+lpo_backend *
+lpo_text_backend(const lpo_text *m)
+{
+	return m->be;
+}
+
 int64_t
 lpo_text_length(const lpo_text *m)
 {

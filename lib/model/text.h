@@ -16,6 +16,7 @@ int	 lpo_text_open(lpo_ctx *, lpo_backend *, lpo_text **, const char *dir,
 	    enum lpo_dtype);
 void	 lpo_text_free(lpo_text *);
 int	 lpo_text_encoders(const lpo_text *);		/* 1 or 2 */
+lpo_backend *lpo_text_backend(const lpo_text *);
 int64_t	 lpo_text_length(const lpo_text *);		/* tokens, 77 */
 int64_t	 lpo_text_dim(const lpo_text *);		/* context width */
 int64_t	 lpo_text_pooled_dim(const lpo_text *);	/* 0 without pooled */

@@ -53,6 +53,31 @@ out:
 	return rc;
 }
 
+static int
+scorer(lpo_lpo *l, size_t room)
+{
+	/* a device wants more rows at a time than a CPU */
+	int64_t want = strcmp(l->in.be->k->name, "cpu") == 0 ? l->o.prompts :
+	    4 * l->o.prompts, all = l->o.prompts * (l->last - l->first), g;
+	int rc;
+
+	if (l->o.cut.scoring > 0)
+		want = l->o.cut.scoring;
+	want = want < all ? want : all;
+	for (g = want;; g = lpo_fewer_groups(want, g)) {
+		if ((rc = lpo_lrm_scorer_new(l->ctx, &l->scorer, l->in.lrm,
+		    l->o.candidates, g, l->o.h, l->o.w, &l->arena)) < 0)
+			return rc;
+		if (g == 1 || lpo_lrm_scorer_plan(l->scorer)->arena_bytes <=
+		    room)
+			break;
+		lpo_lrm_scorer_free(l->scorer);
+		l->scorer = NULL;
+	}
+	l->score_groups = g;
+	return 0;
+}
+
 /*
  * The networks in one arena.  Rows go up to what fits; results do not
  * depend on them.
@@ -66,45 +91,37 @@ networks(lpo_lpo *l)
 		.dim = l->in.dim, .pooled_dim = l->in.pooled_dim,
 		.guidance = l->o.guidance
 	};
-	int64_t want = l->o.micro_batch ? l->o.micro_batch : l->o.batch, g;
+	const struct lpo_lpo_cut *cut = &l->o.cut;
+	int64_t all = l->o.prompts * (l->last - l->first);
+	int64_t want = l->o.batch < all ? l->o.batch : all;
+	int64_t rollout = l->o.prompts;
+	size_t room = l->o.memory_bytes > 0 ? l->o.memory_bytes : SIZE_MAX;
 	int rc;
 
+	if (cut->pairs > 0 && cut->pairs < want)
+		want = cut->pairs;
+	if (cut->rollout > 0 && cut->rollout < rollout)
+		rollout = cut->rollout;
 	if ((rc = lpo_policy_fit(l->ctx, &l->rollout, l->in.be, l->in.unet,
-	    l->in.dtype, &s, l->o.prompts, l->o.memory_bytes)) < 0)
+	    l->in.dtype, &s, LPO_SEGMENTS_OFF, rollout, room)) < 0)
 		return rc;
 	s.backward = 1;
 	if ((rc = lpo_policy_fit(l->ctx, &l->train, l->in.be, l->in.unet,
-	    l->in.dtype, &s, want, l->o.memory_bytes)) < 0)
+	    l->in.dtype, &s, cut->segments, want, room)) < 0)
 		return rc;
-	/*
-	 * On a GPU a row's last bits may depend on how many there are: as many
-	 * as the policy has, so that ratios begin at exactly 1.
-	 */
+	l->segments = s.segments;
 	s.backward = 0;
 	if (l->in.lora == NULL && (rc = lpo_policy_fit(l->ctx, &l->reference,
-	    l->in.be, l->in.reference, l->in.dtype, &s,
-	    lpo_policy_groups(l->train), l->o.memory_bytes)) < 0)
+	    l->in.be, l->in.reference, l->in.dtype, &s, LPO_SEGMENTS_OFF,
+	    lpo_policy_groups(l->train), room)) < 0)
 		return rc;
-	/* a device wants more rows at a time than a CPU */
-	g = strcmp(l->in.be->k->name, "cpu") == 0 ? l->o.prompts :
-	    4 * l->o.prompts;
-	for (;; g = (g + 1) / 2) {
-		if ((rc = lpo_lrm_scorer_new(l->ctx, &l->scorer, l->in.lrm,
-		    l->o.candidates, g, l->o.h, l->o.w, &l->arena)) < 0)
-			return rc;
-		if (g == 1 || lpo_lrm_scorer_plan(l->scorer)->arena_bytes <=
-		    l->o.memory_bytes)
-			break;
-		lpo_lrm_scorer_free(l->scorer);
-		l->scorer = NULL;
-	}
-	l->score_groups = g;
-	if ((rc = lpo_policy_commit(l->rollout, &l->arena)) < 0 ||
+	if ((rc = scorer(l, room)) < 0 ||
+	    (rc = lpo_policy_commit(l->rollout, &l->arena)) < 0 ||
 	    (rc = lpo_policy_commit(l->train, &l->arena)) < 0 ||
 	    (l->reference != NULL &&
 	    (rc = lpo_policy_commit(l->reference, &l->arena)) < 0))
 		return rc;
-	return 0;
+	return lpo_lrm_scorer_commit(l->scorer);
 }
 
 static void *
@@ -217,23 +234,30 @@ lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
 	int64_t T = l->o.steps, P = l->o.prompts, K = l->o.candidates;
 
 	memset(p, 0, sizeof(*p));
-	p->rollout_groups = lpo_policy_groups(l->rollout);
-	p->micro_batch = lpo_policy_groups(l->train);
-	p->score_groups = l->score_groups;
+	p->cut.rollout = lpo_policy_groups(l->rollout);
+	p->cut.pairs = lpo_policy_groups(l->train);
+	p->cut.scoring = l->score_groups;
+	p->cut.segments = l->segments ? LPO_SEGMENTS_ON : LPO_SEGMENTS_OFF;
 	p->activation_bytes = r->arena_bytes;
 	if (t->arena_bytes > p->activation_bytes)
 		p->activation_bytes = t->arena_bytes;
 	if (s->arena_bytes > p->activation_bytes)
 		p->activation_bytes = s->arena_bytes;
-	p->host_bytes = sizeof(float) * (size_t)l->count *
-	    (size_t)((2 * T + 1) * P + l->score_groups * K +
-	    6 * p->micro_batch);
-	p->rollout_flops = r->fwd_flops / (double)p->rollout_groups *
-	    (double)(T * P);
+	p->state_bytes = sizeof(float) * (size_t)((2 * T + 1) * P * l->count +
+	    T * P * K);
+	p->host_bytes = p->state_bytes + sizeof(float) * (size_t)l->count *
+	    (size_t)(l->score_groups * K + 6 * p->cut.pairs);
+	p->text_bytes = (size_t)(P < l->in.prompts ? P : l->in.prompts) *
+	    (size_t)(lpo_policy_texts_row_bytes(l->in.texts) +
+	    lpo_lrm_texts_row_bytes(l->in.lrm_texts));
+	p->transitions = (l->last - l->first) * P;
+	p->rollout_flops = r->fwd_flops / (double)p->cut.rollout *
+	    (double)(l->last * P);
 	p->score_flops = s->fwd_flops / (double)l->score_groups *
 	    (double)((l->last - l->first) * P);
 	p->pair_flops = (2 * t->fwd_flops + t->bwd_flops +
-	    t->recompute_flops) / (double)p->micro_batch;
+	    t->recompute_flops) / (double)p->cut.pairs;
+	p->recompute_flops = t->recompute_flops / (double)p->cut.pairs;
 	if (l->reference != NULL &&
 	    lpo_policy_plan(l->reference)->arena_bytes > p->activation_bytes)
 		p->activation_bytes =
@@ -399,7 +423,7 @@ train_batch(lpo_lpo *l, int64_t b)
 	return update(l, &sum, from, n);
 }
 
-/* Sums to means; the next iteration. */
+/* Sums to means; the texts of its prompts are done with; the next iteration. */
 static void
 finish(lpo_lpo *l)
 {
@@ -412,6 +436,8 @@ finish(lpo_lpo *l)
 	r->ratio_lose /= n;
 	r->clipped_win /= n;
 	r->clipped_lose /= n;
+	lpo_policy_texts_drop(l->in.texts);
+	lpo_lrm_texts_drop(l->in.lrm_texts);
 	r->grad_norm /= r->batches > 0 ? (double)r->batches : NAN;
 	if (l->first_spread == 0 && isfinite(r->score_spread))
 		l->first_spread = r->score_spread;

@@ -24,6 +24,17 @@
 #include "lib/train/policy.h"
 #include "lib/train/snapshot.h"
 
+/*
+ * How the work is cut up to fit into memory: prompts of an evaluation in the
+ * rollout, pairs of one in training, transitions of a scoring chunk, and
+ * whether backward uses checkpointed segments.  0: to be chosen.  On the CPU
+ * no result depends on it; on a device the last bits of one may.
+ */
+struct lpo_lpo_cut {
+	int64_t rollout, pairs, scoring;
+	enum lpo_segments segments;
+};
+
 struct lpo_lpo_options {
 	uint64_t seed;
 	int64_t h, w;			/* latent */
@@ -32,7 +43,7 @@ struct lpo_lpo_options {
 	int64_t candidates;		/* K, 4 */
 	int64_t prompts;		/* per iteration */
 	int64_t batch;			/* pairs per optimiser step */
-	int64_t micro_batch;		/* pairs per evaluation; 0: what fits */
+	struct lpo_lpo_cut cut;		/* numbers given: at most these */
 	int64_t t_lo, t_hi;		/* only steps with t in lo .. hi count */
 	double eta, guidance;
 	struct lpo_threshold threshold;
@@ -40,7 +51,7 @@ struct lpo_lpo_options {
 	int real_timestep;		/* score candidates at their own t */
 	struct lpo_adamw adamw;		/* lr, betas, eps, decay */
 	double max_grad_norm;		/* 0: off, as the official run */
-	size_t memory_bytes;		/* for activations */
+	size_t memory_bytes;		/* for activations; 0: no limit */
 	/* lpo_lpo_check(): the texts check_first .. + check_prompts - 1 */
 	int64_t check_first, check_prompts;
 };
@@ -93,11 +104,15 @@ int	 lpo_lpo_new(lpo_ctx *, lpo_lpo **, const struct lpo_lpo_parts *,
 void	 lpo_lpo_free(lpo_lpo *);
 
 struct lpo_lpo_plan {
-	int64_t rollout_groups, micro_batch, score_groups;
+	struct lpo_lpo_cut cut;		/* as chosen, nothing 0 or AUTO */
 	size_t activation_bytes;	/* the largest of the three */
 	size_t host_bytes;		/* rollouts and staging */
+	size_t state_bytes;		/* of them, what a saved state has */
+	size_t text_bytes;	/* rows of an iteration's prompts */
+	int64_t transitions;		/* per iteration, at most all valid */
 	double rollout_flops, score_flops;	/* per iteration */
 	double pair_flops;		/* reference + policy + backward */
+	double recompute_flops;		/* of them, by segments */
 };
 void	 lpo_lpo_plan(const lpo_lpo *, struct lpo_lpo_plan *);
 

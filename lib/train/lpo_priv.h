@@ -22,6 +22,7 @@ struct lpo_lpo {
 	lpo_policy *reference;		/* NULL: train with LoRA off */
 	lpo_lrm_scorer *scorer;
 	int64_t score_groups;
+	int segments;
 	lpo_arena arena;
 
 	/* state: saved */

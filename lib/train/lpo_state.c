@@ -43,8 +43,9 @@ lpo_lpo_save(lpo_lpo *l, lpo_snap *s)
 	char *text = NULL;
 	int rc = LPO_ENOMEM;
 
-	j = json_pack("{sI sI sI sI si sf sf}", "iteration",
+	j = json_pack("{sI sI sI sI sI si sf sf}", "iteration",
 	    (json_int_t)l->iteration, "index", (json_int_t)l->index,
+	    "score_groups", (json_int_t)l->score_groups,
 	    "optimiser_step", (json_int_t)l->optimiser_step, "bad_in_a_row",
 	    (json_int_t)l->bad_in_a_row, "phase", (int)l->phase,
 	    "threshold_scale", l->th.scale, "first_spread", l->first_spread);
@@ -69,21 +70,22 @@ static int
 counters(lpo_lpo *l, const lpo_snap *s)
 {
 	json_t *j = json_loads(lpo_snap_counters(s), 0, NULL);
-	json_int_t it, ix, step, bad;
+	json_int_t it, ix, step, bad, chunk = l->score_groups;
 	double scale, spread;
 	int phase, rc;
 
-	rc = json_unpack(j, "{sI sI sI sI si sF sF}", "iteration", &it,
-	    "index", &ix, "optimiser_step", &step, "bad_in_a_row", &bad,
+	rc = json_unpack(j, "{sI sI s?I sI sI si sF sF}", "iteration", &it,
+	    "index", &ix, "score_groups", &chunk, "optimiser_step", &step, "bad_in_a_row", &bad,
 	    "phase", &phase, "threshold_scale", &scale, "first_spread",
 	    &spread);
 	json_decref(j);
-	if (rc < 0 || it < 0 || ix < 0 || step < 0 || bad < 0 ||
+	if (rc < 0 || it < 0 || ix < 0 || step < 0 || bad < 0 || chunk < 1 ||
 	    phase < LPO_PH_ROLLOUT || phase > LPO_PH_TRAIN)
 		return lpo_fail(l->ctx, LPO_EFORMAT,
 		    "the saved state's counters make no sense");
 	l->iteration = it;
-	l->index = ix;
+	/* chunks of another size: what a whole one of ours has is kept */
+	l->index = phase == LPO_PH_SCORE ? ix * chunk / l->score_groups : ix;
 	l->optimiser_step = step;
 	l->bad_in_a_row = bad;
 	l->phase = (enum lpo_lpo_phase)phase;

@@ -324,6 +324,23 @@ lpo_lrm_batch_scores(lpo_lrm_batch *b, float *score)
 	return rc;
 }
 
+int
+lpo_lrm_batch_try(lpo_ctx *c, lpo_lrm *m, const int64_t shape[3], int64_t n)
+{
+	const int32_t *const none[2] = { NULL, NULL };
+	lpo_lrm_scorer *s = NULL;
+	lpo_lrm_texts *x = NULL;
+	int rc;
+
+	if ((rc = lpo_lrm_scorer_new(c, &s, m, 2, GROUPS, shape[1], shape[2],
+	    NULL)) == 0 && (rc = lpo_lrm_texts_new_ids(c, &x, m, none,
+	    n < CHUNK ? n : CHUNK)) == 0)
+		rc = lpo_lrm_scorer_commit(s);
+	lpo_lrm_texts_free(x);
+	lpo_lrm_scorer_free(s);
+	return rc;
+}
+
 /* ------------------------------------------------------------- agreement */
 
 /* Wilson's interval: right also near 0, 1 and for few pairs. */

@@ -39,6 +39,13 @@ const char *lpo_lrm_batch_key(const lpo_lrm_batch *, int64_t i);
 /* score[count * 2] of all pairs, by the model as it is now. */
 int	 lpo_lrm_batch_scores(lpo_lrm_batch *, float *score);
 
+/*
+ * What that takes for n pairs, taken and given back; on a backend that only
+ * counts.
+ */
+int	 lpo_lrm_batch_try(lpo_ctx *, lpo_lrm *, const int64_t shape[3],
+	    int64_t n);
+
 /* Agreement with the labels; ties have no say, equal scores are wrong. */
 struct lpo_lrm_rate {
 	int64_t t;		/* timestep; -1: all, -2: two timesteps */

@@ -167,6 +167,20 @@ chunk(lpo_lrm_scorer *s, float *score, float *visual, const lpo_lrm_texts *x,
 }
 
 int
+lpo_lrm_scorer_commit(lpo_lrm_scorer *s)
+{
+	int rc;
+
+	if (s->committed)
+		return 0;
+	if ((s->host_t == NULL && (rc = buffers(s)) < 0) ||
+	    (rc = lpo_tape_commit(s->tape, s->arena)) < 0)
+		return rc;
+	s->committed = 1;
+	return 0;
+}
+
+int
 lpo_lrm_scorer_score(lpo_lrm_scorer *s, float *score, float *visual,
     const lpo_lrm_texts *x, const float *latent, const int64_t *prompt,
     const int64_t *t, int64_t groups)
@@ -180,12 +194,8 @@ lpo_lrm_scorer_score(lpo_lrm_scorer *s, float *score, float *visual,
 			return lpo_fail(s->ctx, LPO_EINVAL,
 			    "prompt %lld of %lld", (long long)prompt[g],
 			    (long long)x->n);
-	if (!s->committed) {
-		if ((s->host_t == NULL && (rc = buffers(s)) < 0) ||
-		    (rc = lpo_tape_commit(s->tape, s->arena)) < 0)
-			return rc;
-		s->committed = 1;
-	}
+	if ((rc = lpo_lrm_scorer_commit(s)) < 0)
+		return rc;
 	for (g = 0; g < groups; g += n) {
 		n = groups - g < s->groups ? groups - g : s->groups;
 		if ((rc = chunk(s, score + g * r, visual == NULL ? NULL :

@@ -21,6 +21,8 @@ typedef struct lpo_lrm_scorer lpo_lrm_scorer;
 int	 lpo_lrm_scorer_new(lpo_ctx *, lpo_lrm_scorer **, lpo_lrm *,
 	    int64_t rows, int64_t groups, int64_t h, int64_t w, lpo_arena *);
 void	 lpo_lrm_scorer_free(lpo_lrm_scorer *);
+/* Take its memory now and not at the first score. */
+int	 lpo_lrm_scorer_commit(lpo_lrm_scorer *);
 /* Memory and FLOPs of one chunk, known after lpo_lrm_scorer_new(). */
 const struct lpo_plan *lpo_lrm_scorer_plan(const lpo_lrm_scorer *);
 
@@ -41,6 +43,10 @@ int	 lpo_lrm_texts_new_ids(lpo_ctx *, lpo_lrm_texts **, lpo_lrm *,
 	    const int32_t *const ids[2], int64_t n);
 void	 lpo_lrm_texts_free(lpo_lrm_texts *);
 int64_t	 lpo_lrm_texts_count(const lpo_lrm_texts *);
+/* As lpo_policy_texts_drop(). */
+void	 lpo_lrm_texts_drop(const lpo_lrm_texts *);
+/* Bytes a prompt's row takes. */
+int64_t	 lpo_lrm_texts_row_bytes(const lpo_lrm_texts *);
 /* T of a prompt, feature_dim floats, not normalised. */
 const float *lpo_lrm_texts_feature(const lpo_lrm_texts *, int64_t prompt);
 

@@ -3,19 +3,22 @@
 #include <sys/mman.h>
 
 #include "lib/base/file.h"
+#include "lib/nn/dry.h"
 #include "lib/train/lrm_score_priv.h"
 
 #define BATCH 16
 #define HEAP_BYTES ((size_t)64 << 20)	/* more goes to a mapped file */
 
 static int
-rows_new(lpo_ctx *c, lpo_lrm_texts *x)
+rows_new(lpo_ctx *c, lpo_lrm_texts *x, const lpo_lrm *m)
 {
 	x->bytes = (size_t)((x->n + 1) * x->row) * sizeof(float);
 	if (x->bytes <= HEAP_BYTES) {
 		x->rows = lpo_alloc(c, x->bytes, 1);
 		return x->rows == NULL ? LPO_ENOMEM : 0;
 	}
+	if (lpo_dry_is(lpo_lrm_backend(m)))
+		return 0;
 	x->mapped = 1;
 	return lpo_map_scratch(c, (void **)&x->rows, x->bytes);
 }
@@ -30,6 +33,19 @@ lpo_lrm_texts_free(lpo_lrm_texts *x)
 	else
 		lpo_free(x->rows);
 	lpo_free(x);
+}
+
+void
+lpo_lrm_texts_drop(const lpo_lrm_texts *x)
+{
+	if (x->mapped)
+		lpo_map_drop(x->rows, x->bytes);
+}
+
+int64_t
+lpo_lrm_texts_row_bytes(const lpo_lrm_texts *x)
+{
+	return x->row * (int64_t)sizeof(float);
 }
 
 struct encoder {
@@ -152,6 +168,7 @@ encode_all(struct encoder *e, lpo_lrm_texts *x, const int32_t *const ids[2])
 		n = x->n - i < BATCH ? x->n - i : BATCH;
 		if ((rc = encode(e, x, at, i, n)) < 0)
 			return rc;
+		lpo_lrm_texts_drop(x);
 	}
 	return lpo_lrm_copies(e->m) == 2 ? encode_empty(e, x) : 0;
 }
@@ -176,9 +193,10 @@ lpo_lrm_texts_new_ids(lpo_ctx *c, lpo_lrm_texts **out, lpo_lrm *m,
 	x->pooled = lpo_lrm_pooled_dim(m);
 	x->feature = lpo_lrm_feature_dim(m);
 	x->row = x->context + x->pooled + x->feature;
-	if ((rc = rows_new(c, x)) < 0 || (rc = lpo_lrm_load_text(m)) < 0 ||
+	if ((rc = rows_new(c, x, m)) < 0 || (rc = lpo_lrm_load_text(m)) < 0 ||
 	    (rc = encoder_new(c, &e, x)) < 0 ||
-	    (rc = encode_all(&e, x, ids)) < 0)
+	    (!lpo_dry_is(lpo_lrm_backend(m)) &&
+	    (rc = encode_all(&e, x, ids)) < 0))
 		goto out;
 	*out = x;
 	x = NULL;

@@ -236,8 +236,8 @@ empty_backward(lpo_lrm_trainer *r)
 	return lpo_tape_backward(r->empty);
 }
 
-static int
-get_ready(lpo_lrm_trainer *r)
+int
+lpo_lrm_trainer_commit(lpo_lrm_trainer *r)
 {
 	int rc;
 
@@ -320,7 +320,7 @@ lpo_lrm_trainer_grads(lpo_lrm_trainer *r, struct lpo_lrm_step *out,
 		return lpo_fail(r->ctx, LPO_EINVAL, "%lld pairs for a batch "
 		    "of %lld", (long long)n, (long long)r->o.batch);
 	prepare(r, p, n);
-	if ((rc = get_ready(r)) < 0 || (rc = zero_grads(r)) < 0 ||
+	if ((rc = lpo_lrm_trainer_commit(r)) < 0 || (rc = zero_grads(r)) < 0 ||
 	    (r->empty != NULL && (rc = empty_forward(r)) < 0) ||
 	    (rc = run_batch(r, p, n, s, &loss, &ds, &y)) < 0 ||
 	    (r->empty != NULL && !r->o.freeze_text &&

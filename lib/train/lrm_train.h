@@ -9,6 +9,7 @@
 
 #include "lib/train/lrm.h"
 #include "lib/train/lrm_loss.h"
+#include "lib/train/policy.h"
 #include "lib/train/snapshot.h"
 
 enum lpo_lr_schedule {
@@ -24,8 +25,9 @@ int	 lpo_lr_schedule_parse(const char *);	/* -1: no such schedule */
 
 struct lpo_lrm_train_opts {
 	int64_t batch;		/* pairs per optimiser step */
-	int64_t micro_batch;	/* pairs at a time; 0: chosen by memory */
-	size_t memory_bytes;	/* for that choice; 0: no limit */
+	int64_t micro_batch;	/* pairs at a time, at most; 0: what fits */
+	enum lpo_segments segments;	/* as lpo_policy_fit() has them */
+	size_t memory_bytes;	/* for activations; 0: no limit */
 	int64_t steps, warmup;
 	double lr, weight_decay, max_grad_norm;	/* 1e-5, 0.3, 1.0 */
 	enum lpo_lr_schedule schedule;
@@ -57,10 +59,12 @@ struct lpo_lrm_step {
 
 struct lpo_lrm_train_plan {
 	int64_t micro_batch, passes;	/* passes 2: batch, both */
+	enum lpo_segments segments;	/* ON or OFF */
 	size_t arena_bytes;		/* activations, gradients, scratch */
 	size_t state_bytes;		/* master, gradient, moments */
 	size_t weight_bytes;
 	double step_flops;
+	double recompute_flops;		/* of them, by segments */
 	int64_t parameters;
 };
 
@@ -72,6 +76,13 @@ typedef struct lpo_lrm_trainer lpo_lrm_trainer;
  */
 int	 lpo_lrm_trainer_new(lpo_ctx *, lpo_lrm_trainer **, lpo_lrm *,
 	    const struct lpo_lrm_train_opts *);
+/*
+ * Load both parts and make them trainable, encoders only without freeze_text;
+ * lpo_lrm_trainer_new() does that where it has not been done.
+ */
+int	 lpo_lrm_prepare(lpo_lrm *, int freeze_text);
+/* All the memory a step will take, now. */
+int	 lpo_lrm_trainer_commit(lpo_lrm_trainer *);
 void	 lpo_lrm_trainer_free(lpo_lrm_trainer *);
 void	 lpo_lrm_trainer_plan(const lpo_lrm_trainer *,
 	    struct lpo_lrm_train_plan *);

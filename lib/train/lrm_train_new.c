@@ -44,32 +44,47 @@ micro_free(struct lpo_lrm_micro *u)
 	memset(u, 0, sizeof(*u));
 }
 
-/*
- * The largest micro-batch that fits, by halves; if none does, one pair at a
- * time with recomputation.
- */
+/* The largest micro-batch that fits; full.groups 0: not even one pair does. */
+static int
+fit_micro(lpo_lrm_trainer *r, int64_t want, size_t room, size_t *need)
+{
+	int64_t g = want;
+	int rc;
+
+	for (;; g = lpo_fewer_groups(want, g)) {
+		if ((rc = micro_new(r, &r->full, g)) < 0)
+			return rc;
+		*need = r->full.plan.arena_bytes;
+		if (*need <= room)
+			return 0;
+		micro_free(&r->full);
+		if (g == 1)
+			return 0;
+	}
+}
+
+/* The rule of lpo_policy_fit(). */
 static int
 choose_micro(lpo_lrm_trainer *r)
 {
-	int64_t g = r->o.micro_batch > 0 ? r->o.micro_batch : r->o.batch;
-	size_t taken = r->plan.weight_bytes + r->plan.state_bytes;
-	size_t limit = r->o.memory_bytes;
-	int rc, tries = 0;
+	int64_t want = r->o.micro_batch > 0 &&
+	    r->o.micro_batch < r->o.batch ? r->o.micro_batch : r->o.batch;
+	size_t room = r->o.memory_bytes > 0 ? r->o.memory_bytes : SIZE_MAX;
+	int on = r->o.segments == LPO_SEGMENTS_ON, rc;
+	size_t need;
 
-	if (g > r->o.batch)
-		g = r->o.batch;
-	for (;; g = (g + 1) / 2) {
-		micro_free(&r->full);
-		if ((rc = micro_new(r, &r->full, g)) < 0)
-			return rc;
-		if (r->o.micro_batch > 0 || limit == 0 || tries > 0 ||
-		    r->full.plan.arena_bytes + taken <= limit)
-			return 0;
-		if (g == 1) {
-			lpo_lrm_set_checkpoint(r->m, 1);
-			tries++;
-		}
+	lpo_lrm_set_checkpoint(r->m, on);
+	rc = fit_micro(r, want, room, &need);
+	if (rc == 0 && r->full.groups == 0 &&
+	    r->o.segments == LPO_SEGMENTS_AUTO) {
+		lpo_lrm_set_checkpoint(r->m, on = 1);
+		rc = fit_micro(r, want, room, &need);
 	}
+	r->plan.segments = on ? LPO_SEGMENTS_ON : LPO_SEGMENTS_OFF;
+	if (rc < 0 || r->full.groups > 0)
+		return rc;
+	return lpo_fail(r->ctx, LPO_ENOMEM, "one pair needs %zu MiB for "
+	    "activations and --memory leaves %zu MiB", need >> 20, room >> 20);
 }
 
 static int
@@ -92,26 +107,43 @@ empty_new(lpo_lrm_trainer *r)
 
 /* ------------------------------------------------------------- life cycle */
 
-static int
-make_trainable(lpo_lrm_trainer *r)
+int
+lpo_lrm_prepare(lpo_lrm *m, int freeze_text)
 {
 	struct lpo_lrm_set set[4];
+	int i, n, rc;
+
+	if ((rc = lpo_lrm_load_unet(m)) < 0 ||
+	    (rc = lpo_lrm_load_text(m)) < 0)
+		return rc;
+	n = lpo_lrm_sets(m, set);
+	for (i = 0; i < n; i++)
+		if (!(freeze_text && strncmp(set[i].name, "text", 4) == 0) &&
+		    (rc = lpo_params_train_all(set[i].params)) < 0)
+			return rc;
+	return 0;
+}
+
+/* Parameters that are trained, bytes of weights, and of what trains them. */
+static void
+sizes(lpo_lrm_trainer *r)
+{
+	struct lpo_lrm_set set[4];
+	const lpo_param *p;
 	int64_t k;
-	int i, n = lpo_lrm_sets(r->m, set), rc;
+	int i, n = lpo_lrm_sets(r->m, set);
 
 	for (i = 0; i < n; i++) {
-		r->plan.weight_bytes += (size_t)set[i].params->bytes;
-		if (r->o.freeze_text && strncmp(set[i].name, "text", 4) == 0)
-			continue;
-		if ((rc = lpo_params_train_all(set[i].params)) < 0)
-			return rc;
-		for (k = 0; k < set[i].params->n; k++)
-			r->plan.parameters += set[i].params->p[k]->count;
-	}
-	for (i = 0; i < n; i++)
 		r->plan.state_bytes += (size_t)set[i].params->bytes;
+		for (k = 0; k < set[i].params->n; k++) {
+			p = set[i].params->p[k];
+			r->plan.weight_bytes += (size_t)p->count *
+			    lpo_dtype_bytes(p->dtype);
+			if (p->grad != NULL)
+				r->plan.parameters += p->count;
+		}
+	}
 	r->plan.state_bytes -= r->plan.weight_bytes;
-	return 0;
 }
 
 static void *
@@ -168,6 +200,9 @@ make_plan(lpo_lrm_trainer *r)
 	const struct lpo_plan *f = &r->full.plan, *e = &r->rest.plan;
 	double times = (double)(r->o.batch / r->full.groups);
 
+
+	r->plan.recompute_flops = times * f->recompute_flops +
+	    e->recompute_flops;
 	r->plan.micro_batch = r->full.groups;
 	r->plan.passes = r->o.criterion == LPO_LRM_PAIR ||
 	    r->full.groups == r->o.batch ? 1 : 2;
@@ -200,10 +235,10 @@ lpo_lrm_trainer_new(lpo_ctx *c, lpo_lrm_trainer **out, lpo_lrm *m,
 	r->pooled = lpo_lrm_pooled_dim(m);
 	r->dim = lpo_lrm_feature_dim(m);
 	r->count = o->h * o->w * lpo_lrm_cfg(m)->latent_channels;
-	if ((rc = lpo_lrm_load_unet(m)) < 0 ||
-	    (rc = lpo_lrm_load_text(m)) < 0 ||
-	    (rc = make_trainable(r)) < 0 || (rc = choose_micro(r)) < 0)
+	if ((rc = lpo_lrm_prepare(m, o->freeze_text)) < 0 ||
+	    (rc = choose_micro(r)) < 0)
 		goto out;
+	sizes(r);
 	left = o->batch % r->full.groups;
 	if ((left > 0 && (rc = micro_new(r, &r->rest, left)) < 0) ||
 	    (rc = buffers(r)) < 0 ||

@@ -21,6 +21,18 @@ piece(const lpo_params *ps, int64_t first, int64_t *count)
 	return i - first;
 }
 
+int64_t
+lpo_param_state_bytes(const lpo_params *ps)
+{
+	int64_t first, n, count, most = 0;
+
+	for (first = 0; first < ps->n; first += n) {
+		n = piece(ps, first, &count);
+		most = count > most ? count : most;
+	}
+	return most * (int64_t)sizeof(float);
+}
+
 static int
 each(lpo_params *ps, lpo_snap *snap, const char *name, int save)
 {

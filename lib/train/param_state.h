@@ -12,5 +12,7 @@
 /* Blobs NAME-0000, NAME-0001, ... of all trainable parameters, in order. */
 int	 lpo_param_state_save(lpo_params *, lpo_snap *, const char *name);
 int	 lpo_param_state_restore(lpo_params *, lpo_snap *, const char *name);
+/* Bytes of memory that takes: the largest blob. */
+int64_t	 lpo_param_state_bytes(const lpo_params *);
 
 #endif

@@ -5,6 +5,7 @@
 #include <sys/mman.h>
 
 #include "lib/base/file.h"
+#include "lib/nn/dry.h"
 
 /* ----------------------------------------------------------------- texts */
 
@@ -12,6 +13,7 @@ struct lpo_policy_texts {
 	int64_t n, row, pooled;	/* floats per prompt: context, pooled */
 	float *map;		/* n + 1 rows of row + pooled; last: uncond */
 	size_t bytes;
+	const lpo_backend *be;
 };
 
 static float *
@@ -34,7 +36,7 @@ encode_some(lpo_ctx *c, lpo_policy_texts *x, lpo_text *text,
 	if (ctx == NULL || pool == NULL)
 		goto out;
 	if ((rc = lpo_text_encode(text, ctx, x->pooled > 0 ? pool : NULL,
-	    prompts, n)) < 0)
+	    prompts, n)) < 0 || lpo_dry_is(x->be))
 		goto out;
 	for (i = 0; i < n; i++) {
 		memcpy(row_of(x, first + i), ctx + i * x->row,
@@ -52,7 +54,7 @@ int
 lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
     const char *const *prompts, int64_t n)
 {
-	enum { CHUNK = 256 };
+	enum { CHUNK = 64 };
 	static const char *const empty[] = { "" };
 	lpo_policy_texts *x;
 	int64_t i, some;
@@ -62,6 +64,7 @@ lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
 	if ((x = lpo_alloc(c, 1, sizeof(*x))) == NULL)
 		return LPO_ENOMEM;
 	x->n = n;
+	x->be = lpo_text_backend(text);
 	x->row = lpo_text_length(text) * lpo_text_dim(text);
 	x->pooled = lpo_text_pooled_dim(text);
 	x->bytes = (size_t)(n + 1) * (size_t)(x->row + x->pooled) *
@@ -73,6 +76,9 @@ lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
 			rc = lpo_fail(c, LPO_ESTOP, "stopped");
 		else
 			rc = encode_some(c, x, text, prompts + i, i, some);
+		lpo_policy_texts_drop(x);
+		if (lpo_dry_is(x->be))
+			break;		/* the next would be like it */
 	}
 	/* SDXL's unconditional row stays zero, as the file is */
 	if (rc == 0 && !lpo_text_zero_uncond(text))
@@ -93,6 +99,18 @@ lpo_policy_texts_free(lpo_policy_texts *x)
 	if (x->map != NULL)
 		munmap(x->map, x->bytes);
 	lpo_free(x);
+}
+
+int64_t
+lpo_policy_texts_row_bytes(const lpo_policy_texts *x)
+{
+	return (x->row + x->pooled) * (int64_t)sizeof(float);
+}
+
+void
+lpo_policy_texts_drop(const lpo_policy_texts *x)
+{
+	lpo_map_drop(x->map, x->bytes);
 }
 
 int64_t
@@ -196,6 +214,7 @@ lpo_policy_new(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
 		    6 * cfg->add_time_dim, LPO_F32, 0);
 		fill_time_ids(p);
 	}
+	lpo_unet_set_checkpoint(unet, s->backward && s->segments);
 	p->out = lpo_unet_fwd(t, unet, &p->in);
 	lpo_output(t, p->out, s->backward);
 	if ((rc = lpo_tape_plan(t, s->backward, &p->plan)) < 0)
@@ -240,26 +259,56 @@ lpo_policy_commit(lpo_policy *p, lpo_arena *arena)
 	return lpo_tape_commit(p->tape, arena);
 }
 
-int
-lpo_policy_fit(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
-    enum lpo_dtype dt, struct lpo_policy_shape *s, int64_t want, size_t bytes)
+int64_t
+lpo_fewer_groups(int64_t want, int64_t g)
 {
-	size_t need;
+	int64_t times = (want + g - 2) / (g - 1);
+
+	return (want + times - 1) / times;
+}
+
+/* The largest that fits, *out NULL where not even one group does. */
+static int
+fit_groups(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
+    enum lpo_dtype dt, struct lpo_policy_shape *s, int64_t want, size_t bytes,
+    size_t *need)
+{
 	int rc;
 
-	for (s->groups = want;; s->groups = (s->groups + 1) / 2) {
+	for (s->groups = want;;) {
 		if ((rc = lpo_policy_new(c, out, be, unet, dt, s)) < 0)
 			return rc;
-		need = (*out)->plan.arena_bytes;
-		if (need <= bytes)
+		*need = (*out)->plan.arena_bytes;
+		if (*need <= bytes)
 			return 0;
 		lpo_policy_free(*out);
 		*out = NULL;
 		if (s->groups == 1)
-			return lpo_fail(c, LPO_ENOMEM, "one pair needs %zu MiB "
-			    "for activations and --memory leaves %zu MiB",
-			    need >> 20, bytes >> 20);
+			return 0;
+		s->groups = lpo_fewer_groups(want, s->groups);
 	}
+}
+
+int
+lpo_policy_fit(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
+    enum lpo_dtype dt, struct lpo_policy_shape *s, enum lpo_segments segments,
+    int64_t want, size_t bytes)
+{
+	size_t need;
+	int rc;
+
+	s->segments = s->backward && segments == LPO_SEGMENTS_ON;
+	rc = fit_groups(c, out, be, unet, dt, s, want, bytes, &need);
+	if (rc == 0 && *out == NULL && s->backward &&
+	    segments == LPO_SEGMENTS_AUTO) {
+		s->segments = 1;
+		rc = fit_groups(c, out, be, unet, dt, s, want, bytes, &need);
+	}
+	if (rc < 0 || *out != NULL)
+		return rc;
+	return lpo_fail(c, LPO_ENOMEM, "one %s needs %zu MiB for activations "
+	    "and --memory leaves %zu MiB", s->backward ? "pair" : "prompt",
+	    need >> 20, bytes >> 20);
 }
 
 /* Latents, timesteps and texts of n groups; the rest repeat the last. */

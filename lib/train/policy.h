@@ -23,6 +23,9 @@ int	 lpo_policy_texts_new(lpo_ctx *, lpo_policy_texts **, lpo_text *text,
 void	 lpo_policy_texts_free(lpo_policy_texts *);
 int64_t	 lpo_policy_texts_count(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_bytes(const lpo_policy_texts *);
+int64_t	 lpo_policy_texts_row_bytes(const lpo_policy_texts *);
+/* Rows touched so far go back to the file: no longer this process's memory. */
+void	 lpo_policy_texts_drop(const lpo_policy_texts *);
 
 /* ---- the network */
 
@@ -32,12 +35,13 @@ typedef struct lpo_policy lpo_policy;
  * `groups` latents [h, w, c] in one evaluation.  guidance 1: one row each,
  * else two.  size_px: the picture's height and width, for SDXL's time ids.
  * length, dim and pooled are the text's.  backward 1: lpo_policy_backward()
- * may be called.  Not yet committed: lpo_policy_plan() first.
+ * may be called; segments 1: it walks checkpointed segments again instead of
+ * keeping what they made.  Not yet committed: lpo_policy_plan() first.
  */
 struct lpo_policy_shape {
 	int64_t groups, h, w, height_px, width_px, length, dim, pooled_dim;
 	double guidance;
-	int backward;
+	int backward, segments;
 };
 int	 lpo_policy_new(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
 	    enum lpo_dtype, const struct lpo_policy_shape *);
@@ -45,13 +49,23 @@ void	 lpo_policy_free(lpo_policy *);
 const struct lpo_plan *lpo_policy_plan(const lpo_policy *);
 int64_t	 lpo_policy_groups(const lpo_policy *);
 int	 lpo_policy_commit(lpo_policy *, lpo_arena *);
+
+/* Whether backward uses checkpointed segments. */
+enum lpo_segments { LPO_SEGMENTS_AUTO, LPO_SEGMENTS_ON, LPO_SEGMENTS_OFF };
 /*
  * The largest number of groups <= want whose plan fits into `bytes`, as a
  * policy not yet committed; LPO_ENOMEM, with what one group needs, if none.
+ * Segments cost one more forward, so with AUTO they are for a backward of
+ * which not one group fits without them.  s->segments is set.
  */
 int	 lpo_policy_fit(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
-	    enum lpo_dtype, struct lpo_policy_shape *, int64_t want,
-	    size_t bytes);
+	    enum lpo_dtype, struct lpo_policy_shape *, enum lpo_segments,
+	    int64_t want, size_t bytes);
+/*
+ * What to try after g groups of `want`: the next smaller number that shares
+ * them out evenly, so that the last evaluation is not half empty.  g > 1.
+ */
+int64_t	 lpo_fewer_groups(int64_t want, int64_t g);
 
 /*
  * out[n, h*w*c] = u + guidance (c - u) of the first n <= groups latents x at

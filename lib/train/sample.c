@@ -133,7 +133,7 @@ plan_policy(lpo_sampler *s)
 	want = want < 1 ? 1 : want > 64 && s->o.batch == 0 ? 64 : want;
 	want = want > all ? all : want;
 	if ((rc = lpo_policy_fit(s->ctx, &s->policy, s->be, s->unet, s->dt,
-	    &p, want, room)) != 0)
+	    &p, LPO_SEGMENTS_OFF, want, room)) != 0)
 		return rc;
 	s->batch = lpo_policy_groups(s->policy);
 	return lpo_policy_commit(s->policy, &s->arena);

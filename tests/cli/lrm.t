@@ -74,6 +74,16 @@ lrm -o "$dir/b" -j 1 --micro-batch 1 "$pairs"
 same "$dir/a" "$dir/b" "micro-batch 1, one thread: the same bytes"
 lrm -o "$dir/c/" -j 2 --micro-batch 3 "$pairs"
 same "$dir/a" "$dir/c" "micro-batch 3, two threads: the same bytes"
+lrm -o "$dir/c1/" --segments on "$pairs"
+same "$dir/a" "$dir/c1" "checkpointed segments: the same bytes"
+lrm -o "$dir/c2/" --memory 1M "$pairs"
+is $? 1 "a run that does not fit is refused"
+grep -q "needs .* MiB (weights .* --memory allows 1 MiB; what would make it \
+fit: --memory" "$dir/err" && test ! -e "$dir/c2" && test ! -e "$dir/c2.state"
+ok $? "with what it needs and what would make it fit, and leaves nothing"
+lrm -o "$dir/c2/" --memory \
+    "$(sed 's/.*needs \([0-9]*\) MiB.*/\1/' "$dir/err")M" "$pairs"
+same "$dir/a" "$dir/c2" "with that it runs, to the same bytes"
 
 cat "$pairs" | lrm -o "$dir/p"
 ok $? "train from a pipe"

@@ -31,6 +31,9 @@ same "$dir/a.safetensors" "$dir/b.safetensors" \
 quiet -j 3 --micro-batch 4 -o "$dir/c.safetensors"
 same "$dir/a.safetensors" "$dir/c.safetensors" \
     "three threads and four pairs at a time: the same bytes"
+quiet --segments on --micro-batch 3 -o "$dir/seg.safetensors"
+same "$dir/a.safetensors" "$dir/seg.safetensors" \
+    "checkpointed segments: the same bytes"
 quiet --seed 7 -o "$dir/d.safetensors"
 test -s "$dir/d.safetensors" &&
     ! cmp -s "$dir/a.safetensors" "$dir/d.safetensors"
@@ -65,6 +68,20 @@ while [ $k -le 5 ]; do
 	    "killed ($k) and run again: the same bytes"
 	k=$((k + 1))
 done
+
+# killed, and gone on with cut up otherwise
+# shellcheck disable=SC2086
+"$bin/lpo-train" $common -q --db none --micro-batch 1 -o "$dir/o.safetensors" \
+    2>/dev/null &
+pid=$!
+wait_for "$dir/o.safetensors.state/snap-000000007"
+kill -9 $pid 2>/dev/null
+wait $pid 2>/dev/null
+grep -q '"pairs":1' "$dir/o.safetensors.state/plan.json"
+ok $? "the state says how the work was cut up"
+quiet --micro-batch 4 --segments on -o "$dir/o.safetensors"
+same "$dir/a.safetensors" "$dir/o.safetensors" \
+    "gone on with segments and other micro-batches: the same bytes"
 
 # SIGTERM: exit 4 with the state kept, unless it was quicker
 # shellcheck disable=SC2086
@@ -107,6 +124,24 @@ ok $? "a threshold that nothing passes is explained"
 ok $? "--dry-run"
 grep -q "^activations" "$dir/out" && test ! -e "$dir/n.safetensors"
 ok $? "prints bytes and writes nothing"
+
+is "$(status train --dry-run --memory 1M -o "$dir/n.safetensors")" 1 \
+    "a run that does not fit is refused"
+grep -q "needs .* MiB (UNet .* --memory allows 1 MiB; what would make it fit: \
+--memory" "$dir/err"
+ok $? "with what it needs and what would make it fit"
+need=$(sed 's/.*needs \([0-9]*\) MiB.*/\1/' "$dir/err")
+is "$(status train -q --db none --memory 1M -o "$dir/n.safetensors")" 1 \
+    "before it loads anything"
+test ! -e "$dir/n.safetensors.state"
+ok $? "and leaves no state"
+is "$(status train -q --db none --memory "$((need + 1))M" \
+    -o "$dir/m.safetensors")" 0 "with that much it runs"
+same "$dir/a.safetensors" "$dir/m.safetensors" "to the same bytes"
+is "$(status train --db none --memory "$((need + 1))M" --dry-run \
+    -o "$dir/n.safetensors")" 0 "and its plan"
+grep -q "^at once	.*segments on" "$dir/out"
+ok $? "has segments"
 
 is "$(status train -o -)" 2 "a LoRA does not go to standard output"
 is "$(status train --threshold nonsense -o "$dir/x.safetensors")" 2 \

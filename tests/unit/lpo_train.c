@@ -411,9 +411,9 @@ micro_batches(void)
 	struct rig a = { NULL }, b = { NULL };
 
 	o.batch = 5;
-	o.micro_batch = 1;
+	o.cut.pairs = 1;
 	if (make(&a, 1, &o) == 0) {
-		o.micro_batch = 3;
+		o.cut.pairs = 3;
 		if (make(&b, 1, &o) == 0)
 			ok(iterations(a.l, 1) >= 0 &&
 			    iterations(b.l, 1) >= 0 && equal(a.l, b.l),
@@ -447,6 +447,112 @@ out:
 	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
 	lpo_clear(ctx);
 	drop(&a);
+}
+
+/* However the work is cut up, the LoRA is the same. */
+static void
+cuts(void)
+{
+	static const struct lpo_lpo_cut cut[] = {
+		{ 0, 0, 0, LPO_SEGMENTS_ON },
+		{ 1, 1, 1, LPO_SEGMENTS_ON },
+		{ 1, 2, 3, LPO_SEGMENTS_OFF },
+		{ 2, 3, 1, LPO_SEGMENTS_ON }
+	};
+	struct lpo_lpo_options o = options();
+	struct rig a, b = { NULL };
+	struct lpo_lpo_plan p;
+	size_t i;
+
+	o.batch = 5;
+	if (make(&a, 0, &o) < 0 || iterations(a.l, 2) < 0)
+		goto out;
+	for (i = 0; i < sizeof(cut) / sizeof(*cut); i++) {
+		o.cut = cut[i];
+		if (make(&b, 0, &o) < 0)
+			break;
+		lpo_lpo_plan(b.l, &p);
+		ok(p.cut.segments == cut[i].segments &&
+		    (p.recompute_flops > 0) == (cut[i].segments ==
+		    LPO_SEGMENTS_ON), "rollout %lld, pairs %lld, scoring "
+		    "%lld, segments %s", (long long)p.cut.rollout,
+		    (long long)p.cut.pairs, (long long)p.cut.scoring,
+		    cut[i].segments == LPO_SEGMENTS_ON ? "on" : "off");
+		ok(iterations(b.l, 2) >= 0 && equal(a.l, b.l),
+		    "the same bits");
+		drop(&b);
+	}
+out:
+	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+}
+
+/* Less and less memory: fewer pairs, then segments, then no. */
+static void
+memory(void)
+{
+	struct lpo_lpo_options o = options();
+	struct lpo_lpo_plan p = { .activation_bytes = 0 };
+	int64_t pairs = INT64_MAX;
+	int order = 1, on = 0, seen = 0;
+	struct rig a = { NULL };
+
+	o.batch = 8;
+	while (make(&a, 0, &o) == 0) {
+		lpo_lpo_plan(a.l, &p);
+		order &= o.memory_bytes == 0 ||
+		    p.activation_bytes <= o.memory_bytes;
+		if (p.cut.segments == LPO_SEGMENTS_ON && !on) {
+			order &= pairs == 1;
+			on = 1;
+			pairs = INT64_MAX;
+		}
+		order &= on == (p.cut.segments == LPO_SEGMENTS_ON) &&
+		    p.cut.pairs <= pairs;
+		pairs = p.cut.pairs;
+		seen |= on ? 2 : pairs > 1 ? 1 : 0;
+		o.memory_bytes = p.activation_bytes - 1;
+		drop(&a);
+	}
+	ok(order && seen == 3, "fewer pairs first, then segments with as many "
+	    "as fit");
+	ok(lpo_errcode(ctx) == LPO_ENOMEM && strstr(lpo_errmsg(ctx),
+	    "needs") != NULL, "at last: %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+}
+
+/* Scores half done, gone on with in chunks of another size. */
+static void
+other_chunks(void)
+{
+	char dir[] = "/tmp/lpo-train-XXXXXX";
+	struct lpo_lpo_options o = options();
+	struct rig a, b = { NULL };
+	int64_t done, total;
+
+	o.cut.scoring = 1;
+	if (mkdtemp(dir) == NULL || make(&a, 0, &o) < 0)
+		return;
+	while (lpo_lpo_where(a.l, &done, &total) != LPO_PH_SCORE || done < 5)
+		if (lpo_lpo_advance(a.l) < 0)
+			break;
+	o.cut.scoring = 3;
+	if (make(&b, 0, &o) == 0 && save_to(a.l, dir) == 0 &&
+	    restore_from(b.l, dir) == 0) {
+		lpo_lpo_where(b.l, &done, &total);
+		ok(done == 1 && total == 3, "5 chunks of 1 are 1 of 3 (%lld "
+		    "of %lld)", (long long)done, (long long)total);
+		ok(iterations(a.l, 1) >= 0 && iterations(b.l, 1) >= 0 &&
+		    equal(a.l, b.l), "and the same bits come out");
+	}
+	ok(lpo_errcode(ctx) == 0, "no error %s", lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	drop(&a);
+	drop(&b);
+	lpo_rmtree(ctx, dir);
 }
 
 /* Candidates of step s lie at prev(t): `real` scores them there. */
@@ -515,8 +621,12 @@ test_level(const char *level)
 	schedule.prediction = LPO_PREDICT_V;
 	beginning(0);
 	schedule.prediction = LPO_PREDICT_EPSILON;
-	if (!on_cuda(&be))	/* there rows may depend on their number */
+	if (!on_cuda(&be)) {	/* there rows may depend on their number */
 		micro_batches();
+		cuts();
+		other_chunks();
+	}
+	memory();
 	timestep(0);
 	timestep(1);
 	lpo_text_free(text);
