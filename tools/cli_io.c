@@ -111,6 +111,7 @@ lpo_cli_plan(lpo_cli *cli, const char *name, const char *fmt, ...)
 	if (!cli->o.json) {
 		lpo_cli_tsv(stdout, name, '\t');
 		lpo_cli_tsv(stdout, text, '\n');
+		fflush(stdout);		/* what comes next may take a while */
 		return;
 	}
 	o = json_pack("{s:s, s:s}", "name", name, "value", text);

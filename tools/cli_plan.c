@@ -1,4 +1,5 @@
 /* What a run will take, found out on a backend that only counts. */
+#include <malloc.h>
 #include <stdio.h>
 #include <string.h>
 #include <unistd.h>
@@ -30,6 +31,12 @@ lpo_cli_resident(int64_t *most)
 	}
 	fclose(f);
 	return now;
+}
+
+void
+lpo_cli_tidy(void)
+{
+	malloc_trim(0);
 }
 
 void
@@ -76,6 +83,7 @@ lpo_cli_dry_phase(struct lpo_cli_dry *d, int keep)
 int64_t
 lpo_cli_dry_program(const struct lpo_cli_dry *d)
 {
+	lpo_cli_tidy();
 	return lpo_cli_resident(NULL) - (lpo_memory_used() -
 	    (d->dry.host ? d->dry.bytes : 0)) + PROGRAM_BYTES;
 }
@@ -148,6 +156,12 @@ lpo_cli_plan_memory(lpo_cli *cli, const struct lpo_cli_dry *d)
 	    "memory there is", d->limit);
 }
 
+double
+lpo_cli_load_s(int64_t bytes)
+{
+	return (double)bytes / 0.7e9;
+}
+
 void
 lpo_cli_plan_seconds(lpo_cli *cli, const char *name, double s)
 {
@@ -163,9 +177,10 @@ lpo_cli_refuse(lpo_cli *cli, const struct lpo_cli_dry *d, int64_t need,
 {
 	char own[64] = "";
 
+	/* the next attempt may find itself a little larger */
 	if (cli->o.memory_bytes > 0)
 		snprintf(own, sizeof own, "--memory %lldM%s",
-		    (long long)((need >> 20) + 1), ways[0] ? ", " : "");
+		    (long long)((need >> 20) + 4), ways[0] ? ", " : "");
 	lpo_clear(cli->ctx);
 	return lpo_fail(cli->ctx, LPO_ENOMEM, "this run needs %lld MiB (%s) "
 	    "and %s %lld MiB%s%s%s", (long long)((need >> 20) + 1), parts,

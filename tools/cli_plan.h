@@ -38,11 +38,15 @@ int	 lpo_cli_dry_fit(struct lpo_cli_dry *, size_t *room,
 	    int (*make)(void *, size_t room), size_t (*unmake)(void *),
 	    void *arg);
 
+/* All is loaded: what that has left behind goes back to the system. */
+void	 lpo_cli_tidy(void);
 /* Resident bytes of this process now and, if not NULL, at most. */
 int64_t	 lpo_cli_resident(int64_t *most);
 
 void	 lpo_cli_plan_bytes(lpo_cli *, const char *name, int64_t bytes);
 void	 lpo_cli_plan_seconds(lpo_cli *, const char *name, double s);
+/* Seconds to read and pack so many bytes of weights. */
+double	 lpo_cli_load_s(int64_t bytes);
 /* The sum, and what there is. */
 void	 lpo_cli_plan_memory(lpo_cli *, const struct lpo_cli_dry *);
 /*

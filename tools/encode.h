@@ -4,8 +4,8 @@
 
 #include "lib/io/shard.h"
 #include "lib/train/encode.h"
-#include "tools/cli.h"
 #include "tools/cli_filter.h"
+#include "tools/cli_plan.h"
 
 #define KEPT_ROWS 1000	/* written to the database at a time */
 
@@ -27,6 +27,8 @@ struct encode_job {
 	json_t **extra;		/* [rows] with joined scores, else NULL */
 	lpo_vae *vae;
 	lpo_encoder *encoder;
+	int64_t batch;		/* images at a time, 0: not chosen yet */
+	struct lpo_cli_dry dry;
 	json_t *run;		/* __run__/run.json */
 	lpo_shardw *out;
 	int64_t shard_skipped, done;

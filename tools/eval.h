@@ -63,6 +63,10 @@ int	eval_compare(lpo_cli *, const struct eval_opts *, struct eval *);
 int	eval_draw(lpo_cli *, const struct eval_opts *, struct eval *,
 	    const char *dir);
 
+/* --dry-run: what drawing a system's pictures takes, in words. */
+int	eval_draw_plan(lpo_cli *, const struct eval_opts *,
+	    const struct eval *, const struct eval_system *);
+
 /* eval_score.c */
 /* One --scorer. */
 struct eval_scorer {
@@ -79,6 +83,8 @@ int	eval_scorers_inputs(lpo_cli *, const struct eval_opts *);
 /* The built-in ones, loaded; lpo_scorers_free(). */
 int	eval_scorers_open(lpo_cli *, const struct eval_opts *,
 	    lpo_scorers **);
+/* That they fit into memory, or a refusal; --dry-run: in words. */
+int	eval_scorers_fit(lpo_cli *, const struct eval_opts *);
 /*
  * All scorers on the pictures of src: one table with all their columns, in the
  * order of --scorer.  Programs read them from `tar` under these keys; it may

@@ -9,7 +9,7 @@
 #include "lib/base/file.h"
 #include "lib/io/png.h"
 #include "lib/io/shard_join.h"
-#include "lib/train/sample.h"
+#include "tools/cli_sampler.h"
 #include "tools/eval.h"
 
 struct draw {
@@ -166,16 +166,55 @@ draw_parts(struct draw *d)
 	return rc;
 }
 
+static struct lpo_sampler_opts
+sampler_opts(const lpo_cli *cli, const struct eval_opts *o)
+{
+	struct lpo_sampler_opts so = { .seed = cli->o.seed,
+	    .per_prompt = o->per_prompt, .steps = o->steps,
+	    .guidance = o->guidance, .eta = o->eta, .size_px = o->size_px,
+	    .batch = o->batch };
+
+	return so;
+}
+
+static struct lpo_cli_sampling
+sampling(const struct eval *e, const struct eval_system *s,
+    struct lpo_sampler_opts *so)
+{
+	struct lpo_cli_sampling a = { .model = s->model, .lora = s->lora,
+	    .strength = (float)s->strength, .prompts =
+	    (const char *const *)e->list.text, .n = e->list.n, .so = so };
+
+	return a;
+}
+
+int
+eval_draw_plan(lpo_cli *cli, const struct eval_opts *o, const struct eval *e,
+    const struct eval_system *s)
+{
+	struct lpo_sampler_opts so = sampler_opts(cli, o);
+	struct lpo_cli_sampling a = sampling(e, s, &so);
+	int rc;
+
+	if ((rc = lpo_cli_sampling_fit(cli, &a)) == 0)
+		rc = lpo_cli_sampling_words(cli, &a);
+	lpo_cli_sampling_end(&a);
+	return rc;
+}
+
 static int
 draw(lpo_cli *cli, const struct eval_opts *o, const struct eval *e,
     const struct eval_system *s)
 {
-	struct draw d = { .cli = cli, .e = e, .s = s, .so = {
-	    .seed = cli->o.seed, .per_prompt = o->per_prompt,
-	    .steps = o->steps, .guidance = o->guidance, .eta = o->eta,
-	    .size_px = o->size_px, .memory_bytes = lpo_cli_memory(cli) / 2,
-	    .batch = o->batch } };
+	struct draw d = { .cli = cli, .e = e, .s = s,
+	    .so = sampler_opts(cli, o) };
+	struct lpo_cli_sampling a = sampling(e, s, &d.so);
 	int rc;
+
+	rc = lpo_cli_sampling_fit(cli, &a);
+	lpo_cli_sampling_end(&a);
+	if (rc < 0)
+		return rc;
 
 	d.run = json_pack("{si ss ss}", "format", 1, "kind", "images", "run",
 	    e->pictures);
@@ -183,6 +222,7 @@ draw(lpo_cli *cli, const struct eval_opts *o, const struct eval *e,
 	    lpo_cli_precision(cli), s->model, s->lora, (float)s->strength,
 	    (const char *const *)e->list.text, e->list.n, &d.so)) < 0)
 		goto out;
+	lpo_cli_tidy();
 	d.total = lpo_sampler_count(d.sampler);
 	d.px = lpo_sampler_size_px(d.sampler);
 	d.rgb = lpo_alloc(cli->ctx, (size_t)lpo_sampler_batch(d.sampler),

@@ -3,6 +3,7 @@
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "tools/cli_plan.h"
 #include "tools/eval.h"
 
 /* ----------------------------------------------------------- what is asked */
@@ -160,15 +161,16 @@ eval_scorers_inputs(lpo_cli *cli, const struct eval_opts *o)
 	return rc;
 }
 
-int
-eval_scorers_open(lpo_cli *cli, const struct eval_opts *o,
-    lpo_scorers **out)
+static int
+open_on(lpo_cli *cli, const struct eval_opts *o, lpo_scorers **out,
+    lpo_backend *be, int64_t room)
 {
 	struct lpo_scorer_opts so = scorer_opts(cli, o);
 	struct eval_scorer s;
 	int i, rc;
 
-	so.memory_bytes = lpo_cli_memory(cli) / 2;
+	so.be = be;
+	so.memory_bytes = room;
 	if ((rc = lpo_scorers_new(cli->ctx, out, &so)) < 0)
 		return rc;
 	for (i = 0; i < o->scorer.n && rc == 0; i++) {
@@ -182,6 +184,82 @@ eval_scorers_open(lpo_cli *cli, const struct eval_opts *o,
 		*out = NULL;
 	}
 	return rc;
+}
+
+struct fitting {
+	lpo_cli *cli;
+	const struct eval_opts *o;
+	struct lpo_cli_dry dry;
+	lpo_scorers *set;
+	size_t room;
+};
+
+static int
+make(void *arg, size_t room)
+{
+	struct fitting *f = arg;
+
+	f->room = room;
+	return open_on(f->cli, f->o, &f->set, &f->dry.dry.be, (int64_t)room);
+}
+
+static size_t
+unmake(void *arg)
+{
+	struct fitting *f = arg;
+
+	lpo_scorers_free(f->set);
+	f->set = NULL;
+	return f->room;
+}
+
+/* Batches as large as fit, as room; or a refusal.  --dry-run: in words. */
+static int
+fit(lpo_cli *cli, const struct eval_opts *o, size_t *room)
+{
+	struct fitting f = { .cli = cli, .o = o };
+	int64_t over;
+	int rc;
+
+	*room = 0;
+	lpo_cli_dry_begin(cli, &f.dry);
+	if ((rc = lpo_cli_dry_fit(&f.dry, room, make, unmake, &f)) == 1) {
+		lpo_cli_dry_phase(&f.dry, 0);
+		*room = 1;
+		rc = make(&f, 1);
+		over = lpo_cli_dry_over(&f.dry);
+		if (rc == 0 && over > 0 && lpo_scorers_count(f.set) > 0)
+			rc = lpo_cli_refuse(cli, &f.dry, f.dry.limit + over,
+			    "scorers", o->scorer.n > 1 ?
+			    "one --scorer at a time" : "");
+	}
+	if (rc == 0 && cli->o.dry_run && lpo_scorers_count(f.set) > 0)
+		lpo_cli_plan_bytes(cli, "memory of the scorers, at most",
+		    lpo_cli_dry_host(&f.dry));
+	lpo_scorers_free(f.set);
+	lpo_cli_dry_end(cli);
+	return rc;
+}
+
+int
+eval_scorers_fit(lpo_cli *cli, const struct eval_opts *o)
+{
+	size_t room;
+
+	return fit(cli, o, &room);
+}
+
+int
+eval_scorers_open(lpo_cli *cli, const struct eval_opts *o,
+    lpo_scorers **out)
+{
+	size_t room;
+	int rc;
+
+	*out = NULL;
+	if ((rc = fit(cli, o, &room)) != 0)
+		return rc;
+	return open_on(cli, o, out, &cli->be, (int64_t)room);
 }
 
 /* ------------------------------------------------------------------- work */

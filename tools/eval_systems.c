@@ -323,6 +323,7 @@ static int
 plan(lpo_cli *cli, const struct eval_opts *o, const struct eval *e)
 {
 	int64_t i, models = 0;
+	int rc;
 
 	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
 	for (i = 0; i < e->systems; i++) {
@@ -338,6 +339,15 @@ plan(lpo_cli *cli, const struct eval_opts *o, const struct eval *e)
 	lpo_cli_plan(cli, "pictures to draw", "%lld", (long long)(models *
 	    e->list.n * o->per_prompt));
 	lpo_cli_plan(cli, "scorers", "%d", o->scorer.n);
+	if ((rc = eval_scorers_fit(cli, o)) != 0)
+		return rc;
+	for (i = 0; i < e->systems; i++)
+		if (e->system[i].model != NULL) {
+			lpo_cli_plan(cli, "to draw", "%s", e->system[i].name);
+			if ((rc = eval_draw_plan(cli, o, e,
+			    &e->system[i])) < 0)
+				return rc;
+		}
 	return LPO_CLI_DONE;
 }
 

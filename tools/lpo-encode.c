@@ -1,4 +1,6 @@
 /* lpo-encode: images and preferences to VAE moments. */
+#include <math.h>
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -44,27 +46,109 @@ struct work_row {
 
 /* ---------------------------------------------------------- the encoder */
 
+/* Open on `be`, activations in `room` bytes (0: any). */
 static int
-open_encoder(struct encode_job *j)
+open_on(struct encode_job *j, lpo_backend *be, size_t room)
 {
 	lpo_cli *cli = j->cli;
 	struct lpo_encoder_opts eo = { .size_px = j->size_px,
 	    .exif = j->o->exif,
 	    .dtype = j->o->dtype ? LPO_NPY_F4 : LPO_NPY_F2,
-	    .memory_bytes = lpo_cli_memory(cli) };
+	    .memory_bytes = (int64_t)room, .batch = j->batch,
+	    .cache_bytes = lpo_cli_memory(cli) / 8 };
 	enum lpo_dtype dt = lpo_cli_precision(cli);
 	char *dir;
 	int rc;
 
 	if ((rc = lpo_cli_model_part(cli, &dir, "vae")) != 0)
 		return rc;
-	rc = lpo_vae_load(cli->ctx, &cli->be, &j->vae, dir, dt,
-	    LPO_VAE_ENCODER);
+	rc = lpo_vae_load(cli->ctx, be, &j->vae, dir, dt, LPO_VAE_ENCODER);
 	lpo_free(dir);
 	if (rc != 0)
 		return rc;
-	return lpo_encoder_new(cli->ctx, &j->encoder, &cli->be, j->vae, dt,
-	    &eo);
+	return lpo_encoder_new(cli->ctx, &j->encoder, be, j->vae, dt, &eo);
+}
+
+static void
+close_encoder(struct encode_job *j)
+{
+	lpo_encoder_free(j->encoder);
+	lpo_vae_free(j->vae);
+	j->encoder = NULL;
+	j->vae = NULL;
+}
+
+static int64_t
+images(const struct encode_job *j)
+{
+	return j->kept * (j->o->images_only ? 1 : 2);
+}
+
+static int64_t
+moment_bytes(const struct encode_job *j)
+{
+	int64_t shape[3];
+
+	lpo_encoder_shape(j->encoder, shape);
+	return shape[0] * shape[1] * shape[2] * (j->o->dtype ? 4 : 2) + 256;
+}
+
+static int
+make(void *arg, size_t room)
+{
+	struct encode_job *j = arg;
+	int64_t cache, px = 3 * j->size_px * j->size_px;
+	int rc;
+
+	if ((rc = open_on(j, &j->dry.dry.be, room)) != 0)
+		return rc;
+	/* moments kept; pictures being decoded, as large as asked for, say */
+	cache = images(j) * moment_bytes(j);
+	if (cache > (int64_t)256 << 20)
+		cache = (int64_t)256 << 20;
+	j->dry.more = cache + 2 * px * lpo_cli_threads(j->cli);
+	return 0;
+}
+
+static size_t
+unmake(void *arg)
+{
+	struct encode_job *j = arg;
+	size_t bytes = lpo_encoder_plan(j->encoder)->arena_bytes;
+
+	close_encoder(j);
+	return bytes;
+}
+
+/* The batch that fits, before anything is loaded; or a refusal. */
+static int
+fit(struct encode_job *j)
+{
+	char parts[96], ways[64];
+	int64_t need, vae;
+	size_t room;
+	int rc;
+
+	lpo_cli_dry_begin(j->cli, &j->dry);
+	if ((rc = lpo_cli_dry_fit(&j->dry, &room, make, unmake, j)) == 1) {
+		lpo_cli_dry_phase(&j->dry, 0);
+		j->batch = 1;
+		if ((rc = make(j, 0)) == 0) {
+			need = lpo_cli_dry_over(&j->dry) + j->dry.limit;
+			vae = lpo_vae_params(j->vae)->bytes;
+			snprintf(parts, sizeof parts, "VAE %lld, activations "
+			    "of one image %zu MiB", (long long)(vae >> 20),
+			    lpo_encoder_plan(j->encoder)->arena_bytes >> 20);
+			snprintf(ways, sizeof ways, "%s", lpo_cli_precision(
+			    j->cli) == LPO_F32 ? "--precision bf16" : "");
+			rc = lpo_cli_refuse(j->cli, &j->dry, need, parts,
+			    ways);
+		}
+	}
+	if (rc == 0)
+		j->batch = lpo_encoder_batch(j->encoder);
+	lpo_cli_dry_end(j->cli);
+	return rc;
 }
 
 static int
@@ -72,13 +156,10 @@ plan(struct encode_job *j)
 {
 	lpo_cli *cli = j->cli;
 	const struct lpo_plan *p = lpo_encoder_plan(j->encoder);
-	int64_t images = j->kept * (j->o->images_only ? 1 : 2), bad = 0, i;
-	int64_t shape[3];
-	double seconds;
+	int64_t vae = lpo_vae_params(j->vae)->bytes, bad = 0, i, shape[3];
+	double s;
 	int rc;
 
-	if ((rc = lpo_encoder_measure(j->encoder, &seconds)) != 0)
-		return rc;
 	for (i = 0; i < j->rows; i++)
 		bad += j->keep[i] == 2;
 	lpo_encoder_shape(j->encoder, shape);
@@ -86,21 +167,29 @@ plan(struct encode_job *j)
 	lpo_cli_plan(cli, "rows", "%lld", (long long)j->rows);
 	lpo_cli_plan(cli, "bad rows", "%lld", (long long)bad);
 	lpo_cli_plan(cli, "rows after filters", "%lld", (long long)j->kept);
-	lpo_cli_plan(cli, "images at most", "%lld", (long long)images);
+	lpo_cli_plan(cli, "images at most", "%lld", (long long)images(j));
 	lpo_cli_plan(cli, "image", "%lldx%lld px", (long long)j->size_px,
 	    (long long)j->size_px);
 	lpo_cli_plan(cli, "moments", "%lldx%lldx%lld", (long long)shape[0],
 	    (long long)shape[1], (long long)shape[2]);
 	lpo_cli_plan(cli, "batch", "%lld images",
 	    (long long)lpo_encoder_batch(j->encoder));
-	lpo_cli_plan(cli, "activation bytes", "%lld",
-	    (long long)p->arena_bytes);
+	lpo_cli_plan_bytes(cli, "VAE", vae);
+	lpo_cli_plan_bytes(cli, "activations", (int64_t)p->arena_bytes);
+	lpo_cli_plan_bytes(cli, "program, input and moments",
+	    lpo_cli_dry_program(&j->dry) + j->dry.more);
+	lpo_cli_plan_memory(cli, &j->dry);
 	lpo_cli_plan(cli, "GFLOP in all", "%.1f", 1e-9 * p->fwd_flops /
-	    (double)lpo_encoder_batch(j->encoder) * (double)images);
-	lpo_cli_plan(cli, "output bytes", "%lld", (long long)(images *
-	    (shape[0] * shape[1] * shape[2] * (j->o->dtype ? 4 : 2) + 1536)));
-	lpo_cli_plan(cli, "estimated time", "%.0f s, without decoding",
-	    seconds * (double)images);
+	    (double)lpo_encoder_batch(j->encoder) * (double)images(j));
+	lpo_cli_plan(cli, "output bytes", "%lld", (long long)(images(j) *
+	    (moment_bytes(j) + 1280)));
+	if ((rc = lpo_encoder_time(j->encoder, &s)) < 0)
+		return rc;
+	if (isnan(s))
+		s = p->fwd_flops / (double)lpo_encoder_batch(j->encoder) /
+		    (lpo_cli_speed(cli, lpo_cli_precision(cli)) * 1e9 / 2);
+	s = s * (double)images(j) + lpo_cli_load_s(vae);
+	lpo_cli_plan(cli, "estimated time", "%.1f s, without decoding", s);
 	return LPO_CLI_DONE;
 }
 
@@ -512,8 +601,13 @@ prepare(struct encode_job *j)
 	    cli->o.output, lpo_cli_pattern(cli) ? NULL :
 	    lpo_cli_existing_tar);
 	if (rc != 0 || (rc = lpo_encodetool_select(j)) != 0 ||
-	    (rc = open_encoder(j)) != 0)
+	    (rc = fit(j)) != 0)
 		return rc;
+	if (!cli->o.dry_run) {
+		close_encoder(j);
+		if ((rc = open_on(j, &cli->be, 0)) != 0)
+			return rc;
+	}
 	j->row = lpo_alloc(cli->ctx, KEPT_ROWS, sizeof *j->row);
 	return j->row != NULL ? lpo_encodetool_run_json(j) : LPO_ENOMEM;
 }

@@ -8,6 +8,7 @@
 #include "lib/io/db.h"
 #include "tools/lrm.h"
 
+#define OPTIMISER_S	4e-9	/* a parameter's norm and AdamW */
 #define STEP_LINE_S	5.0	/* between two step lines */
 
 #define OFF(m)	offsetof(struct lrm_opts, m)
@@ -176,11 +177,11 @@ print_plan(struct lrm_run *r)
 {
 	struct lpo_lrm_train_plan p;
 	lpo_cli *cli = r->cli;
-	double rate = lpo_cli_speed(cli, lpo_lrm_dtype(r->m)), s;
 	int64_t pairs = lpo_lrmtool_pairs(r);
+	double s;
+	int rc;
 
 	lpo_lrm_trainer_plan(r->plan, &p);
-	s = (double)r->t.steps * p.step_flops / (rate * 1e9 / 2);
 	if (pairs >= 0)
 		lpo_cli_plan(cli, "pairs", "%lld", (long long)pairs);
 	lpo_cli_plan(cli, "latent", "%lld x %lld x %lld",
@@ -204,8 +205,19 @@ print_plan(struct lrm_run *r)
 	    p.parameters);
 	lpo_cli_plan(cli, "GFLOP per step", "%.2f, %.2f of it by segments",
 	    p.step_flops / 1e9, p.recompute_flops / 1e9);
-	lpo_cli_plan(cli, "time", "%.0f s at half of this machine's %.0f "
-	    "GFLOP/s", s, rate);
+	if ((rc = lpo_lrm_trainer_time(r->plan, &s)) < 0)
+		return rc;
+	if (isnan(s))
+		s = p.step_flops / (lpo_cli_speed(cli, lpo_lrm_dtype(r->m)) *
+		    1e9 / 2);
+	else
+		s += (double)p.parameters * OPTIMISER_S;
+	lpo_cli_plan_seconds(cli, "time to load",
+	    lpo_cli_load_s((int64_t)p.weight_bytes));
+	lpo_cli_plan_seconds(cli, "time of a step", s);
+	lpo_cli_plan_seconds(cli, "time in all",
+	    lpo_cli_load_s((int64_t)p.weight_bytes) +
+	    (double)r->t.steps * s);
 	return LPO_CLI_DONE;
 }
 
@@ -420,6 +432,7 @@ prepare(struct lrm_run *r)
 		return rc;
 	if ((rc = lpo_lrmtool_fit(r, &cfg)) == 0 && !cli->o.dry_run)
 		rc = lpo_lrm_trainer_new(cli->ctx, &r->trainer, r->m, &r->t);
+	lpo_cli_tidy();
 	/* no state of a run that cannot start: it would be in the way */
 	if (rc != 0 && r->state != NULL && !lpo_state_found(r->state)) {
 		lpo_state_remove(r->state);

@@ -13,7 +13,7 @@
 #include "lib/io/shard_join.h"
 #include "lib/model/source.h"
 #include "lib/train/sample.h"
-#include "tools/cli.h"
+#include "tools/cli_sampler.h"
 
 struct opts {
 	const char *lora, *prompts;
@@ -446,33 +446,22 @@ write_resumable(struct job *j)
 /* -------------------------------------------------------------- the whole */
 
 static int
-plan(struct job *j)
+plan(struct job *j, struct lpo_cli_sampling *a)
 {
+	int64_t total = lpo_sampler_count(a->plan);
+	int64_t px = lpo_sampler_size_px(a->plan);
 	lpo_cli *cli = j->cli;
-	struct lpo_sampler_plan p;
-	double seconds;
 	int rc;
 
-	if ((rc = lpo_sampler_measure(j->sampler, &seconds)) != 0)
-		return rc;
-	lpo_sampler_plan(j->sampler, &p);
 	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
 	lpo_cli_plan(cli, "prompts", "%lld", (long long)j->prompts.n);
-	lpo_cli_plan(cli, "pictures", "%lld", (long long)j->total);
-	lpo_cli_plan(cli, "size", "%lldx%lld px", (long long)j->size_px,
-	    (long long)j->size_px);
-	lpo_cli_plan(cli, "batch", "%lld pictures",
-	    (long long)lpo_sampler_batch(j->sampler));
-	lpo_cli_plan(cli, "weight bytes", "%zu", p.weight_bytes);
-	lpo_cli_plan(cli, "activation bytes", "%zu", p.arena_bytes);
-	lpo_cli_plan(cli, "text bytes", "%zu", p.text_bytes);
-	lpo_cli_plan(cli, "GFLOP in all", "%.1f", 1e-9 * p.image_flops *
-	    (double)j->total);
+	lpo_cli_plan(cli, "pictures", "%lld", (long long)total);
+	lpo_cli_plan(cli, "size", "%lldx%lld px", (long long)px,
+	    (long long)px);
 	lpo_cli_plan(cli, "output bytes at most", "%lld",
-	    (long long)(j->total * (j->size_px * j->size_px * 3 + 4096)));
-	lpo_cli_plan(cli, "estimated time", "%.0f s", seconds *
-	    (double)j->total);
-	return LPO_CLI_DONE;
+	    (long long)(total * (px * px * 3 + 4096)));
+	rc = lpo_cli_sampling_words(cli, a);
+	return rc < 0 ? rc : LPO_CLI_DONE;
 }
 
 static int
@@ -503,6 +492,7 @@ static int
 prepare(struct job *j)
 {
 	lpo_cli *cli = j->cli;
+	struct lpo_cli_sampling a = { .so = &j->so };
 	int rc, i;
 
 	if ((rc = check(j)) != 0 || (rc = split_lora(j)) != 0 ||
@@ -519,13 +509,24 @@ prepare(struct job *j)
 	    .per_prompt = j->o->per_prompt, .steps = j->o->steps,
 	    .guidance = j->o->guidance, .eta = j->o->eta,
 	    .size_px = j->o->size_px, .rng = (enum lpo_sample_rng)j->o->rng,
-	    .memory_bytes = lpo_cli_memory(cli), .batch = j->o->batch };
+	    .batch = j->o->batch };
+	a.model = cli->o.model;
+	a.lora = j->lora;
+	a.strength = (float)j->strength;
+	a.prompts = (const char *const *)j->prompts.text;
+	a.n = j->prompts.n;
+	if ((rc = lpo_cli_sampling_fit(cli, &a)) == 0 && cli->o.dry_run)
+		rc = plan(j, &a);
+	lpo_cli_sampling_end(&a);
+	if (rc != 0)
+		return rc;
 	rc = lpo_sampler_open(cli->ctx, &j->sampler, &cli->be,
 	    lpo_cli_precision(cli), cli->o.model, j->lora,
 	    (float)j->strength, (const char *const *)j->prompts.text,
 	    j->prompts.n, &j->so);
 	if (rc != 0)
 		return rc;
+	lpo_cli_tidy();
 	j->total = lpo_sampler_count(j->sampler);
 	j->size_px = lpo_sampler_size_px(j->sampler);
 	j->workers = lpo_cli_threads(cli);
@@ -547,7 +548,7 @@ work(lpo_cli *cli, const struct opts *o)
 	int i, rc;
 
 	if ((rc = prepare(&j)) == 0)
-		rc = cli->o.dry_run ? plan(&j) : lpo_cli_to_stdout(cli) ?
+		rc = lpo_cli_to_stdout(cli) ?
 		    write_part(&j, "-", 0, 0, &end) : write_resumable(&j);
 	if (rc == 0)
 		lpo_cli_note(cli, "%lld pictures of %lld prompts",

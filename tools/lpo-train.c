@@ -202,6 +202,7 @@ work(struct train_run *r)
 	if ((rc = lpo_traintool_fit(r)) == 0 && !cli->o.dry_run &&
 	    (rc = lpo_traintool_open(r)) == 0)
 		rc = lpo_lpo_new(cli->ctx, &r->trainer, &r->parts, &r->lo);
+	lpo_cli_tidy();
 	if (rc != 0) {
 		/* no state of a run that cannot start: it would be in the way */
 		if (r->state != NULL && !lpo_state_found(r->state)) {

@@ -6,6 +6,21 @@
 
 static const char *const words[] = { "auto", "on", "off" };
 
+/* The largest blob of a saved state. */
+static int64_t
+saving(lpo_lrm *m)
+{
+	struct lpo_lrm_set set[4];
+	int i, n = lpo_lrm_sets(m, set);
+	int64_t most = 0, one;
+
+	for (i = 0; i < n; i++) {
+		one = lpo_param_state_bytes(set[i].params);
+		most = one > most ? one : most;
+	}
+	return most;
+}
+
 static int
 make(void *arg, size_t room)
 {
@@ -15,8 +30,13 @@ make(void *arg, size_t room)
 
 	r->t.memory_bytes = room;
 	if ((rc = lpo_lrm_trainer_new(r->cli->ctx, &r->plan, m, &r->t)) < 0 ||
-	    (rc = lpo_lrm_trainer_commit(r->plan)) < 0 || r->eval == NULL)
+	    (rc = lpo_lrm_trainer_commit(r->plan)) < 0)
 		return rc;
+	/* a state is saved blob by blob, when nothing else needs room */
+	lpo_memory_add(saving(m));
+	lpo_memory_add(-saving(m));
+	if (r->eval == NULL)
+		return 0;
 	return lpo_lrm_batch_try(r->cli->ctx, m, r->shape,
 	    lpo_lrm_batch_count(r->eval));
 }
@@ -132,21 +152,6 @@ remember(struct lrm_run *r)
 	return rc;
 }
 
-/* A state being saved, blob by blob. */
-static int64_t
-saving(lpo_lrm *m)
-{
-	struct lpo_lrm_set set[4];
-	int i, n = lpo_lrm_sets(m, set);
-	int64_t most = 0, one;
-
-	for (i = 0; i < n; i++) {
-		one = lpo_param_state_bytes(set[i].params);
-		most = one > most ? one : most;
-	}
-	return most;
-}
-
 static int
 fit(struct lrm_run *r)
 {
@@ -154,7 +159,6 @@ fit(struct lrm_run *r)
 	size_t room;
 	int rc;
 
-	/* the weights with all that trains them, once, to see what is left */
 	if ((rc = recalled(r)) != 0)
 		return rc < 0 ? rc : 0;
 	rc = lpo_cli_dry_fit(&r->dry, &room, make, unmake, r);
@@ -178,10 +182,8 @@ lpo_lrmtool_fit(struct lrm_run *r, const struct lpo_lrm_config *cfg)
 	if ((rc = lpo_lrm_new(cli->ctx, &r->dry.dry.be, &r->plan_m,
 	    cli->o.model, lpo_cli_precision(cli), cfg, r->o->projection,
 	    cli->o.seed)) == 0 &&
-	    (rc = lpo_lrm_prepare(r->plan_m, r->o->freeze)) == 0) {
-		r->dry.more = saving(r->plan_m);
+	    (rc = lpo_lrm_prepare(r->plan_m, r->o->freeze)) == 0)
 		rc = fit(r);
-	}
 	lpo_cli_dry_end(cli);
 	r->t.memory_bytes = 0;
 	if (rc == 0 && !cli->o.dry_run)

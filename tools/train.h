@@ -42,6 +42,8 @@ struct train_run {
 	struct lpo_lpo_cut asked;	/* for, by the options */
 	struct lpo_cli_dry dry;
 	int64_t reward_bytes;
+	int64_t weights_bytes;		/* of all that is loaded */
+	double text_s;			/* to encode the prompts, by the plan */
 	int64_t iterations, rank, check_every;
 	const char *threshold;
 	double lr;

@@ -325,6 +325,11 @@ load_texts(struct train_run *r)
 	r->parts.length = lpo_text_length(text);
 	r->parts.dim = lpo_text_dim(text);
 	r->parts.pooled_dim = lpo_text_pooled_dim(text);
+	/* both models encode them, and the empty prompt; ours in eights, the
+	 * reward model's in sixteens */
+	if (r->cli->o.dry_run && (rc = lpo_text_time(text, 2 * n + 24,
+	    &r->text_s)) < 0)
+		goto out;
 	lpo_text_free(text);
 	text = NULL;
 	if (lpo_cli_given(r->cli, "lrm-guidance"))
@@ -460,6 +465,7 @@ lpo_traintool_open(struct train_run *r)
 	n = lpo_lrm_sets(r->lrm, set);
 	for (i = 0, r->reward_bytes = 0; i < n; i++)
 		r->reward_bytes += set[i].params->bytes;
+	r->weights_bytes = r->reward_bytes + lpo_unet_params(r->unet)->bytes;
 	return 0;
 }
 

@@ -73,29 +73,70 @@ plan_memory(struct train_run *r, const struct lpo_lpo_plan *p)
 	    0, INT32_MAX) + p->state_bytes));
 }
 
+/* Share of the transitions that are pairs, as far as one can know before. */
+static double
+valid(const struct train_run *r)
+{
+	const struct lpo_threshold *th = &r->lo.threshold;
+
+	return th->kind == LPO_TH_QUANTILE ? th->share : 0.5;
+}
+
+/*
+ * What each phase takes, by the time of its networks' parts here and now; on
+ * a device by its speed, of which the networks reach about half.
+ */
+static int
+plan_time(struct train_run *r, const struct lpo_lpo_plan *p)
+{
+	double n = (double)r->iterations, rate, load, all, flops = 0, s[3];
+	double pairs = valid(r) * (double)p->transitions;
+	const double rows = (double)(r->lo.steps * r->lo.prompts);
+	struct lpo_lpo_time t;
+	lpo_cli *cli = r->cli;
+	int rc;
+
+	if ((rc = lpo_lpo_time(r->trainer, &t)) < 0)
+		return rc;
+	if (isnan(t.rollout)) {
+		rate = lpo_cli_speed(cli, r->parts.dtype) * 1e9 / 2;
+		s[0] = p->rollout_flops / rate;
+		s[1] = p->score_flops / rate;
+		s[2] = p->pair_flops * pairs / rate;
+		r->text_s = 0;
+	} else {
+		s[0] = t.rollout * rows;
+		s[1] = t.score * (double)p->transitions;
+		s[2] = t.pair * pairs;
+	}
+	load = r->text_s + lpo_cli_load_s(r->weights_bytes);
+	if (r->check_every > 0)
+		flops = (double)(r->iterations / r->check_every) *
+		    lpo_lpo_check_flops(r->trainer);
+	all = load + n * (s[0] + s[1] + s[2]) + (p->rollout_flops > 0 ?
+	    flops / p->rollout_flops * s[0] : 0);
+	lpo_cli_plan_seconds(cli, "time to load and to encode prompts", load);
+	lpo_cli_plan_seconds(cli, "time of an iteration's rollout", s[0]);
+	lpo_cli_plan_seconds(cli, "time of its scoring", s[1]);
+	lpo_cli_plan(cli, "time of its training", "%.1f s, %.0f %% of the "
+	    "transitions being valid", s[2], 100 * valid(r));
+	lpo_cli_plan_seconds(cli, "time in all", all);
+	return LPO_CLI_DONE;
+}
+
 int
 lpo_traintool_plan(struct train_run *r)
 {
-	double rate = lpo_cli_speed(r->cli, r->parts.dtype), flops;
 	struct lpo_lpo_plan p;
-	lpo_cli *cli = r->cli;
 
 	lpo_lpo_plan(r->trainer, &p);
 	plan_settings(r);
 	plan_memory(r, &p);
-	lpo_cli_plan(cli, "GFLOP per iteration", "rollout %.1f, scoring %.1f, "
-	    "%.2f per valid pair, %.2f of it by segments",
+	lpo_cli_plan(r->cli, "GFLOP per iteration", "rollout %.1f, scoring "
+	    "%.1f, %.2f per valid pair, %.2f of it by segments",
 	    p.rollout_flops / 1e9, p.score_flops / 1e9, p.pair_flops / 1e9,
 	    p.recompute_flops / 1e9);
-	flops = (double)r->iterations * (p.rollout_flops + p.score_flops +
-	    p.pair_flops * (double)p.transitions / 2);
-	if (r->check_every > 0)
-		flops += (double)(r->iterations / r->check_every) *
-		    lpo_lpo_check_flops(r->trainer);
-	lpo_cli_plan(cli, "time", "%.0f s at half of this machine's %.0f "
-	    "GFLOP/s, half of the transitions being valid", flops /
-	    (rate * 1e9 / 2), rate);
-	return LPO_CLI_DONE;
+	return plan_time(r, &p);
 }
 
 /* ----------------------------------------------------------------- health */

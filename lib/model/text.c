@@ -327,3 +327,18 @@ lpo_text_encode(lpo_text *m, float *context, float *pooled,
 	}
 	return 0;
 }
+
+int
+lpo_text_time(lpo_text *m, int64_t n, double *seconds)
+{
+	double s[2];
+	int i, rc;
+
+	*seconds = 0;
+	for (i = 0; i < m->n; i++) {
+		if ((rc = lpo_tape_time(m->part[i].tape, s)) < 0)
+			return rc;
+		*seconds += s[0] * (double)((n + BATCH - 1) / BATCH);
+	}
+	return 0;
+}

@@ -33,6 +33,12 @@ int	 lpo_text_check(lpo_ctx *, const lpo_tokenizer *, const lpo_clip *,
 	    const char *dir);
 
 /*
+ * Seconds that so many prompts take; on a dry backend (lpo_tape_time), after
+ * lpo_text_encode() has seen one.
+ */
+int	 lpo_text_time(lpo_text *, int64_t n, double *seconds);
+
+/*
  * Encode n prompts in batches of a fixed size: context[n, length, dim] and,
  * where pooled_dim > 0 and pooled is not NULL, pooled[n, pooled_dim], f32 on
  * the host.

@@ -2,14 +2,19 @@
 #include "lib/nn/dry.h"
 
 #include <string.h>
+#include <sys/mman.h>
 
 #include "lib/base/ctx.h"
 #include "lib/base/mem.h"
 
 #define HUGE_BYTES ((int64_t)2 << 20)
 
-/* Stands for a piece of device memory. */
-struct block {
+/*
+ * A piece of device memory: addresses of zeros that take memory only where
+ * something is written.
+ */
+struct lpo_dry_block {
+	void *at;
 	int64_t bytes;
 };
 
@@ -33,28 +38,69 @@ add(struct lpo_dry *d, int64_t bytes)
 		lpo_memory_add(bytes);
 }
 
+/* Room for one more block; -1: there is none. */
+static int
+grow(struct lpo_dry *d)
+{
+	struct lpo_dry_block *b;
+
+	if (d->n < d->cap)
+		return 0;
+	b = lpo_raw_realloc(d->block, (size_t)(2 * d->cap + 256) *
+	    sizeof(*b));
+	if (b == NULL)
+		return -1;
+	d->block = b;
+	d->cap = 2 * d->cap + 256;
+	return 0;
+}
+
 static void *
 dry_alloc(lpo_backend *be, size_t bytes)
 {
 	struct lpo_dry *d = (struct lpo_dry *)be;
-	struct block *b;
+	struct lpo_dry_block *b;
 
-	if (bytes > SIZE_MAX / 4 || (b = lpo_raw_alloc(sizeof(*b))) == NULL)
+	if (bytes > SIZE_MAX / 4 || grow(d) < 0)
 		return NULL;
-	b->bytes = taken(d, bytes);
+	b = &d->block[d->n];
+	b->bytes = taken(d, bytes > 0 ? bytes : 1);
+	b->at = mmap(NULL, (size_t)b->bytes, PROT_READ | PROT_WRITE,
+	    MAP_PRIVATE | MAP_ANONYMOUS | MAP_NORESERVE, -1, 0);
+	if (b->at == MAP_FAILED) {
+		/* memory that must be there to be promised: addresses only */
+		b->at = mmap(NULL, (size_t)b->bytes, PROT_NONE, MAP_PRIVATE |
+		    MAP_ANONYMOUS, -1, 0);
+		d->promised = 0;
+	}
+	if (b->at == MAP_FAILED)
+		return NULL;
+	if (b->bytes >= 2 * HUGE_BYTES)
+		(void)madvise(b->at, (size_t)b->bytes, MADV_HUGEPAGE);
+	d->n++;
 	add(d, b->bytes);
-	return b;
+	return b->at;
 }
 
 static void
 dry_free(lpo_backend *be, void *p)
 {
-	struct block *b = p;
+	struct lpo_dry *d = (struct lpo_dry *)be;
+	int64_t i;
 
-	if (b == NULL)
-		return;
-	add((struct lpo_dry *)be, -b->bytes);
-	lpo_raw_free(b);
+	for (i = d->n - 1; i >= 0 && p != NULL; i--) {
+		if (d->block[i].at != p)
+			continue;
+		munmap(p, (size_t)d->block[i].bytes);
+		add(d, -d->block[i].bytes);
+		d->block[i] = d->block[--d->n];
+		break;
+	}
+	if (d->n == 0) {
+		lpo_raw_free(d->block);
+		d->block = NULL;
+		d->cap = 0;
+	}
 }
 
 static int
@@ -102,6 +148,8 @@ void
 lpo_dry_open(struct lpo_dry *d, const lpo_backend *real)
 {
 	memset(d, 0, sizeof(*d));
+	d->real = real->k;
+	d->promised = 1;
 	d->k = *real->k;
 	d->k.alloc = dry_alloc;
 	d->k.free = dry_free;
@@ -120,4 +168,12 @@ int
 lpo_dry_is(const lpo_backend *be)
 {
 	return be != NULL && be->k->alloc == dry_alloc;
+}
+
+const struct lpo_kernels *
+lpo_dry_real(const lpo_backend *be)
+{
+	const struct lpo_dry *d = (const struct lpo_dry *)be;
+
+	return lpo_dry_is(be) && d->host && d->promised ? d->real : NULL;
 }

@@ -69,6 +69,13 @@ enum { LPO_LORA_OFF = 1 };	/* walk the reference model */
 int	 lpo_tape_forward(lpo_tape *, int flags);
 int	 lpo_tape_backward(lpo_tape *);
 
+/*
+ * Seconds of a forward and of a backward, for a tape on a dry backend: each
+ * kind of op at each shape is timed once.  NAN where that can't be done.
+ */
+int	 lpo_tape_time(lpo_tape *, double s[2]);
+#define LPO_TIMED_FLOPS 1e11	/* a tape of more need not be larger */
+
 /* Host copies, f32 (or I32) on the host whatever the var's dtype. */
 int	 lpo_var_set(lpo_tape *, lpo_var *, const void *host);
 int	 lpo_var_get(lpo_tape *, const lpo_var *, float *host);

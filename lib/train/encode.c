@@ -4,7 +4,6 @@
 #include <omp.h>
 
 #include "lib/base/hash.h"
-#include "lib/base/progress.h"
 #include "lib/io/image.h"
 #include "lib/io/resize.h"
 #include "lib/train/encode.h"
@@ -144,7 +143,7 @@ try_batch(lpo_encoder *e, lpo_vae *vae, enum lpo_dtype dt, int64_t n)
 	if ((rc = lpo_tape_plan(e->tape, 0, &e->plan)) != 0)
 		return rc;
 	if (n > 1 && e->o.memory_bytes > 0 &&
-	    (int64_t)e->plan.arena_bytes > e->o.memory_bytes / 2) {
+	    (int64_t)e->plan.arena_bytes > e->o.memory_bytes) {
 		lpo_tape_free(e->tape);
 		e->tape = NULL;
 		return 1;
@@ -201,9 +200,8 @@ lpo_encoder_new(lpo_ctx *c, lpo_encoder **out, lpo_backend *be, lpo_vae *vae,
 	e->workers = omp_get_max_threads();
 	e->window = (4 * e->workers + e->batch - 1) / e->batch * e->batch;
 	side = o->size_px / v->factor;
-	e->cache_limit = CACHE_BYTES;
-	if (o->memory_bytes > 0 && e->cache_limit > o->memory_bytes / 8)
-		e->cache_limit = o->memory_bytes / 8;
+	e->cache_limit = o->cache_bytes > 0 && o->cache_bytes < CACHE_BYTES ?
+	    o->cache_bytes : CACHE_BYTES;
 	e->pixels = lpo_alloc(c, (size_t)(e->window * o->size_px),
 	    (size_t)o->size_px * 3 * sizeof *e->pixels);
 	e->out = lpo_alloc(c, (size_t)(e->batch * side * side),
@@ -433,14 +431,11 @@ out:
 }
 
 int
-lpo_encoder_measure(lpo_encoder *e, double *seconds)
+lpo_encoder_time(lpo_encoder *e, double *seconds)
 {
-	double from = lpo_now_s();
-	int rc;
+	double s[2];
+	int rc = lpo_tape_time(e->tape, s);
 
-	if ((rc = lpo_var_set(e->tape, e->image, e->pixels)) != 0 ||
-	    (rc = lpo_tape_forward(e->tape, 0)) != 0)
-		return rc;
-	*seconds = (lpo_now_s() - from) / (double)e->batch;
-	return 0;
+	*seconds = s[0] / (double)e->batch;
+	return rc;
 }

@@ -13,7 +13,8 @@ struct lpo_encoder_opts {
 	int64_t size_px;	/* side of the square the image becomes */
 	int exif;		/* turn by EXIF first */
 	enum lpo_npy_type dtype;	/* of the moments: F2 or F4 */
-	int64_t memory_bytes;	/* batch and cache fit into it; 0: no limit */
+	int64_t memory_bytes;	/* for activations; 0: no limit */
+	int64_t cache_bytes;	/* moments to be met again; 0: 256 MiB */
 	int64_t batch;		/* 0: chosen */
 };
 
@@ -46,8 +47,11 @@ struct lpo_encode_item {
  * failure the encoder is only good for lpo_encoder_free().
  */
 int	 lpo_encoder_run(lpo_encoder *, struct lpo_encode_item *, int64_t n);
-/* Seconds the VAE takes for one image, from one batch; for --dry-run. */
-int	 lpo_encoder_measure(lpo_encoder *, double *seconds);
+/*
+ * Seconds the VAE takes for one image; of an encoder on a dry backend
+ * (lpo_tape_time).
+ */
+int	 lpo_encoder_time(lpo_encoder *, double *seconds);
 /* Images given, and images that went through the VAE, so far. */
 void	 lpo_encoder_counts(const lpo_encoder *, int64_t *given,
 	    int64_t *encoded);

@@ -78,12 +78,8 @@ scorer(lpo_lpo *l, size_t room)
 	return 0;
 }
 
-/*
- * The networks in one arena.  Rows go up to what fits; results do not
- * depend on them.
- */
-static int
-networks(lpo_lpo *l)
+static struct lpo_policy_shape
+shape(const lpo_lpo *l)
 {
 	struct lpo_policy_shape s = {
 		.h = l->o.h, .w = l->o.w, .height_px = l->o.height_px,
@@ -91,6 +87,18 @@ networks(lpo_lpo *l)
 		.dim = l->in.dim, .pooled_dim = l->in.pooled_dim,
 		.guidance = l->o.guidance
 	};
+
+	return s;
+}
+
+/*
+ * The networks in one arena.  Rows go up to what fits; results do not
+ * depend on them.
+ */
+static int
+networks(lpo_lpo *l)
+{
+	struct lpo_policy_shape s = shape(l);
 	const struct lpo_lpo_cut *cut = &l->o.cut;
 	int64_t all = l->o.prompts * (l->last - l->first);
 	int64_t want = l->o.batch < all ? l->o.batch : all;
@@ -262,6 +270,25 @@ lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
 	    lpo_policy_plan(l->reference)->arena_bytes > p->activation_bytes)
 		p->activation_bytes =
 		    lpo_policy_plan(l->reference)->arena_bytes;
+}
+
+int
+lpo_lpo_time(lpo_lpo *l, struct lpo_lpo_time *out)
+{
+	struct lpo_policy_shape s = shape(l);
+	double t[2];
+	int rc;
+
+	s.groups = lpo_policy_groups(l->train);
+	s.backward = 1;
+	s.segments = l->segments;
+	if ((rc = lpo_policy_time(l->ctx, l->in.be, l->in.unet, l->in.dtype,
+	    &s, t)) < 0)
+		return rc;
+	out->rollout = t[0];	/* the same network's forward */
+	out->pair = 2 * t[0] + t[1];
+	return lpo_lrm_scorer_time(l->ctx, l->in.lrm, l->o.candidates,
+	    l->score_groups, l->o.h, l->o.w, &out->score);
 }
 
 /* -------------------------------------------------------------- training */

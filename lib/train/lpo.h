@@ -117,6 +117,16 @@ struct lpo_lpo_plan {
 void	 lpo_lpo_plan(const lpo_lpo *, struct lpo_lpo_plan *);
 
 /*
+ * Seconds that the networks take: per prompt and step of the rollout, per
+ * transition scored, per pair trained (reference, policy, backward).  For a
+ * trainer on a dry backend.
+ */
+struct lpo_lpo_time {
+	double rollout, score, pair;
+};
+int	 lpo_lpo_time(lpo_lpo *, struct lpo_lpo_time *);
+
+/*
  * One piece of work.  0: there is more in this iteration; 1: the iteration is
  * finished; LPO_ESTOP and other errors.  A step whose loss or gradient is not
  * finite changes neither weights nor moments; five in a row are LPO_EFORMAT,

@@ -106,6 +106,29 @@ lpo_lrm_scorer_plan(const lpo_lrm_scorer *s)
 	return &s->plan;
 }
 
+int
+lpo_lrm_scorer_time(lpo_ctx *c, lpo_lrm *m, int64_t rows, int64_t groups,
+    int64_t h, int64_t w, double *seconds)
+{
+	lpo_lrm_scorer *s;
+	double t[2];
+	int rc;
+
+	for (;; groups = (groups + 1) / 2) {
+		if ((rc = lpo_lrm_scorer_new(c, &s, m, rows, groups, h, w,
+		    NULL)) < 0)
+			return rc;
+		if (groups == 1 || s->plan.fwd_flops <= LPO_TIMED_FLOPS)
+			break;
+		lpo_lrm_scorer_free(s);
+	}
+	if ((rc = lpo_tape_commit(s->tape, NULL)) == 0 &&
+	    (rc = lpo_tape_time(s->tape, t)) == 0)
+		*seconds = t[0] / (double)groups;
+	lpo_lrm_scorer_free(s);
+	return rc;
+}
+
 /* Per group the prompt's row, then, with guidance, the empty prompt's. */
 static int
 set_texts(lpo_lrm_scorer *s, const lpo_lrm_texts *x, const int64_t *prompt,

@@ -23,6 +23,12 @@ int	 lpo_lrm_scorer_new(lpo_ctx *, lpo_lrm_scorer **, lpo_lrm *,
 void	 lpo_lrm_scorer_free(lpo_lrm_scorer *);
 /* Take its memory now and not at the first score. */
 int	 lpo_lrm_scorer_commit(lpo_lrm_scorer *);
+/*
+ * Seconds of one prompt's rows where `groups` are scored at once; on a dry
+ * backend (lpo_tape_time).
+ */
+int	 lpo_lrm_scorer_time(lpo_ctx *, lpo_lrm *, int64_t rows,
+	    int64_t groups, int64_t h, int64_t w, double *seconds);
 /* Memory and FLOPs of one chunk, known after lpo_lrm_scorer_new(). */
 const struct lpo_plan *lpo_lrm_scorer_plan(const lpo_lrm_scorer *);
 

@@ -88,6 +88,12 @@ void	 lpo_lrm_trainer_plan(const lpo_lrm_trainer *,
 	    struct lpo_lrm_train_plan *);
 
 /*
+ * Seconds of a step's networks, for a trainer on a dry backend
+ * (lpo_tape_time).
+ */
+int	 lpo_lrm_trainer_time(lpo_lrm_trainer *, double *seconds);
+
+/*
  * Loss and gradients of n pairs, without an update: the parameters' gradients
  * (zeroed first) are in their sets afterwards (lpo_param_export_grad), the
  * logit scale's too.

@@ -291,6 +291,32 @@ lpo_lrm_trainer_plan(const lpo_lrm_trainer *r, struct lpo_lrm_train_plan *p)
 	*p = r->plan;
 }
 
+/* A few of the pairs are enough where the work is large. */
+int
+lpo_lrm_trainer_time(lpo_lrm_trainer *r, double *seconds)
+{
+	struct lpo_lrm_micro few = { .groups = 0 };
+	int64_t g = r->full.groups;
+	double s[2];
+	int rc;
+
+	for (;; g = (g + 1) / 2) {
+		if ((rc = micro_new(r, &few, g)) < 0)
+			goto out;
+		if (g == 1 || few.plan.fwd_flops + few.plan.bwd_flops <=
+		    LPO_TIMED_FLOPS)
+			break;
+		micro_free(&few);
+	}
+	if ((rc = lpo_tape_commit(few.tape, NULL)) == 0 &&
+	    (rc = lpo_tape_time(few.tape, s)) == 0)
+		*seconds = (double)r->o.batch / (double)g * (s[1] + s[0] *
+		    (double)r->plan.passes);
+out:
+	micro_free(&few);
+	return rc;
+}
+
 void
 lpo_lrm_trainer_counters(const lpo_lrm_trainer *r, struct lpo_lrm_counters *n)
 {

@@ -247,6 +247,32 @@ lpo_policy_plan(const lpo_policy *p)
 	return &p->plan;
 }
 
+/* A few of the groups are enough where the work is large. */
+int
+lpo_policy_time(lpo_ctx *c, lpo_backend *be, lpo_unet *unet,
+    enum lpo_dtype dt, const struct lpo_policy_shape *shape, double s[2])
+{
+	struct lpo_policy_shape few = *shape;
+	lpo_policy *p;
+	double flops;
+	int rc, i;
+
+	for (;; few.groups = (few.groups + 1) / 2) {
+		if ((rc = lpo_policy_new(c, &p, be, unet, dt, &few)) < 0)
+			return rc;
+		flops = p->plan.fwd_flops + p->plan.bwd_flops;
+		if (few.groups == 1 || flops <= LPO_TIMED_FLOPS)
+			break;
+		lpo_policy_free(p);
+	}
+	if ((rc = lpo_tape_commit(p->tape, NULL)) == 0)
+		rc = lpo_tape_time(p->tape, s);
+	for (i = 0; i < 2; i++)
+		s[i] /= (double)few.groups;
+	lpo_policy_free(p);
+	return rc;
+}
+
 int64_t
 lpo_policy_groups(const lpo_policy *p)
 {

@@ -47,6 +47,12 @@ int	 lpo_policy_new(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
 	    enum lpo_dtype, const struct lpo_policy_shape *);
 void	 lpo_policy_free(lpo_policy *);
 const struct lpo_plan *lpo_policy_plan(const lpo_policy *);
+/*
+ * Seconds of a forward and a backward of one group, as a policy of this shape
+ * takes them; on a dry backend (lpo_tape_time).
+ */
+int	 lpo_policy_time(lpo_ctx *, lpo_backend *, lpo_unet *, enum lpo_dtype,
+	    const struct lpo_policy_shape *, double s[2]);
 int64_t	 lpo_policy_groups(const lpo_policy *);
 int	 lpo_policy_commit(lpo_policy *, lpo_arena *);
 

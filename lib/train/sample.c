@@ -4,7 +4,6 @@
 #include <string.h>
 
 #include "lib/base/philox.h"
-#include "lib/base/progress.h"
 #include "lib/io/image.h"
 #include "lib/train/sample.h"
 #include "lib/train/torch_rng.h"
@@ -115,14 +114,22 @@ out:
 	return rc;
 }
 
-static int
-plan_policy(lpo_sampler *s)
+static struct lpo_policy_shape
+shape(const lpo_sampler *s)
 {
 	struct lpo_policy_shape p = { .h = s->h, .w = s->w,
 	    .height_px = s->o.size_px, .width_px = s->o.size_px,
 	    .length = s->length, .dim = s->dim, .pooled_dim = s->pooled_dim,
 	    .guidance = s->o.guidance };
-	size_t room = s->o.memory_bytes > 0 ? (size_t)s->o.memory_bytes / 2 :
+
+	return p;
+}
+
+static int
+plan_policy(lpo_sampler *s)
+{
+	struct lpo_policy_shape p = shape(s);
+	size_t room = s->o.memory_bytes > 0 ? (size_t)s->o.memory_bytes :
 	    SIZE_MAX;
 	int64_t want = s->o.batch, all = s->n_prompts * s->o.per_prompt;
 	int rc;
@@ -244,7 +251,11 @@ lpo_sampler_plan(const lpo_sampler *s, struct lpo_sampler_plan *p)
 
 	p->arena_bytes = s->arena.bytes;
 	p->text_bytes = (size_t)lpo_policy_texts_bytes(s->texts);
+	p->text_row_bytes = (size_t)lpo_policy_texts_row_bytes(s->texts);
 	p->weight_bytes = (size_t)lpo_unet_params(s->unet)->bytes;
+	if (s->lora != NULL)
+		p->weight_bytes += (size_t)lpo_lora_params(s->lora)->bytes;
+	p->vae_bytes = (size_t)lpo_vae_params(s->vae)->bytes;
 	p->image_flops = (double)s->o.steps * u->fwd_flops /
 	    (double)s->batch + s->decode_plan.fwd_flops /
 	    (double)s->decode_batch;
@@ -383,6 +394,7 @@ lpo_sampler_run(lpo_sampler *s, uint8_t *rgb, float *latent, int64_t first,
 				latent[(i * s->c + k) * hw + p] =
 				    s->x[(i * hw + p) * s->c + k];
 	rc = rgb != NULL ? decode(s, rgb, n) : 0;
+	lpo_policy_texts_drop(s->texts);
 out:
 	lpo_free(t);
 	lpo_free(prompt);
@@ -390,34 +402,17 @@ out:
 }
 
 int
-lpo_sampler_measure(lpo_sampler *s, double *seconds)
+lpo_sampler_time(lpo_sampler *s, double *seconds)
 {
-	int64_t *t, n = s->decode_batch < s->batch ? s->decode_batch :
-	    s->batch;
-	uint8_t *rgb;
-	double at[3];
-	int rc = LPO_ENOMEM;
+	struct lpo_policy_shape p = shape(s);
+	double u[2], v[2];
+	int rc;
 
-	t = lpo_alloc(s->ctx, (size_t)s->batch, sizeof *t);
-	rgb = lpo_alloc(s->ctx, (size_t)(n * s->o.size_px),
-	    (size_t)s->o.size_px * 3);
-	if (t == NULL || rgb == NULL)
-		goto out;
-	/* t is all zero: prompt 0, and a timestep as good as any */
-	at[0] = lpo_now_s();
-	if ((rc = start(s, 0, s->batch)) != 0 ||
-	    (rc = lpo_policy_eval(s->policy, s->eps, s->texts, s->x, t, t,
-	    s->batch, s->flags)) != 0)
-		goto out;
-	at[1] = lpo_now_s();
-	if ((rc = decode(s, rgb, n)) != 0)
-		goto out;
-	at[2] = lpo_now_s();
-	*seconds = (at[1] - at[0]) * (double)s->o.steps / (double)s->batch +
-	    (at[2] - at[1]) / (double)n;
-out:
-	lpo_free(t);
-	lpo_free(rgb);
+	p.groups = s->batch;
+	if ((rc = lpo_policy_time(s->ctx, s->be, s->unet, s->dt, &p,
+	    u)) == 0 && (rc = lpo_tape_time(s->decoder, v)) == 0)
+		*seconds = u[0] * (double)s->o.steps + v[0] /
+		    (double)s->decode_batch;
 	return rc;
 }
 

@@ -49,15 +49,13 @@ int64_t	 lpo_sampler_count(const lpo_sampler *);	/* pictures in all */
 int64_t	 lpo_sampler_batch(const lpo_sampler *);
 int64_t	 lpo_sampler_size_px(const lpo_sampler *);	/* width = height */
 struct lpo_sampler_plan {
-	size_t arena_bytes, text_bytes, weight_bytes;
+	size_t arena_bytes, text_bytes, text_row_bytes;
+	size_t weight_bytes, vae_bytes;	/* UNet with its LoRA; decoder */
 	double image_flops;
 };
 void	 lpo_sampler_plan(const lpo_sampler *, struct lpo_sampler_plan *);
-/*
- * Seconds one picture takes, from one evaluation and one decoding; for
- * --dry-run.
- */
-int	 lpo_sampler_measure(lpo_sampler *, double *seconds);
+/* Seconds one picture takes; of a sampler on a dry backend (lpo_tape_time). */
+int	 lpo_sampler_time(lpo_sampler *, double *seconds);
 /* on 0: walk the base model although a LoRA is loaded. */
 void	 lpo_sampler_lora(lpo_sampler *, int on);
 

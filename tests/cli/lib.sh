@@ -104,6 +104,12 @@ flip() {
 	    dd of="$1" bs=1 seek="$2" conv=notrunc 2>/dev/null
 }
 
+# least COMMAND...: the --memory with which it says that it would fit.
+least() {
+	"$@" --memory 1 2>&1 >/dev/null |
+	    sed -n 's/.*make it fit: --memory \([0-9]*M\).*/\1/p'
+}
+
 # Wait until $1 is there, at most 20 s.
 wait_for() {
 	i=0

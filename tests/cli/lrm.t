@@ -82,7 +82,7 @@ grep -q "needs .* MiB (weights .* --memory allows 1 MiB; what would make it \
 fit: --memory" "$dir/err" && test ! -e "$dir/c2" && test ! -e "$dir/c2.state"
 ok $? "with what it needs and what would make it fit, and leaves nothing"
 lrm -o "$dir/c2/" --memory \
-    "$(sed 's/.*needs \([0-9]*\) MiB.*/\1/' "$dir/err")M" "$pairs"
+    "$(sed 's/.*fit: --memory \([0-9]*M\).*/\1/' "$dir/err")" "$pairs"
 same "$dir/a" "$dir/c2" "with that it runs, to the same bytes"
 
 cat "$pairs" | lrm -o "$dir/p"

@@ -34,9 +34,11 @@ run 0 "--images" "$eval" --images "$clip/prefs.csv" \
     --scorer "clipscore=clip:$clip"
 near out "$clip/want.csv" "ids, names and numbers as transformers has them"
 cp out scores.csv
-run 0 "one thread, no memory" "$eval" --images "$clip/prefs.csv" -j 1 \
-    --memory 1 --scorer "aesthetic=aesthetic:$clip/head.safetensors,$clip" \
+set -- "$eval" --images "$clip/prefs.csv" -j 1 \
+    --scorer "aesthetic=aesthetic:$clip/head.safetensors,$clip" \
     --scorer "clipscore=clip:$clip"
+run 1 "too little memory" "$@" --memory 1
+run 0 "one thread, little memory" "$@" --memory "$(least "$@")"
 same out scores.csv "the same bytes"
 run 0 "bf16" "$eval" --images "$clip/prefs.csv" --precision bf16 \
     --scorer "clipscore=clip:$clip"
@@ -181,7 +183,7 @@ test "$(sqlite3 e.db "select group_concat(role, ' ') from (select role from
     input where role like 'scorer%' order by role)")" = \
     "scorer.clip scorer.taste scorer.taste.1"
 ok $? "scores and the scorers' files are in the database"
-run 0 "again, one thread" all -j 1 --memory 1
+run 0 "again, one thread" all -j 1 --memory "$(least all -j 1)"
 same table out "the same table"
 run=$(sqlite3 e.db "select run from run order by id limit 1")
 cp -r "$clip" moved
@@ -237,8 +239,9 @@ run 0 "lrm" "$eval" -m "$model" --images world/prefs.csv \
 test "$(head -1 lrm.csv)" = id,reward_0,reward_1 &&
     test "$(wc -l < lrm.csv)" -eq 7
 ok $? "a score for each image"
-run 0 "lrm, one by one" "$eval" -m "$model" --images world/prefs.csv \
-    --scorer reward=lrm:lrm -j 1 --memory 1
+set -- "$eval" -m "$model" --images world/prefs.csv \
+    --scorer reward=lrm:lrm -j 1
+run 0 "lrm, one by one" "$@" --memory "$(least "$@")"
 same out lrm.csv "the same bytes"
 run 0 "lrm beside clip" "$eval" -m "$model" --images world/prefs.csv \
     --scorer reward=lrm:lrm --scorer "clip:$clip"
