@@ -219,6 +219,8 @@ def work(kind, name, what, component, inputs, need, how=compare, more=()):
         for precision in ("f32", "bf16"):
             a = run_ours(kind, component, precision, more)
             b = run_torch(kind, name, precision, REPEAT)
+            print(f"    {precision}: {a[0]:.2f} s, torch's {b[0]:.2f} s",
+                  file=sys.stderr, flush=True)
             parity.timing(f"{precision}: {what}", kind.name, a[:2], b[:2])
             how(f"{precision}: {what}", kind,
                 *(read(f) for f in (a[2], truth, b[2])))

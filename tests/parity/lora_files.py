@@ -5,6 +5,7 @@ in every form that users have, safetensors and pickles, and read by lpo-probe;
 lpo-train writes it again as kohya, diffusers and both, and diffusers reads
 each.  All give the UNet's output that peft itself gives.
 """
+import copy
 import json
 
 import models
@@ -28,7 +29,7 @@ def evaluate(net, x, dtype):
 def with_adapter(m, config, dtype):
     """A UNet with a random LoRA, and its state under PEFT's own keys."""
     from peft.utils import get_peft_model_state_dict
-    net = m.unet(torch.float32)
+    net = copy.deepcopy(m.unet(torch.float32))
     net.add_adapter(config)
     gen = torch.Generator().manual_seed(60 + m.seed)
     for k, p in sorted(net.named_parameters()):
@@ -160,12 +161,12 @@ def write(m, x):
                      probe(m, path, x), truth, own)
         got, alphas = mixin.lora_state_dict(
             path, unet_config=m.unet(torch.float32).config)
-        net = m.unet(torch.float32)
+        net = copy.deepcopy(m.unet(torch.float32))
         mixin.load_lora_into_unet(got, network_alphas=alphas, unet=net)
         parity.check(f"LoRA written: {form}, by load_lora_weights", m.name,
                      evaluate(net, x, torch.float32), truth, own)
         if form == "diffusers":
-            net = m.unet(torch.float32)
+            net = copy.deepcopy(m.unet(torch.float32))
             net.load_lora_adapter(path, prefix="unet")
             parity.check(f"LoRA written: {form}, by load_lora_adapter",
                          m.name, evaluate(net, x, torch.float32), truth, own)

@@ -33,6 +33,8 @@ HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
 # small models: threads would wait for each other more than they work
 os.environ.setdefault("OMP_NUM_THREADS", "1")
+if "torch" in sys.modules:              # which has read it already
+    sys.modules["torch"].set_num_threads(int(os.environ["OMP_NUM_THREADS"]))
 BIN = os.environ.get("PARITY_BIN", os.path.join(ROOT, "bin"))
 _scratch = tempfile.TemporaryDirectory(prefix="lpo-parity-")
 WORK = _scratch.name
