@@ -287,7 +287,7 @@ lpo(struct rig *r, int iterations)
 		    "%lld prompts at once; activations of %zu MiB",
 		    r->section, lpo_now_s() - t, (long long)r->prompts,
 		    (long long)r->steps, (long long)plan.cut.rollout,
-		    (long long)plan.cut.pairs,
+		    (long long)plan.micro_batch,
 		    (long long)plan.cut.scoring,
 		    plan.activation_bytes >> 20);
 	}
@@ -388,7 +388,7 @@ steps(struct bench *b, lpo_lrm_trainer *r, const struct lpo_lrm_pair *p,
 		    plan.weight_bytes;
 		snprintf(l.shape, sizeof(l.shape), "step %d, %lld pairs in "
 		    "passes of %lld", i, (long long)pairs,
-		    (long long)plan.cut.pairs);
+		    (long long)plan.micro_batch);
 		bench_put(b, &l);
 	}
 	return 0;
