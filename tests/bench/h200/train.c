@@ -287,7 +287,7 @@ lpo(struct rig *r, int iterations)
 		    "%lld prompts at once; activations of %zu MiB",
 		    r->section, lpo_now_s() - t, (long long)r->prompts,
 		    (long long)r->steps, (long long)plan.cut.rollout,
-		    (long long)plan.micro_batch,
+		    (long long)plan.cut.pairs,
 		    (long long)plan.cut.scoring,
 		    plan.activation_bytes >> 20);
 	}
