@@ -170,9 +170,11 @@ check-faults: all
 	@BIN=$(BIN) CC='$(CC)' tests/faults/faults.sh -k $(STEP) $(STAGES)
 	@BIN=$(BIN) tests/faults/full.sh $(STAGES)
 
-demo: all
+# The plug-in takes minutes to build: only where it is asked for.
+DEMO_NEEDS	= $(TOOLS) $(DEMO) $(if $(filter cuda%,$(DEVICE)),all_plugin)
+demo: $(DEMO_NEEDS)
 	@BIN=$(BIN) demo/run.sh
-demo-seeds: all
+demo-seeds: $(DEMO_NEEDS)
 	@BIN=$(BIN) demo/seeds.sh
 
 lint:
