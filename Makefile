@@ -144,7 +144,8 @@ include mk/bench.mk
 	$(CLI_SRC:%.c=$(BUILD)/%.d) $(TESTS:.t=.d) $(wildcard $(BUILD)/demo/*.d)
 
 # prove's last lines are counted into one: N passed, N failed, N skipped.
-check: all $(TESTS) $(BUILD)/demo/selftest.t $(BUILD)/tests/bench/h200.t
+# Benchmarks are built with the tests, so that they follow the library.
+check: all $(TESTS) $(BENCHES) $(BUILD)/demo/selftest.t $(BUILD)/tests/bench/h200.t
 	@BIN=$(BIN) BUILD=$(BUILD) CC='$(CC)' \
 	LPO_CUDA_PLUGIN=$$(ls $(abspath $(PLUGIN)) 2> /dev/null) tests/run.sh \
 	    $(TESTS) $(BUILD)/demo/selftest.t $(SHTESTS)

@@ -75,21 +75,21 @@ line(const char *op, const char *shape, double flops, double ms)
 static int
 run_linear(struct work *w)
 {
-	return be.k->linear_fwd(&be, dt, w->y, w->x, w->w, NULL, w->m, w->n,
-	    w->k, 1, 0, w->scratch);
+	return be.k->linear_fwd(&be, dt, w->y, w->x, w->w, NULL, NULL,
+	    w->m, w->n, w->k, 1, w->scratch);
 }
 
 static int
 run_conv(struct work *w)
 {
-	return be.k->conv_fwd(&be, dt, w->y, w->x, w->w, NULL, &w->conv, 0,
-	    w->scratch);
+	return be.k->conv_fwd(&be, dt, w->y, w->x, w->w, NULL, NULL,
+	    &w->conv, w->scratch);
 }
 
 static int
 run_conv_data(struct work *w)
 {
-	return be.k->conv_bwd_data(&be, dt, w->x, w->y, w->w, &w->conv,
+	return be.k->conv_bwd_data(&be, dt, w->x, w->y, w->w, &w->conv, 0,
 	    w->scratch);
 }
 
@@ -111,7 +111,7 @@ static int
 run_attn_bwd(struct work *w)
 {
 	return be.k->attention_bwd(&be, dt, w->g1, w->g2, w->g3, w->o, w->o,
-	    w->lse, w->x, w->w, w->y, &w->attn, w->scratch);
+	    w->lse, w->x, w->w, w->y, &w->attn, 0, w->scratch);
 }
 
 static void
