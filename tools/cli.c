@@ -171,7 +171,9 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 	cli->priv->argv = argv;
 	cli->priv->tty = isatty(STDERR_FILENO);
 	lpo_ctx_on_notice(cli->ctx, notice, cli);
+	cli->priv->begun_s = lpo_cli_now();
 	lpo_ctx_stop_flag(cli->ctx, &stop_flag);
+	lpo_ctx_on_ask(cli->ctx, &lpo_cli_status_flag, lpo_cli_answer, cli);
 	catch_signals();
 	if ((rc = lpo_cli_add_rows(cli, tool->options, values)) != 0 ||
 	    (rc = lpo_cli_add_rows(cli, lpo_cli_common_rows, &cli->o)) != 0 ||

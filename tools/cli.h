@@ -174,18 +174,18 @@ void	 lpo_cli_plan(lpo_cli *, const char *name, const char *fmt, ...)
 
 /*
  * Call as often as you like (after each record or step).  Prints
- * "text done/total unit, rate, ETA" in place on a terminal, one line a minute
- * elsewhere, and on SIGUSR2; total 0: unknown.  extra may be NULL.
+ * "text done/total unit, rate, time left, extra, memory" in place on a
+ * terminal, one line a minute elsewhere.  A part of a unit counts as done;
+ * total 0: unknown.  extra may be NULL.  SIGUSR2 is answered with that line
+ * as it would be then, at the next operation.
  */
-void	 lpo_cli_progress(lpo_cli *, const char *what, int64_t done,
+void	 lpo_cli_progress(lpo_cli *, const char *what, double done,
 	    int64_t total, const char *unit, const char *extra);
 /* Ends the line on a terminal; called by every message too. */
 void	 lpo_cli_progress_end(lpo_cli *);
 /* 1 if a line a minute or a step is wanted now (for tools' own step lines). */
 int	 lpo_cli_want_lines(const lpo_cli *);
 double	 lpo_cli_now(void);	/* seconds, monotonic */
-/* "3 h 12 min", "4 min 05 s", "12 s" */
-void	 lpo_cli_duration(char *, size_t, double s);
 
 /* ---- compute */
 

@@ -3,9 +3,11 @@
 #include <stdarg.h>
 #include <stdlib.h>
 #include <string.h>
-#include <time.h>
 #include <unistd.h>
 
+#include <omp.h>
+
+#include "tools/cli_plan.h"
 #include "tools/cli_priv.h"
 
 /* ------------------------------------------------ standard input, output */
@@ -127,10 +129,7 @@ lpo_cli_plan(lpo_cli *cli, const char *name, const char *fmt, ...)
 double
 lpo_cli_now(void)
 {
-	struct timespec t;
-
-	clock_gettime(CLOCK_MONOTONIC, &t);
-	return (double)t.tv_sec + 1e-9 * (double)t.tv_nsec;
+	return lpo_now_s();
 }
 
 void
@@ -148,56 +147,59 @@ lpo_cli_want_lines(const lpo_cli *cli)
 	return !cli->o.no_progress;
 }
 
-void
-lpo_cli_duration(char *out, size_t size, double s)
+/* "lpo-train: train 3/20 iterations (17%), 24.1 s each, ..., 8.5 GB" */
+static void
+line(void *arg, const char *text, int asked)
 {
-	long t = s > 0 && s < 1e9 ? (long)(s + 0.5) : 0;
+	lpo_cli *cli = arg;
+	struct lpo_cli_priv *p = cli->priv;
+	int in_place = p->tty || cli->o.progress;
+	double mb = 1e-6 * (double)lpo_cli_resident(NULL);
+	char since[48];
 
-	if (t >= 3600)
-		snprintf(out, size, "%ld h %02ld min", t / 3600,
-		    t / 60 % 60);
-	else if (t >= 60)
-		snprintf(out, size, "%ld min %02ld s", t / 60, t % 60);
-	else
-		snprintf(out, size, "%ld s", t);
+	if (in_place)
+		fputs("\r\033[K", stderr);
+	fprintf(stderr, mb < 1000 ? "%s: %s, %.0f MB" : "%s: %s, %.1f GB",
+	    cli->tool->name, text, mb < 1000 ? mb : mb / 1000);
+	if (asked) {
+		lpo_duration_text(since, sizeof since, lpo_cli_now() -
+		    p->begun_s);
+		fprintf(stderr, ", running %s", since);
+	}
+	if (!in_place || asked)
+		fputc('\n', stderr);
+	fflush(stderr);
+	p->line_open = in_place && !asked;
+}
+
+/* Only the main thread, between two pieces of work. */
+void
+lpo_cli_answer(void *arg)
+{
+	lpo_cli *cli = arg;
+	char text[640] = "loading";
+
+	if (omp_in_parallel())
+		return;
+	lpo_cli_status_flag = 0;
+	if (cli->priv->what[0] != '\0')
+		lpo_progress_text(&cli->priv->progress, text, sizeof text);
+	line(cli, text, 1);
 }
 
 void
-lpo_cli_progress(lpo_cli *cli, const char *what, int64_t done, int64_t total,
+lpo_cli_progress(lpo_cli *cli, const char *what, double done, int64_t total,
     const char *unit, const char *extra)
 {
 	struct lpo_cli_priv *p = cli->priv;
-	int in_place = p->tty || cli->o.progress;
-	int asked = lpo_cli_status_flag;
-	double now = lpo_cli_now(), rate;
-	char eta[32] = "", of[32] = "";
+	struct lpo_progress *g = &p->progress;
 
-	if (p->started == 0 || strcmp(p->what, what) != 0) {
+	if (strcmp(p->what, what) != 0 || g->total != total) {
 		snprintf(p->what, sizeof p->what, "%s", what);
-		p->started = p->printed = now;
-		p->first = done;
-		/* in place: show at once, then five times a second */
-		if (!asked && !in_place)
-			return;
-	} else if (!asked && now - p->printed < (in_place ? 0.2 : 60.0))
-		return;
-	lpo_cli_status_flag = 0;
-	if (!asked && cli->o.no_progress)
-		return;
-	p->printed = now;
-	rate = now > p->started ? (double)(done - p->first) /
-	    (now - p->started) : 0;
-	if (total > 0)
-		snprintf(of, sizeof of, "/%lld", (long long)total);
-	if (total > 0 && rate > 0) {
-		memcpy(eta, ", ", 3);
-		lpo_cli_duration(eta + 2, sizeof eta - 2,
-		    (double)(total - done) / rate);
+		lpo_progress_start(g, p->what, unit, total, done, p->tty ||
+		    cli->o.progress, cli->o.no_progress ? NULL : line, cli);
 	}
-	fprintf(stderr, "%s%s: %s %lld%s %s, %.*f/s%s%s%s%s",
-	    in_place ? "\r\033[K" : "", cli->tool->name, what,
-	    (long long)done, of, unit, rate < 10 ? 2 : 0, rate, eta,
-	    extra != NULL ? ", " : "", extra != NULL ? extra : "",
-	    in_place && !asked ? "" : "\n");
-	p->line_open = in_place && !asked;
+	lpo_progress_at(g, done, extra);
+	if (lpo_cli_status_flag)
+		lpo_cli_answer(cli);
 }

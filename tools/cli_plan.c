@@ -167,7 +167,7 @@ lpo_cli_plan_seconds(lpo_cli *cli, const char *name, double s)
 {
 	char text[48];
 
-	lpo_cli_duration(text, sizeof text, s);
+	lpo_duration_text(text, sizeof text, s);
 	lpo_cli_plan(cli, name, s < 60 ? "%.1f s" : "%.0f s (%s)", s, text);
 }
 

@@ -5,6 +5,7 @@
 #include <signal.h>
 
 #include "kernels/plugin.h"
+#include "lib/base/progress.h"
 #include "tools/cli.h"
 
 #define CLI_MAX_OPTIONS 128
@@ -21,9 +22,9 @@ struct lpo_cli_priv {
 	/* progress */
 	int tty;		/* stderr is a terminal */
 	int line_open;		/* an unfinished progress line stands there */
-	double started, printed;
-	int64_t first;		/* `done` of the first call: a resumed run */
-	char what[64];
+	struct lpo_progress progress;
+	char what[64];		/* its own copy; "": none yet */
+	double begun_s;
 
 	struct lpo_cli_run *run;	/* cli_run.c's own */
 	int be_open;
@@ -46,7 +47,10 @@ int	 lpo_cli_on_cuda(const lpo_cli *);
 const char *lpo_cli_level(const lpo_cli *);
 const char *lpo_cli_library(const lpo_cli *);
 
-/* cli.c: SIGUSR2 sets it, the next progress line clears it */
+/* cli_io.c: the status line, for lpo_ctx_on_ask() */
+void	 lpo_cli_answer(void *cli);
+
+/* cli.c: SIGUSR2 sets it, the status line clears it */
 extern volatile sig_atomic_t lpo_cli_status_flag;
 
 /* cli_run.c: the status, 1 where a finished run's last rows are not stored */

@@ -140,9 +140,11 @@ train(struct train_run *r)
 	    "training" };
 	lpo_cli *cli = r->cli;
 	int64_t done, total;
+	struct lpo_lpo_plan p;
 	char extra[96];
 	int rc = 0, phase;
 
+	lpo_lpo_plan(r->trainer, &p);
 	r->start_s = lpo_cli_now();
 	while (lpo_lpo_iteration(r->trainer) < r->iterations) {
 		if ((rc = lpo_lpo_advance(r->trainer)) < 0)
@@ -152,8 +154,9 @@ train(struct train_run *r)
 		phase = (int)lpo_lpo_where(r->trainer, &done, &total);
 		snprintf(extra, sizeof(extra), "%s %lld/%lld", names[phase],
 		    (long long)done, (long long)total);
-		lpo_cli_progress(cli, "train", lpo_lpo_iteration(r->trainer),
-		    r->iterations, "iterations", extra);
+		lpo_cli_progress(cli, "train", (double)lpo_lpo_iteration(
+		    r->trainer) + lpo_traintool_part(r, &p), r->iterations,
+		    "iterations", extra);
 		/* figures first: a step that is saved is not done again */
 		if (lpo_snap_due(r->snap, cli->o.checkpoint_s) &&
 		    ((rc = lpo_db_flush(lpo_cli_db(cli))) < 0 ||

@@ -53,7 +53,7 @@ struct train_run {
 	lpo_snap *snap;
 	int warned;			/* LPO_H_* said already */
 	double start_s;
-	int64_t pairs_done;
+	int64_t pairs_done, finished;	/* by this attempt: iterations */
 	struct lpo_lpo_check check;	/* the last, n 0: none */
 	int64_t checked;		/* after how many iterations */
 };
@@ -79,6 +79,9 @@ int	 lpo_traintool_fit(struct train_run *);
 /* ---- train_words.c */
 
 int	 lpo_traintool_plan(struct train_run *);
+/* How much of the present iteration is done, by the work of its phases. */
+double	 lpo_traintool_part(const struct train_run *,
+	    const struct lpo_lpo_plan *);
 /* An iteration is over: its line, its metrics, what looks unhealthy. */
 int	 lpo_traintool_tell(struct train_run *);
 

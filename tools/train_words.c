@@ -139,6 +139,23 @@ lpo_traintool_plan(struct train_run *r)
 	return plan_time(r, &p);
 }
 
+double
+lpo_traintool_part(const struct train_run *r, const struct lpo_lpo_plan *p)
+{
+	double work[3] = { p->rollout_flops, p->score_flops, 0 }, sum, part;
+	int64_t done, total;
+	int phase = (int)lpo_lpo_where(r->trainer, &done, &total), i;
+
+	/* pairs as in the last iteration, else as a plan has them */
+	work[2] = p->pair_flops * (r->finished > 0 ? (double)r->pairs_done /
+	    (double)r->finished : valid(r) * (double)p->transitions);
+	sum = work[0] + work[1] + work[2];
+	part = total > 0 ? work[phase] * (double)done / (double)total : 0;
+	for (i = 0; i < phase; i++)
+		part += work[i];
+	return sum > 0 ? part / sum : 0;
+}
+
 /* ----------------------------------------------------------------- health */
 
 static void
@@ -232,6 +249,7 @@ step_line(struct train_run *r, const struct lpo_lpo_report *p)
 	double s = lpo_cli_now() - r->start_s;
 
 	r->pairs_done += p->pairs;
+	r->finished++;
 	if (!lpo_cli_want_lines(r->cli))
 		return;
 	lpo_cli_progress_end(r->cli);

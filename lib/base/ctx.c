@@ -18,7 +18,9 @@ struct lpo_ctx {
 	char text[4096];	/* no allocation on the way to an error */
 	void (*notice)(void *, const char *);
 	void *notice_arg;
-	const volatile sig_atomic_t *stop;
+	const volatile sig_atomic_t *stop, *ask;
+	void (*answer)(void *);
+	void *answer_arg;
 	const char *variant;
 };
 
@@ -205,9 +207,20 @@ lpo_ctx_stop_flag(lpo_ctx *c, const volatile sig_atomic_t *flag)
 	c->stop = flag;
 }
 
+void
+lpo_ctx_on_ask(lpo_ctx *c, const volatile sig_atomic_t *flag,
+    void (*fn)(void *), void *arg)
+{
+	c->ask = flag;
+	c->answer = fn;
+	c->answer_arg = arg;
+}
+
 int
 lpo_ctx_stopped(const lpo_ctx *c)
 {
+	if (c->ask != NULL && *c->ask != 0)
+		c->answer(c->answer_arg);
 	return c->stop != NULL && *c->stop != 0;
 }
 

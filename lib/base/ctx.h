@@ -48,6 +48,13 @@ void	 lpo_ctx_stop_flag(lpo_ctx *, const volatile sig_atomic_t *);
 int	 lpo_ctx_stopped(const lpo_ctx *);
 
 /*
+ * A flag that asks for a word: fn is called, and clears it, where the stop
+ * flag is looked at.
+ */
+void	 lpo_ctx_on_ask(lpo_ctx *, const volatile sig_atomic_t *,
+	    void (*fn)(void *arg), void *arg);
+
+/*
  * Which files to take where a model folder has several: "fp16", "non_ema"; NULL
  * (the default): the plain ones.  Borrowed; lib/model/weights.h heeds it.
  */

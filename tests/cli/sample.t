@@ -80,13 +80,13 @@ same "$dir/ref.tar" "$dir/k.tar" "after four kills: the same bytes"
     -n 300 -b 1 -o "$dir/l.tar" 2>"$dir/err" &
 pid=$!
 wait_for "$dir/l.tar.state/run.json"
-kill -USR2 $pid
 i=0
-while [ ! -s "$dir/err" ] && [ $i -lt 400 ]; do
+while ! grep -q ' left' "$dir/err" && [ $i -lt 400 ]; do
+	kill -USR2 $pid
 	sleep 0.05
 	i=$((i + 1))
 done
-grep -q 'lpo-sample: sample [0-9]*/1800 pictures' "$dir/err"
+grep -q 'lpo-sample: sample: [0-9]*/1800 pictures ([0-9]*%), .* left, [0-9.]* MB, running [0-9]* s$' "$dir/err"
 ok $? "SIGUSR2: a line of progress"
 kill -TERM $pid
 wait $pid

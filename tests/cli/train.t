@@ -94,6 +94,15 @@ while [ $i -lt 200 ] && ! ls "$dir"/t.safetensors.state/snap-* \
 	sleep 0.05
 	i=$((i + 1))
 done
+i=0
+while ! grep -q ' left' "$dir/err" && [ $i -lt 200 ]; do
+	kill -USR2 $pid
+	sleep 0.05
+	i=$((i + 1))
+done
+grep -q "^lpo-train: train: [0-9]*/60 iterations ([0-9]*%), .* left, \
+\(rollout\|scoring\|training\) [0-9]*/[0-9]*, [0-9.]* MB, running " "$dir/err"
+ok $? "SIGUSR2: count, rate, time left, phase, memory"
 kill -TERM $pid
 wait $pid
 is $? 4 "SIGTERM is exit 4"

@@ -203,7 +203,7 @@ progress(void)
 	lpo_progress_start(&p, "encode", "images", 1000, 200, 0, on_line,
 	    NULL);
 	p.clock_s = clock_s;
-	p.start_s = p.last_s = now = 100;
+	p.start_s = p.last_s = p.mark[0].s = p.mark[1].s = now = 100;
 	for (i = 0; i < 120; i++) {
 		now += 1;
 		lpo_progress_at(&p, 200 + 2 * (i + 1), "loss 0.61");
@@ -211,10 +211,30 @@ progress(void)
 	ok(lines == 2, "one line a minute where there is no terminal");
 	ok(strcmp(line, "encode: 440/1000 images (44%), 2.00/s, 4 min 40 s "
 	    "left, loss 0.61") == 0, "%s", line);
-	lpo_progress_at(&p, 1000, NULL);
+	for (; i < 400; i++) {
+		now += 1;
+		lpo_progress_at(&p, 200 + 2 * (i + 1), NULL);
+	}
 	lpo_progress_end(&p);
 	ok(lasts == 1 && strcmp(line, "encode: 1000/1000 images (100%), "
-	    "6.67/s, 2 min 00 s") == 0, "%s", line);
+	    "2.00/s, 6 min 40 s") == 0, "%s", line);
+	/* a slow start is forgotten, and what is left settles */
+	lpo_progress_start(&p, "train", "iterations", 100, 0, 0, on_line,
+	    NULL);
+	p.clock_s = clock_s;
+	p.start_s = p.last_s = p.mark[0].s = p.mark[1].s = now = 100;
+	for (i = 0; i < 10; i++) {
+		now += 60;
+		lpo_progress_at(&p, 0.1 * (i + 1), NULL);
+	}
+	ok(strcmp(line, "train: 1/100 iterations (1%), 600.0 s each, 16 h "
+	    "30 min left") == 0, "parts of a unit: %s", line);
+	for (i = 0; i < 40; i++) {
+		now += 60;
+		lpo_progress_at(&p, 2 + i, NULL);
+	}
+	ok(strcmp(line, "train: 41/100 iterations (41%), 60.0 s each, 59 min "
+	    "00 s left") == 0, "four times as long after: %s", line);
 	lpo_progress_start(&p, "pairs", "pairs", 0, 0, 1, NULL, NULL);
 	lpo_progress_at(&p, 5, NULL);
 	lpo_progress_end(&p);
