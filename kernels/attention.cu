@@ -1,8 +1,8 @@
 /*
- * Attention on the device: forward through our own kernel for Hopper where
- * that is the fastest (attention_flash_wgmma.cu), then through cuDNN where it
- * has an engine (attention_graph.cu), else through our own kernels
- * (attention_flash.cu); scratch of both passes.
+ * Attention on the device: forward of few keys through our own kernel for
+ * Hopper (attention_few.cu), else through cuDNN where it has an engine
+ * (attention_graph.cu), else through our own kernels (attention_flash.cu);
+ * scratch of both passes.
  */
 #include <stdlib.h>
 #include <string.h>
@@ -128,7 +128,7 @@ forward_dnn(struct cuda *cu, const struct attention_plan *p, void *o,
 	return rc != 0 ? rc : cuda_done(cu, "attention");
 }
 
-/* cuDNN's tensors and Hopper's copies are, and so must be the pointers. */
+/* cuDNN's tensors and our copies are, and so must be the pointers. */
 static int
 aligned(const void *o, const void *q, const void *k, const void *v)
 {
@@ -157,8 +157,8 @@ cuda_attention_fwd(lpo_backend *be, enum lpo_dtype dt, void *o, float *lse,
 		return 0;
 	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
 		return cuda_fail(cu, LPO_EINVAL, "attention", "bad shape");
-	if (cuda_flash_wgmma_suits(cu, dt, s) && aligned(o, q, k, v))
-		return cuda_flash_wgmma_fwd(cu, o, lse, q, k, v, s);
+	if (cuda_attention_few_suits(cu, dt, s) && aligned(o, q, k, v))
+		return cuda_attention_few(cu, o, lse, q, k, v, s);
 	if (cuda_attention_suits(&key, dt, s) && aligned(o, q, k, v))
 		p = find_or_make(cu, &key);
 	if (p == NULL || p->run == NULL)
@@ -177,7 +177,7 @@ cuda_attention_scratch_bytes(lpo_backend *be, enum lpo_pass pass,
 	if (pass != LPO_FWD)
 		return cuda_attention_bwd_bytes(dt, s);
 	if (bad_shape(s) || !cuda_attention_suits(&key, dt, s) ||
-	    cuda_flash_wgmma_suits(cuda_of(be), dt, s))
+	    cuda_attention_few_suits(cuda_of(be), dt, s))
 		return 0;
 	p = find_or_make(cuda_of(be), &key);
 	if (p == NULL || p->run == NULL)

@@ -17,7 +17,11 @@ enum {
 	LONGEST = 1 << 30,	/* tokens met by one block */
 	LONG = 256,		/* tokens from which warpgroups pay */
 	FEW = 128,		/* keys up to which queries are split ... */
-	PART = 512		/* ... into parts of about as many */
+	NARROW = 64,		/* ... where there are as few channels, ... */
+	PART = 512,		/* ... into parts of about as many */
+	TOKENS = 16,		/* whose stats a block has, ... */
+	HEADS = 8,		/* ... of as many heads */
+	EACH = TOKENS * HEADS / 32	/* by eight of its 256 threads */
 };
 
 static inline int64_t
@@ -34,40 +38,77 @@ stats_count(const struct lpo_attn_shape *s)
 
 /* ---- stats of every query */
 
-/* Eight lanes a row; V elements at a time. */
+/*
+ * Eight lanes a row, V elements at a time; all rows of a thread at once.
+ * Where rows lie together are the heads of a token, and stats the tokens of a
+ * head: the sums go from one order to the other by shared memory.
+ */
 template <typename T, int V>
 static __global__ void
-stats_kernel(float *stats, const T *dout, const T *o, const float *lse,
-    int64_t rows, int64_t lq, int64_t lq_padded, int heads, int d)
+__launch_bounds__(32 * 8)
+stats_kernel(float *__restrict__ stats, const T *__restrict__ dout,
+    const T *__restrict__ o, const float *__restrict__ lse, int64_t lq,
+    int64_t lq_padded, int heads, int d)
 {
-	int64_t u = ((int64_t)blockIdx.x * blockDim.x + threadIdx.x) / 8;
-	int64_t h = u % heads, t = u / heads % lq_padded;
-	int64_t i = u / heads / lq_padded;
-	int lane = threadIdx.x % 8, x, j;
-	float sum = 0.0f;
+	struct alignas(sizeof(T) * V) vector { T e[V]; };
+	__shared__ float delta[HEADS][TOKENS];
+	unsigned chunks = (heads + HEADS - 1) / HEADS;
+	unsigned blocks = (unsigned)(lq_padded / TOKENS);
+	int h0 = (int)(blockIdx.x % chunks) * HEADS;
+	int64_t t0 = blockIdx.x / chunks % blocks * (int64_t)TOKENS;
+	int64_t row = blockIdx.x / chunks / blocks;
+	int unit = threadIdx.x / 8, lane = threadIdx.x % 8, x, m, j;
+	/* of the end: two tokens of a head */
+	int h = threadIdx.x / (TOKENS / 2), t = threadIdx.x % (TOKENS / 2) * 2;
+	bool last = h < HEADS && h0 + h < heads;
+	float low = INFINITY, high = INFINITY, sum[EACH] = {};
+	int64_t at[EACH];
+	bool there[EACH];
 
-	if (u < rows && t < lq) {
-		int64_t at = ((i * lq + t) * heads + h) * d;
+	if (last && t0 + t < lq)
+		low = lse[(row * heads + h0 + h) * lq + t0 + t];
+	if (last && t0 + t + 1 < lq)
+		high = lse[(row * heads + h0 + h) * lq + t0 + t + 1];
+#pragma unroll
+	for (m = 0; m < EACH; m++) {
+		int u = unit + 32 * m;
 
-		for (x = lane * V; x < d; x += 8 * V) {
-			struct alignas(sizeof(T) * V) { T e[V]; } a, b;
-
-			a = *(const decltype(a) *)(dout + at + x);
-			b = *(const decltype(b) *)(o + at + x);
-			for (j = 0; j < V; j++)
-				sum = fmaf(cuda_load(a.e + j),
-				    cuda_load(b.e + j), sum);
-		}
+		at[m] = ((row * lq + t0 + u / HEADS) * heads + h0 +
+		    u % HEADS) * d;
+		there[m] = t0 + u / HEADS < lq && h0 + u % HEADS < heads;
 	}
-	for (j = 4; j > 0; j /= 2)
-		sum += __shfl_xor_sync(~0u, sum, j);
-	if (u >= rows || lane != 0)
-		return;
+	for (x = lane * V; x < d; x += 8 * V) {
+		struct vector a[EACH] = {}, b[EACH] = {};
+
+#pragma unroll
+		for (m = 0; m < EACH; m++)
+			if (there[m]) {
+				a[m] = *(const struct vector *)(dout + at[m] +
+				    x);
+				b[m] = *(const struct vector *)(o + at[m] +
+				    x);
+			}
+#pragma unroll
+		for (m = 0; m < EACH; m++)
+#pragma unroll
+			for (j = 0; j < V; j++)
+				sum[m] = fmaf(cuda_load(a[m].e + j),
+				    cuda_load(b[m].e + j), sum[m]);
+	}
+#pragma unroll
+	for (m = 0; m < EACH; m++) {
+#pragma unroll
+		for (j = 4; j > 0; j /= 2)
+			sum[m] += __shfl_xor_sync(~0u, sum[m], j);
+		if (lane == 0)
+			delta[unit % HEADS][(unit + 32 * m) / HEADS] = sum[m];
+	}
+	__syncthreads();
 	/* A query that is not there: P = 2^-inf = 0. */
-	stats += (i * heads + h) * lq_padded * 2 + t / 2 * 4 + t % 2;
-	stats[0] = t < lq ? -lse[(i * heads + h) * lq + t] * LOG2E :
-	    -INFINITY;
-	stats[2] = -sum;
+	if (last)
+		*(float4 *)(stats + ((row * heads + h0 + h) * lq_padded + t0 +
+		    t) * 2) = make_float4(-low * LOG2E, -high * LOG2E,
+		    -delta[h][t], -delta[h][t + 1]);
 }
 
 /* ---- host */
@@ -94,31 +135,29 @@ run_stats(struct cuda *c, const struct job *j, float *stats, const void *o,
     const float *lse, int64_t n)
 {
 	constexpr int V = 16 / sizeof(T);
-	int64_t rows = n * j->heads * j->lq_padded, blocks = (rows + 31) / 32;
+	bool whole = j->d % V == 0 && aligned(o) && aligned(j->dout);
+	int64_t blocks = n * (j->lq_padded / TOKENS) * ((j->heads + HEADS -
+	    1) / HEADS);
 
 	if (blocks > INT32_MAX)
 		return cuda_fail(c, LPO_EINVAL, "attention_bwd",
 		    "too many rows");
-	if (j->d % V == 0 && aligned(o) && aligned(j->dout))
-		stats_kernel<T, V><<<(unsigned)blocks, 256, 0, c->stream>>>(
-		    stats, (const T *)j->dout, (const T *)o, lse, rows, j->lq,
-		    j->lq_padded, j->heads, j->d);
-	else
-		stats_kernel<T, 1><<<(unsigned)blocks, 256, 0, c->stream>>>(
-		    stats, (const T *)j->dout, (const T *)o, lse, rows, j->lq,
-		    j->lq_padded, j->heads, j->d);
+	(whole ? stats_kernel<T, V> : stats_kernel<T, 1>)<<<(unsigned)blocks,
+	    32 * 8, 0, c->stream>>>(stats, (const T *)j->dout, (const T *)o,
+	    lse, j->lq, j->lq_padded, j->heads, j->d);
 	return cuda_done(c, "attention_bwd");
 }
 
 /*
- * Parts of the queries that meet the keys of one row.  Never a matter of n:
- * the bits of a row would change with the number of rows.
+ * Parts of the queries that meet the keys of one row.  Wide heads have two
+ * blocks of keys or more, which keeps the processors as busy without parts.
+ * Never a matter of n: the bits of a row would change with the number of rows.
  */
 static int64_t
 splits_of(enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
-	if (dt != LPO_BF16 || s->causal || s->lk > FEW || s->d % 8 != 0 ||
-	    s->n < 1 || s->nk < 1)
+	if (dt != LPO_BF16 || s->causal || s->lk > FEW || s->d > NARROW ||
+	    s->d % 8 != 0 || s->n < 1 || s->nk < 1)
 		return 1;
 	return (s->n / s->nk * s->lq + PART - 1) / PART;
 }
@@ -129,8 +168,9 @@ pass(struct cuda *c, enum lpo_dtype dt, const struct job *j, const void *o,
 {
 	if (dt == LPO_F32 || !wide(j, o))
 		return cuda_bwd_fma(c, dt, j, keys, n, tokens);
-	if (c->sm == 90 && j->d <= 80 && !j->causal && j->lq >= LONG &&
-	    j->lk >= LONG)
+	/* dQ of wider heads is as fast by mma, or faster */
+	if (c->sm == 90 && j->d <= (keys ? 80 : 40) && !j->causal &&
+	    j->lq >= LONG && j->lk >= LONG)
 		return cuda_bwd_wgmma(c, j, keys, n, tokens);
 	return cuda_bwd_mma(c, j, keys, n, tokens);
 }

@@ -41,7 +41,8 @@ struct job {
 /*
  * One pass: keys, dk and dv of n rows of keys, else dq of n rows of queries;
  * `tokens` in each.  mma and wgmma: bf16, whole 16 bytes in every row of every
- * tensor; wgmma: long rows without a mask, up to 80 channels, sm_90.
+ * tensor; wgmma: long rows without a mask, up to 80 channels, 40 of queries,
+ * sm_90.
  */
 int	cuda_bwd_fma(struct cuda *, enum lpo_dtype, const struct job *,
 	    bool keys, int64_t n, int64_t tokens);

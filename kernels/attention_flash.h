@@ -1,4 +1,7 @@
-/* Our own attention forward on the device; see attention_flash.cu. */
+/*
+ * Our own attention forward on the device; see attention_flash.cu and
+ * attention_few.cu.
+ */
 #ifndef LPO_ATTENTION_FLASH_H
 #define LPO_ATTENTION_FLASH_H
 
@@ -12,11 +15,10 @@ int	cuda_flash_fwd(struct cuda *, enum lpo_dtype, void *o, float *lse,
 	    const void *q, const void *k, const void *v,
 	    const struct lpo_attn_shape *);
 
-/* The faster one for Hopper, of shapes that suit; 16-byte aligned pointers. */
-int	cuda_flash_wgmma_suits(const struct cuda *, enum lpo_dtype,
+/* The faster one for few keys on Hopper; 16-byte aligned pointers. */
+int	cuda_attention_few_suits(const struct cuda *, enum lpo_dtype,
 	    const struct lpo_attn_shape *);
-int	cuda_flash_wgmma_fwd(struct cuda *, void *o, float *lse,
-	    const void *q, const void *k, const void *v,
-	    const struct lpo_attn_shape *);
+int	cuda_attention_few(struct cuda *, void *o, float *lse, const void *q,
+	    const void *k, const void *v, const struct lpo_attn_shape *);
 
 #endif

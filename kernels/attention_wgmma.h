@@ -85,75 +85,6 @@ wg_settle(float (&x)[N])
 		asm volatile("" : "+f"(x[i]) :: "memory");
 }
 
-/* ---- barriers in shared memory */
-
-static __device__ __forceinline__ void
-wg_barrier_init(uint64_t *b, int arrivals)
-{
-	asm volatile("mbarrier.init.shared::cta.b64 [%0], %1;" ::
-	    "r"(wg_shared(b)), "r"(arrivals) : "memory");
-}
-
-static __device__ __forceinline__ void
-wg_arrive(uint64_t *b)
-{
-	asm volatile("mbarrier.arrive.shared::cta.b64 _, [%0];" ::
-	    "r"(wg_shared(b)) : "memory");
-}
-
-static __device__ __forceinline__ bool
-wg_arrived(uint64_t *b, int parity)
-{
-	uint32_t done;
-
-	asm volatile("{\n.reg .pred p;\n"
-	    "mbarrier.try_wait.parity.shared::cta.b64 p, [%1], %2, %3;\n"
-	    "selp.u32 %0, 1, 0, p;\n}\n" : "=r"(done) : "r"(wg_shared(b)),
-	    "r"(parity), "r"(1000) : "memory");
-	return done != 0;
-}
-
-/*
- * Until the phase of that parity is over.  Longer than any kernel takes is a
- * failure, not a hang.
- */
-static __device__ __forceinline__ void
-wg_barrier_wait(uint64_t *b, int parity)
-{
-	int tries;
-
-	for (tries = 0; !wg_arrived(b, parity); tries++)
-		if (tries == 1 << 22)
-			__trap();
-}
-
-/* ---- arithmetic */
-
-/*
- * 2^x by 2^n times a polynomial in x - n, at most 2.6e-6 of it off; 2^-126
- * below that.  x < 127.
- */
-static __device__ __forceinline__ float
-pow2_poly(float x)
-{
-	const float whole = 12582912.0f + 127.0f;	/* 1.5 2^23 + bias */
-	float n, f, y;
-
-	asm("max.NaN.f32 %0, %0, %1;" : "+f"(x) : "f"(-126.0f));
-	n = x + whole;
-	f = x - (n - whole);
-	y = fmaf(fmaf(fmaf(fmaf(0.00957010221f, f, 0.0559178591f), f,
-	    0.240247443f), f, 0.693121791f), f, 0.999999285f);
-	return y * __int_as_float(__float_as_int(n) << 23);
-}
-
-/* Nothing, but neither is it moved nor left out. */
-static __device__ __forceinline__ void
-wg_pause(void)
-{
-	asm volatile("nanosleep.u32 0;" ::: "memory");
-}
-
 /* ---- products */
 
 /*
@@ -229,25 +160,6 @@ wg_dot_more(float (&c)[32], uint64_t a, uint64_t b)
 
 /* c[64,N] = a[64,16] b[N,16]^T; a in registers */
 static __device__ __forceinline__ void
-wg_dot(float (&c)[32], const uint32_t a[4], uint64_t b)
-{
-	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
-	    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
-	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
-	    "%31}, "
-	    "{%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n" :
-	    "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]),
-	    "=f"(c[5]), "=f"(c[6]), "=f"(c[7]), "=f"(c[8]), "=f"(c[9]),
-	    "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
-	    "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]),
-	    "=f"(c[20]), "=f"(c[21]), "=f"(c[22]), "=f"(c[23]), "=f"(c[24]),
-	    "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]), "=f"(c[29]),
-	    "=f"(c[30]), "=f"(c[31]) :
-	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
-}
-
-static __device__ __forceinline__ void
 wg_dot(float (&c)[40], const uint32_t a[4], uint64_t b)
 {
 	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
@@ -267,53 +179,7 @@ wg_dot(float (&c)[40], const uint32_t a[4], uint64_t b)
 	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
 }
 
-static __device__ __forceinline__ void
-wg_dot(float (&c)[64], const uint32_t a[4], uint64_t b)
-{
-	asm volatile("{\n.reg .pred p;\nsetp.ne.b32 p, 0, 0;\n"
-	    "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
-	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
-	    "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"
-	    "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"
-	    "%59,%60,%61,%62,%63}, "
-	    "{%64,%65,%66,%67}, %68, p, 1, 1, 0;\n}\n" :
-	    "=f"(c[0]), "=f"(c[1]), "=f"(c[2]), "=f"(c[3]), "=f"(c[4]),
-	    "=f"(c[5]), "=f"(c[6]), "=f"(c[7]), "=f"(c[8]), "=f"(c[9]),
-	    "=f"(c[10]), "=f"(c[11]), "=f"(c[12]), "=f"(c[13]), "=f"(c[14]),
-	    "=f"(c[15]), "=f"(c[16]), "=f"(c[17]), "=f"(c[18]), "=f"(c[19]),
-	    "=f"(c[20]), "=f"(c[21]), "=f"(c[22]), "=f"(c[23]), "=f"(c[24]),
-	    "=f"(c[25]), "=f"(c[26]), "=f"(c[27]), "=f"(c[28]), "=f"(c[29]),
-	    "=f"(c[30]), "=f"(c[31]), "=f"(c[32]), "=f"(c[33]), "=f"(c[34]),
-	    "=f"(c[35]), "=f"(c[36]), "=f"(c[37]), "=f"(c[38]), "=f"(c[39]),
-	    "=f"(c[40]), "=f"(c[41]), "=f"(c[42]), "=f"(c[43]), "=f"(c[44]),
-	    "=f"(c[45]), "=f"(c[46]), "=f"(c[47]), "=f"(c[48]), "=f"(c[49]),
-	    "=f"(c[50]), "=f"(c[51]), "=f"(c[52]), "=f"(c[53]), "=f"(c[54]),
-	    "=f"(c[55]), "=f"(c[56]), "=f"(c[57]), "=f"(c[58]), "=f"(c[59]),
-	    "=f"(c[60]), "=f"(c[61]), "=f"(c[62]), "=f"(c[63]) :
-	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
-}
-
 /* c += the same */
-static __device__ __forceinline__ void
-wg_dot_more(float (&c)[32], const uint32_t a[4], uint64_t b)
-{
-	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-	    "wgmma.mma_async.sync.aligned.m64n64k16.f32.bf16.bf16 "
-	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
-	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
-	    "%31}, "
-	    "{%32,%33,%34,%35}, %36, p, 1, 1, 0;\n}\n" :
-	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
-	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
-	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
-	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
-	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
-	    "+f"(c[30]), "+f"(c[31]) :
-	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
-}
-
 static __device__ __forceinline__ void
 wg_dot_more(float (&c)[40], const uint32_t a[4], uint64_t b)
 {
@@ -331,33 +197,6 @@ wg_dot_more(float (&c)[40], const uint32_t a[4], uint64_t b)
 	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
 	    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]),
 	    "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]) :
-	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
-}
-
-static __device__ __forceinline__ void
-wg_dot_more(float (&c)[64], const uint32_t a[4], uint64_t b)
-{
-	asm volatile("{\n.reg .pred p;\nsetp.eq.b32 p, 0, 0;\n"
-	    "wgmma.mma_async.sync.aligned.m64n128k16.f32.bf16.bf16 "
-	    "{%0,%1,%2,%3,%4,%5,%6,%7,%8,%9,%10,%11,%12,%13,%14,%15,%16,"
-	    "%17,%18,%19,%20,%21,%22,%23,%24,%25,%26,%27,%28,%29,%30,"
-	    "%31,%32,%33,%34,%35,%36,%37,%38,%39,%40,%41,%42,%43,%44,"
-	    "%45,%46,%47,%48,%49,%50,%51,%52,%53,%54,%55,%56,%57,%58,"
-	    "%59,%60,%61,%62,%63}, "
-	    "{%64,%65,%66,%67}, %68, p, 1, 1, 0;\n}\n" :
-	    "+f"(c[0]), "+f"(c[1]), "+f"(c[2]), "+f"(c[3]), "+f"(c[4]),
-	    "+f"(c[5]), "+f"(c[6]), "+f"(c[7]), "+f"(c[8]), "+f"(c[9]),
-	    "+f"(c[10]), "+f"(c[11]), "+f"(c[12]), "+f"(c[13]), "+f"(c[14]),
-	    "+f"(c[15]), "+f"(c[16]), "+f"(c[17]), "+f"(c[18]), "+f"(c[19]),
-	    "+f"(c[20]), "+f"(c[21]), "+f"(c[22]), "+f"(c[23]), "+f"(c[24]),
-	    "+f"(c[25]), "+f"(c[26]), "+f"(c[27]), "+f"(c[28]), "+f"(c[29]),
-	    "+f"(c[30]), "+f"(c[31]), "+f"(c[32]), "+f"(c[33]), "+f"(c[34]),
-	    "+f"(c[35]), "+f"(c[36]), "+f"(c[37]), "+f"(c[38]), "+f"(c[39]),
-	    "+f"(c[40]), "+f"(c[41]), "+f"(c[42]), "+f"(c[43]), "+f"(c[44]),
-	    "+f"(c[45]), "+f"(c[46]), "+f"(c[47]), "+f"(c[48]), "+f"(c[49]),
-	    "+f"(c[50]), "+f"(c[51]), "+f"(c[52]), "+f"(c[53]), "+f"(c[54]),
-	    "+f"(c[55]), "+f"(c[56]), "+f"(c[57]), "+f"(c[58]), "+f"(c[59]),
-	    "+f"(c[60]), "+f"(c[61]), "+f"(c[62]), "+f"(c[63]) :
 	    "r"(a[0]), "r"(a[1]), "r"(a[2]), "r"(a[3]), "l"(b) : "memory");
 }
 

@@ -47,11 +47,14 @@ ok $? "$(wc -l <"$dir/kernels" | tr -d ' ') kernels"
 # mma_kernel, wg_kernel: the backward pass of attention keeps its sums in all
 # registers that a block of its size may have; addresses and bounds lie in
 # local memory, a handful of loads to 128 products.
+# lora_pass: all of a strip's weights and sums stay in registers for all rows;
+# addresses lie in local memory.
 # matmul: with tiles of 160 columns a thread has 160 sums in registers; two
 # values that only a tile's beginning and end need lie in local memory.
 cat >"$dir/may" <<'END'
 10mma_kernelI 64
-9wg_kernelI 96
+9wg_kernelI 8
+9lora_passI 112
 6matmulILi160E 8
 END
 
