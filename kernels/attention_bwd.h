@@ -75,15 +75,16 @@ struct place {
 
 template <bool KEYS>
 static __device__ __forceinline__ struct place
-place_of(const struct job &j, int owned, int met, int64_t u)
+place_of(const struct job &j, int owned, int met, uint32_t u)
 {
-	int64_t own = KEYS ? j.lk : j.lq, other = KEYS ? j.lq : j.lk;
-	int64_t nb = (own + owned - 1) / owned, end;
+	int64_t own = KEYS ? j.lk : j.lq, other = KEYS ? j.lq : j.lk, end;
+	uint32_t nb = (uint32_t)((own + owned - 1) / owned);
 	struct place p;
 
-	p.first = u % nb * owned;
-	p.head = u / nb % j.heads;
-	p.row = u / nb / j.heads;
+	/* 32 bits, as blocks are counted: divisions of 64 are long. */
+	p.first = (int64_t)(u % nb) * owned;
+	p.head = u / nb % (uint32_t)j.heads;
+	p.row = u / nb / (uint32_t)j.heads;
 	p.valid = (int)min((int64_t)owned, own - p.first);
 	end = other;
 	p.begin = 0;

@@ -24,9 +24,10 @@ enum {
 
 struct job {
 	int64_t lq, lk, ldq, ldk, ldo;
-	int64_t blocks;		/* of queries */
-	int64_t share;		/* rows of q per row of k */
-	int heads, d;
+	uint32_t blocks;	/* of queries */
+	uint32_t share;		/* rows of q per row of k */
+	uint32_t heads;
+	int d;
 	float c;		/* d^-1/2 log2 e */
 };
 
@@ -212,13 +213,14 @@ attention_few(bf16 *__restrict__ o, float *__restrict__ lse,
 #else
 	using Z = shape<D>;
 	extern __shared__ __align__(128) unsigned char tiles[];
-	int64_t u = blockIdx.x, q0, h, row;
+	uint32_t u = blockIdx.x / j.blocks;
+	int64_t row = u / j.heads, h = u % j.heads, kv, q0;
 	uint32_t now[Z::DEPTH][4], next[Z::DEPTH][4];
 	int i, x, e;
 
-	q0 = u % j.blocks * (Z::TILES * 64) + threadIdx.x / 32 * 16;
-	h = u / j.blocks % j.heads;
-	row = u / j.blocks / j.heads;
+	q0 = (int64_t)(blockIdx.x % j.blocks) * (Z::TILES * 64) +
+	    threadIdx.x / 32 * 16;
+	kv = u / j.heads / j.share * j.lk * j.ldk + h * j.d;
 	q += (row * j.lq + q0) * j.ldq + h * j.d;
 	o += (row * j.lq + q0) * j.ldo + h * j.d;
 	if (lse != NULL)
@@ -228,9 +230,8 @@ attention_few(bf16 *__restrict__ o, float *__restrict__ lse,
 	    i += Z::THREADS)
 		((uint4 *)tiles)[i] = make_uint4(0, 0, 0, 0);
 	__syncthreads();
-	copy_all<D>(tiles, k + row / j.share * j.lk * j.ldk + h * j.d, j);
-	copy_all<D>(tiles + Z::TILE, v + row / j.share * j.lk * j.ldk +
-	    h * j.d, j);
+	copy_all<D>(tiles, k + kv, j);
+	copy_all<D>(tiles + Z::TILE, v + kv, j);
 	wg_copies_begin();
 	wg_hold(next, q, j.ldq, j.lq - q0, j.d);
 	wg_copies_wait<0>();
@@ -264,14 +265,14 @@ launch(struct cuda *cu, void *o, float *lse, const void *q, const void *k,
 {
 	using Z = shape<D>;
 	const int owned = Z::TILES * 64;
-	int64_t all;
+	int64_t blocks = (j->lq + owned - 1) / owned;
+	int64_t all = blocks * j->heads * n;
 	int rc;
 
-	j->blocks = (j->lq + owned - 1) / owned;
-	all = j->blocks * j->heads * n;
 	if (all > INT32_MAX)
 		return cuda_fail(cu, LPO_EINVAL, "attention",
 		    "too many rows, heads and queries");
+	j->blocks = (uint32_t)blocks;
 	rc = cuda_check(cu, cudaFuncSetAttribute(attention_few<D>,
 	    cudaFuncAttributeMaxDynamicSharedMemorySize, Z::BYTES),
 	    "attention");
@@ -297,7 +298,7 @@ cuda_attention_few(struct cuda *cu, void *o, float *lse, const void *q,
     const void *k, const void *v, const struct lpo_attn_shape *s)
 {
 	struct job j = { s->lq, s->lk, s->ldq, s->ldk, s->heads * s->d, 0,
-	    s->n / s->nk, (int)s->heads, (int)s->d,
+	    (uint32_t)(s->n / s->nk), (uint32_t)s->heads, (int)s->d,
 	    LOG2E / sqrtf((float)s->d) };
 
 	return s->d <= 40 ? launch<40>(cu, o, lse, q, k, v, &j, s->n) :
