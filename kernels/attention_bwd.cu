@@ -62,30 +62,28 @@ stats_kernel(float *__restrict__ stats, const T *__restrict__ dout,
 	int h = threadIdx.x / (TOKENS / 2), t = threadIdx.x % (TOKENS / 2) * 2;
 	bool last = h < HEADS && h0 + h < heads;
 	float low = INFINITY, high = INFINITY, sum[EACH] = {};
-	int64_t at[EACH];
-	bool there[EACH];
+	/* from one row of a thread to the next */
+	const int64_t step = 32 / HEADS * (int64_t)heads * d;
+	int left = 0;
 
 	if (last && t0 + t < lq)
 		low = lse[(row * heads + h0 + h) * lq + t0 + t];
 	if (last && t0 + t + 1 < lq)
 		high = lse[(row * heads + h0 + h) * lq + t0 + t + 1];
-#pragma unroll
-	for (m = 0; m < EACH; m++) {
-		int u = unit + 32 * m;
-
-		at[m] = ((row * lq + t0 + u / HEADS) * heads + h0 +
-		    u % HEADS) * d;
-		there[m] = t0 + u / HEADS < lq && h0 + u % HEADS < heads;
-	}
+	if (h0 + unit % HEADS < heads)
+		left = (int)min(lq - t0 - unit / HEADS, (int64_t)TOKENS);
+	dout += ((row * lq + t0 + unit / HEADS) * heads + h0 + unit % HEADS) *
+	    d;
+	o += ((row * lq + t0 + unit / HEADS) * heads + h0 + unit % HEADS) * d;
 	for (x = lane * V; x < d; x += 8 * V) {
 		struct vector a[EACH] = {}, b[EACH] = {};
 
 #pragma unroll
 		for (m = 0; m < EACH; m++)
-			if (there[m]) {
-				a[m] = *(const struct vector *)(dout + at[m] +
-				    x);
-				b[m] = *(const struct vector *)(o + at[m] +
+			if (32 / HEADS * m < left) {
+				a[m] = *(const struct vector *)(dout +
+				    m * step + x);
+				b[m] = *(const struct vector *)(o + m * step +
 				    x);
 			}
 #pragma unroll
