@@ -1,4 +1,6 @@
 """The reward model of random models: score, loss, gradients, all options."""
+import copy
+
 import models
 import parity
 import torch
@@ -42,15 +44,25 @@ def loss(m, label, criterion="pair", coeff=1.0, aux=1.0, ties=False, **how):
     where = parity.path("lrm")
     Lrm(m, torch.float32, **how).save(where)
 
-    def run(dtype):
-        lrm = Lrm(m, dtype, **how)
-        value, _ = lrm.loss(x, t, ids, y, num, criterion, coeff, aux)
+    def run(dtype, way=None):
+        lrm, given = Lrm(m, dtype, **how), (x, t, ids, y, num)
+        if way == "last":
+            lrm.unet = copy.deepcopy(lrm.unet).to(
+                memory_format=torch.channels_last)
+        if way == "backwards":          # the pairs from the last to the first
+            given = (x.flip(1), t.flip(1), [i.flip(0) for i in ids],
+                     y.flip(1), num.flip(0))
+        value, _ = lrm.loss(*given, criterion, coeff, aux)
         value.backward()
         return ({"loss": value.detach()},
                 {f"grad.{k}": torch.zeros_like(p) if p.grad is None else p.grad
                  for k, p in lrm.named().items()})
 
     truth, own = parity.both(run)
+    others = [run(torch.float32, way) for way in ("last", "backwards")]
+    for i, key in enumerate(("loss", "grad.logit_scale")):
+        own[i].update(parity.largest(
+            {key: truth[i][key]}, [own[i]] + [o[i] for o in others]))
     more = ["--freeze-text"] if how.get("freeze_text") else []
     got = parity.probe("lrm-loss", dict(
         sample_0=x[0], sample_1=x[1], timestep=t[0], timestep_1=t[1],

@@ -156,6 +156,17 @@ def columns(lines, left):
                         for i, (c, w) in enumerate(zip(x, width))).rstrip())
 
 
+def largest(truth, runs):
+    """Of each tensor the run of torch's that is furthest from the truth.
+
+    For values that are a few numbers: in one run of torch's they may be right
+    by luck, so that it takes several ways that are as good.
+    """
+    return {k: max((r[k] for r in runs),
+                   key=lambda x, t=t: (x.double() - t).abs().max().item())
+            for k, t in truth.items()}
+
+
 def table(some):
     """Print rows, one line a `what`; how many of them failed."""
     lines, failed = [], 0
