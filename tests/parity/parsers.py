@@ -117,6 +117,7 @@ def peer_npy(b):
     except Exception as e:
         return False, str(e)
     if (b[6] != 1 or b"rue" in b[:128] or a.ndim > 8 or rest or
+            a.dtype.names or
             not re.search(rb"""['"]<(f2|f4|f8|i8|i4|u4)['"]""", b[:128])):
         return True, "beyond what we take"
     return True, ""
