@@ -396,7 +396,7 @@ walk_half(lpo_tape *t, int backward)
 	return rc;
 }
 
-/* The calls of one walk, recorded; *graph stays NULL where that cannot be. */
+/* The calls of one walk, recorded; *graph is NULL where that cannot be. */
 static int
 record(lpo_tape *t, int backward, void **graph)
 {
@@ -408,6 +408,10 @@ record(lpo_tape *t, int backward, void **graph)
 		rc = walk_half(t, backward);
 		end = t->k->graph_end(t->be, graph);
 		rc = rc == 0 ? end : rc;
+	}
+	if (rc < 0 && *graph != NULL) {		/* the calls until it failed */
+		t->k->graph_free(t->be, *graph);
+		*graph = NULL;
 	}
 	return rc == 0 || t->error != 0 || lpo_errcode(t->ctx) != 0 ? rc :
 	    lpo_fail(t->ctx, rc, "recording a walk failed: %s",
@@ -441,7 +445,8 @@ walk_or_run(lpo_tape *t, int backward)
 	} else if (rc == 0) {
 		rc = walk_half(t, backward);
 	}
-	t->walked[which] = 1;
+	if (rc == 0)
+		t->walked[which] = 1;
 	return rc;
 }
 

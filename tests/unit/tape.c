@@ -1,7 +1,7 @@
 /*
  * The tape: gradients of a small network against central differences, and
  * what must not change a bit: checkpointed segments, LoRA that is off, the
- * split of a batch into whole groups.
+ * split of a batch into whole groups; and walks that fail, recorded or not.
  */
 #include <math.h>
 #include <stdlib.h>
@@ -363,6 +363,91 @@ bits(enum lpo_dtype dt)
 	net_free(&n);
 }
 
+/* A table that counts records (whose calls are made at once) and may fail. */
+static struct {
+	const struct lpo_kernels *real;
+	struct lpo_kernels table;
+	int fail, begun, run, freed;
+} fake;
+
+static int
+fake_begin(lpo_backend *b)
+{
+	(void)b;
+	fake.begun++;
+	return 0;
+}
+
+static int
+fake_end(lpo_backend *b, void **graph)
+{
+	(void)b;
+	*graph = &fake;
+	return 0;
+}
+
+static int
+fake_run(lpo_backend *b, void *graph)
+{
+	(void)b;
+	fake.run += graph == &fake;
+	return 0;
+}
+
+static void
+fake_free(lpo_backend *b, void *graph)
+{
+	(void)b;
+	fake.freed += graph == &fake;
+}
+
+static int
+fake_geglu(lpo_backend *b, enum lpo_dtype dt, void *y, const void *x,
+    int64_t m, int64_t c)
+{
+	return fake.fail ? LPO_ECUDA : fake.real->geglu_fwd(b, dt, y, x, m, c);
+}
+
+/* Half a walk is neither a first one nor a record. */
+static void
+broken_walks(void)
+{
+	struct net n;
+	struct run r;
+	float y[G * C], y2[G * C];
+
+	memset(&fake, 0, sizeof(fake));
+	fake.real = be.k;
+	fake.table = *be.k;
+	fake.table.graph_begin = fake_begin;
+	fake.table.graph_end = fake_end;
+	fake.table.graph_run = fake_run;
+	fake.table.graph_free = fake_free;
+	fake.table.geglu_fwd = fake_geglu;
+	be.k = &fake.table;
+	net_new(&n, LPO_F32, 0);
+	record(&r, &n, G, LPO_F32, 0);
+	fake.fail = 1;
+	ok(lpo_tape_forward(r.t, 0) == LPO_ECUDA, "a walk fails");
+	lpo_clear(ctx);
+	fake.fail = 0;
+	forward(&r, 0, G, 0, y);
+	ok(fake.begun == 0, "the next one is not recorded");
+	fake.fail = 1;
+	ok(lpo_tape_forward(r.t, 0) == LPO_ECUDA && fake.begun == 1 &&
+	    fake.freed == 1 && fake.run == 0,
+	    "a record that fails is given back");
+	lpo_clear(ctx);
+	fake.fail = 0;
+	forward(&r, 0, G, 0, y2);
+	ok(fake.begun == 2 && fake.run == 1 && memcmp(y, y2, sizeof(y)) == 0,
+	    "and made again");
+	lpo_tape_free(r.t);
+	ok(fake.freed == 2, "freed with the tape");
+	net_free(&n);
+	be.k = fake.real;
+}
+
 static void
 errors(void)
 {
@@ -401,6 +486,7 @@ main(void)
 		differences();
 		bits(LPO_F32);
 		bits(LPO_BF16);
+		broken_walks();
 		errors();
 		backend_close(&be);
 	}
