@@ -394,7 +394,8 @@ cuda_layer_norm_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	int w = (int)(c / CUDA_WIDE), rc = 0;
 
 	if (groups < 1 || m % groups != 0)
-		return LPO_EINVAL;
+		return cuda_fail(cuda_of(be), LPO_EINVAL, "layer_norm_bwd",
+		    "groups of rows");
 	if (m == 0 || c == 0)
 		return 0;
 	/* before dx, which may be where dy or x is */

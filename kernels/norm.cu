@@ -372,7 +372,8 @@ cuda_group_norm_fwd(lpo_backend *be, enum lpo_dtype dt, void *y,
 	int wide;
 
 	if (!group_valid(c, norm_groups))
-		return LPO_EINVAL;
+		return cuda_fail(cu, LPO_EINVAL, "group_norm_fwd",
+		    "groups of channels");
 	if (n == 0 || hw == 0)
 		return 0;
 	wide = group_wide(c, norm_groups, x, y, NULL, gamma, beta);
@@ -759,7 +760,8 @@ cuda_group_norm_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	int wide, rc = 0;
 
 	if (!group_valid(c, norm_groups) || groups < 1 || n % groups != 0)
-		return LPO_EINVAL;
+		return cuda_fail(cu, LPO_EINVAL, "group_norm_bwd",
+		    "groups of channels or rows");
 	if (n == 0 || hw == 0)
 		return 0;
 	wide = group_wide(c, norm_groups, dx, dy, x, gamma, beta);

@@ -11,7 +11,7 @@ enum {
 	WARP = 32
 };
 
-/* The rows of a launch, in vectors; pointers a, b and c decide how wide. */
+/* 1 where rows of c elements from a, b and d on are whole vectors. */
 static int
 wide_of(int64_t c, const void *a, const void *b, const void *d)
 {
@@ -511,15 +511,16 @@ cuda_concat_bwd(lpo_backend *be, enum lpo_dtype dt, void *da, void *db,
  * them; else a bad one ends the kernel, which a later call reports.
  */
 static int
-indices_valid(const struct cuda *cu, const int32_t *index, int64_t n,
-    int64_t rows)
+check_indices(struct cuda *cu, const int32_t *index, int64_t n, int64_t rows,
+    const char *what)
 {
 	int64_t i;
 
 	for (i = 0; cu->checked && i < n; i++)
 		if (index[i] < 0 || index[i] >= rows)
-			return 0;
-	return 1;
+			return cuda_fail(cu, LPO_EINVAL, what,
+			    "an index outside of the rows");
+	return 0;
 }
 
 template <typename T, int V>
@@ -552,9 +553,11 @@ cuda_gather_rows_fwd(lpo_backend *be, enum lpo_dtype dt, void *y,
 {
 	int wide = wide_of(c, y, x, NULL);
 	struct cuda_deal d;
+	int rc;
 
-	if (!indices_valid(cuda_of(be), index, n, rows))
-		return LPO_EINVAL;
+	if ((rc = check_indices(cuda_of(be), index, n, rows,
+	    "gather_rows_fwd")) < 0)
+		return rc;
 	if (n == 0 || c == 0)
 		return 0;
 	d = cuda_deal_of(cuda_of(be), n, wide ? c / CUDA_WIDE : c);
@@ -606,9 +609,11 @@ cuda_gather_rows_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
 {
 	int wide = wide_of(c, dx, dy, NULL);
 	struct cuda_deal d;
+	int rc;
 
-	if (!indices_valid(cuda_of(be), index, n, rows))
-		return LPO_EINVAL;
+	if ((rc = check_indices(cuda_of(be), index, n, rows,
+	    "gather_rows_bwd")) < 0)
+		return rc;
 	if (dx == NULL || rows == 0 || c == 0)
 		return 0;
 	d = cuda_deal_of(cuda_of(be), rows, wide ? c / CUDA_WIDE : c);
