@@ -2,7 +2,7 @@
 # Built by `make` where nvcc, cuBLAS and cuDNN are found; CUDA=no leaves it out.
 # All six: 220 s of CPU time with CUDA 13.0, a file of 30 MB.
 #
-#	make CUDA_ARCHS=90a	for an H100 or H200 alone, in a sixth of the time
+#	make CUDA_ARCHS=90a	for an H100 or H200 alone, a sixth of the time
 #	make cuda NVCC=/opt/cuda/bin/nvcc CUDNN_HOME=/opt/cudnn
 CUDA		?=
 CUDA_ARCHS	?= 80 86 89 90a 100 120

@@ -66,10 +66,10 @@ export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 	export LD_LIBRARY_PATH="$kit/so${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 # The longest first.
-all='cli/cuda ops/gemm ops/conv ops/attention unit/cuda golden/lrm unit/lpo_train
-	golden/unet golden/lora golden/scorers ops/norm ops/attention_wide
-	ops/elementwise ops/rows ops/memory ops/vmath golden/clip golden/vae
-	golden/lpo_step unit/tape'
+all='cli/cuda ops/gemm ops/conv ops/attention unit/cuda golden/lrm
+	unit/lpo_train golden/unet golden/lora golden/scorers ops/norm
+	ops/attention_wide ops/elementwise ops/rows ops/memory ops/vmath
+	golden/clip golden/vae golden/lpo_step unit/tape'
 
 # Until all are done, or what cannot even be killed has had its time.
 begun=$(date +%s)
@@ -100,8 +100,8 @@ function line() {
 		why = "  ended early"
 	if (why != "" && bad == 0)
 		bad = 1
-	printf "%-20s %7d %7d %8d %8.1f%s\n", name, good, bad, skipped, ms / 1000,
-	    why
+	printf "%-20s %7d %7d %8d %8.1f%s\n", name, good, bad, skipped,
+	    ms / 1000, why
 	sums[1] += good
 	sums[2] += bad
 	sums[3] += skipped

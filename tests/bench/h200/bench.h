@@ -16,7 +16,7 @@ struct bench {
 	int gpu, device;
 	int quick;		/* fewer and shorter batches */
 	int tiny;		/* small models and shapes, to try it out */
-	int values;		/* networks once, at few rows, for their values */
+	int values;		/* networks once at few rows, for values */
 	int bf16;		/* the device has it */
 	double flops[2];	/* a second: f32, bf16; 0: not measured */
 	double copied;		/* bytes a second, read and written */
@@ -52,7 +52,7 @@ void	*bench_buffer(struct bench *, enum lpo_dtype dt, int64_t count);
 /* count normals on the host; lpo_free() them. */
 float	*bench_normals(struct bench *, int64_t count, uint32_t item);
 
-/* The kinds of random model and their latents' side. */
+/* "random:sd15" and the like. */
 const char *bench_model(const struct bench *, int xl);
 
 /* ---- sections: 0 or LPO_E* with its words in the context */

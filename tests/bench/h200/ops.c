@@ -984,7 +984,8 @@ attentions(struct bench *b, enum lpo_dtype dt)
 		    0);
 		attention(b, dt, n, level[i][0], 77, 8, level[i][1], 1);
 	}
-	attention(b, dt, b->tiny ? 1 : 8, 4096, 4096, 10, 64, 0);	/* SDXL */
+	/* SDXL */
+	attention(b, dt, b->tiny ? 1 : 8, 4096, 4096, 10, 64, 0);
 	attention(b, dt, b->tiny ? 1 : 8, 1024, 1024, 20, 64, 0);
 }
 
