@@ -14,8 +14,6 @@
 #include "kernels/conv_graph.h"
 #include "kernels/matmul_sm90.h"
 
-enum { THREADS = 256 };
-
 /* What an engine may want; more is a slow way out. */
 static const size_t most_workspace = (size_t)512 << 20;
 
@@ -133,16 +131,6 @@ find(struct cuda *c, const struct conv_key *k)
 	return e;
 }
 
-/* The largest power of two up to 16 that divides all of them. */
-static int
-alignment(const void *a, const void *b, const void *c, const void *d)
-{
-	uintptr_t bits = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c |
-	    (uintptr_t)d | 16;
-
-	return (int)(bits & -bits);
-}
-
 static int
 no_plan(struct cuda *c)
 {
@@ -192,40 +180,15 @@ wide_bytes(int64_t count)
 	return ((size_t)count * 4 + 255) & ~(size_t)255;
 }
 
-static unsigned
-blocks_for(int64_t count)
-{
-	int64_t b = (count + THREADS - 1) / THREADS;
-
-	return (unsigned)(b < 65536 ? b : 65536);
-}
-
-/* y[m,co] = bias[co] + residual[m,co], what a convolution is added to */
-template <typename T>
+/* y[m,co] = bias[co] + residual[m,co] */
 static __global__ void
-start(float *y, const float *bias, const T *residual, int64_t count,
+start(float *y, const float *bias, const float *residual, int64_t count,
     int64_t co)
 {
-	int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+	int64_t i = (int64_t)blockIdx.x * CONV_THREADS + threadIdx.x;
 
-	for (; i < count; i += (int64_t)gridDim.x * THREADS)
-		y[i] = (bias != NULL ? bias[i % co] : 0) +
-		    (residual != NULL ? cuda_load(residual + i) : 0);
-}
-
-static int
-run_start(struct cuda *c, enum lpo_dtype dt, float *y, const float *bias,
-    const void *residual, const struct lpo_conv_shape *s)
-{
-	int64_t count = y_count(s);
-
-	if (dt == LPO_BF16)
-		start<<<blocks_for(count), THREADS, 0, c->stream>>>(y, bias,
-		    (const __nv_bfloat16 *)residual, count, s->co);
-	else
-		start<<<blocks_for(count), THREADS, 0, c->stream>>>(y, bias,
-		    (const float *)residual, count, s->co);
-	return cuda_done(c, "conv");
+	for (; i < count; i += (int64_t)gridDim.x * CONV_THREADS)
+		y[i] = bias[i % co] + (residual != NULL ? residual[i] : 0);
 }
 
 /*
@@ -247,8 +210,8 @@ static __global__ void
 finish8(__nv_bfloat16 *y, const float *bias, const __nv_bfloat16 *residual,
     int64_t count, int64_t co)
 {
-	int64_t i = ((int64_t)blockIdx.x * THREADS + threadIdx.x) * 8;
-	int64_t step = (int64_t)gridDim.x * THREADS * 8;
+	int64_t i = ((int64_t)blockIdx.x * CONV_THREADS + threadIdx.x) * 8;
+	int64_t step = (int64_t)gridDim.x * CONV_THREADS * 8;
 
 	for (; i < count; i += step) {
 		uint4 a = *(const uint4 *)(y + i), r = make_uint4(0, 0, 0, 0);
@@ -280,9 +243,9 @@ static __global__ void
 finish1(__nv_bfloat16 *y, const float *bias, const __nv_bfloat16 *residual,
     int64_t count, int64_t co)
 {
-	int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+	int64_t i = (int64_t)blockIdx.x * CONV_THREADS + threadIdx.x;
 
-	for (; i < count; i += (int64_t)gridDim.x * THREADS)
+	for (; i < count; i += (int64_t)gridDim.x * CONV_THREADS)
 		cuda_store(y + i, cuda_load(y + i) +
 		    (bias != NULL ? bias[i % co] : 0) +
 		    (residual != NULL ? cuda_load(residual + i) : 0));
@@ -298,26 +261,31 @@ run_finish(struct cuda *c, void *y, const float *bias, const void *residual,
 
 	if (bias == NULL && residual == NULL)
 		return 0;
-	if (s->co % 8 == 0 && alignment(y, residual, bias, NULL) == 16)
-		finish8<<<blocks_for(count / 8), THREADS, 0, c->stream>>>(to,
-		    bias, r, count, s->co);
+	if (s->co % 8 == 0 && cuda_alignment(y, residual, bias, NULL) == 16)
+		finish8<<<conv_blocks(count / 8), CONV_THREADS, 0,
+		    c->stream>>>(to, bias, r, count, s->co);
 	else
-		finish1<<<blocks_for(count), THREADS, 0, c->stream>>>(to,
+		finish1<<<conv_blocks(count), CONV_THREADS, 0, c->stream>>>(to,
 		    bias, r, count, s->co);
 	return cuda_done(c, "conv");
 }
 
-/* y = what the convolution is added to */
+/* y, in f32, becomes what the convolution is added to. */
 static int
-fill(struct cuda *c, enum lpo_dtype dt, void *y, const float *bias,
-    const void *residual, const struct lpo_conv_shape *s)
+fill(struct cuda *c, float *y, const float *bias, const float *residual,
+    const struct lpo_conv_shape *s)
 {
-	if (bias != NULL)
-		return run_start(c, dt, (float *)y, bias, residual, s);
+	int64_t count = y_count(s);
+
+	if (bias != NULL) {
+		start<<<conv_blocks(count), CONV_THREADS, 0, c->stream>>>(y,
+		    bias, residual, count, s->co);
+		return cuda_done(c, "conv");
+	}
 	if (residual == y)
 		return 0;
-	return cuda_check(c, cudaMemcpyAsync(y, residual, (size_t)y_count(s) *
-	    cuda_bytes(dt), cudaMemcpyDeviceToDevice, c->stream), "conv_fwd");
+	return cuda_check(c, cudaMemcpyAsync(y, residual, (size_t)count *
+	    sizeof(float), cudaMemcpyDeviceToDevice, c->stream), "conv_fwd");
 }
 
 int
@@ -340,13 +308,14 @@ cuda_conv_fwd(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
 	    residual, s)) != 0)
 		return rc < 0 ? rc : 0;
 	k = key_of(s, LPO_FWD, dt, fwd_flags(dt, bias != NULL, residual !=
-	    NULL, residual == y), alignment(x, w, y, NULL));
+	    NULL, residual == y), cuda_alignment(x, w, y, NULL));
 	e = find(c, &k);
 	if (e == NULL)
 		return no_plan(c);
 	if (e->plan.plan != NULL) {
 		if (dt != LPO_BF16 && k.flags & CONV_ADD)
-			rc = fill(c, dt, y, bias, residual, s);
+			rc = fill(c, (float *)y, bias,
+			    (const float *)residual, s);
 		if (rc == 0)
 			rc = run(c, e, &d);
 		if (rc == 0 && dt == LPO_BF16)
@@ -372,8 +341,8 @@ cuda_conv_bwd_data(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	if (is_linear(s))
 		return cuda_linear_bwd_data(be, dt, dx, dy, w, s->n * s->h *
 		    s->w, s->co, s->ci, 1, add, scratch);
-	k = key_of(s, LPO_BWD_DATA, dt, add ? CONV_ADD : 0, alignment(dx, dy,
-	    w, NULL));
+	k = key_of(s, LPO_BWD_DATA, dt, add ? CONV_ADD : 0,
+	    cuda_alignment(dx, dy, w, NULL));
 	e = find(c, &k);
 	if (e == NULL)
 		return no_plan(c);
@@ -398,7 +367,8 @@ weight(lpo_backend *be, enum lpo_dtype dt, float *dw, const void *dy,
 	int half = dt == LPO_BF16, rc;
 	struct conv_data d = { x, half ? (void *)scratch : (void *)dw, dy,
 	    scratch + (half ? wide_bytes(w_count(s)) : 0) };
-	struct conv_key k = weight_key(s, dt, alignment(d.w, dy, x, NULL));
+	struct conv_key k = weight_key(s, dt, cuda_alignment(d.w, dy, x,
+	    NULL));
 	struct entry *e = find(c, &k);
 
 	if (e == NULL)

@@ -6,7 +6,6 @@
 #include "kernels/conv_direct.h"
 
 enum {
-	THREADS = 256,
 	COLS = 32,		/* columns and rows at once of a column sum */
 	ROWS = 8
 };
@@ -14,17 +13,9 @@ enum {
 /* Of the rows of a column sum, at most. */
 static const int64_t most_pieces = 128;
 
-static unsigned
-blocks_for(int64_t count)
-{
-	int64_t b = (count + THREADS - 1) / THREADS;
-
-	return (unsigned)(b < 65536 ? b : 65536);
-}
-
 #define EACH(i, count) \
-	for (int64_t i = (int64_t)blockIdx.x * THREADS + threadIdx.x; \
-	    i < (count); i += (int64_t)gridDim.x * THREADS)
+	for (int64_t i = (int64_t)blockIdx.x * CONV_THREADS + threadIdx.x; \
+	    i < (count); i += (int64_t)gridDim.x * CONV_THREADS)
 
 template <typename T>
 static __global__ void
@@ -69,15 +60,15 @@ cuda_conv_direct_fwd(struct cuda *c, enum lpo_dtype dt, void *y, const void *x,
     const void *w, const float *bias, const void *residual,
     const struct lpo_conv_shape *s)
 {
-	unsigned blocks = blocks_for(s->n * s->ho * s->wo * s->co);
+	unsigned blocks = conv_blocks(s->n * s->ho * s->wo * s->co);
 
 	if (dt == LPO_BF16)
-		direct_fwd<<<blocks, THREADS, 0, c->stream>>>(
+		direct_fwd<<<blocks, CONV_THREADS, 0, c->stream>>>(
 		    (__nv_bfloat16 *)y, (const __nv_bfloat16 *)x,
 		    (const __nv_bfloat16 *)w, bias,
 		    (const __nv_bfloat16 *)residual, *s);
 	else
-		direct_fwd<<<blocks, THREADS, 0, c->stream>>>((float *)y,
+		direct_fwd<<<blocks, CONV_THREADS, 0, c->stream>>>((float *)y,
 		    (const float *)x, (const float *)w, bias,
 		    (const float *)residual, *s);
 	return cuda_done(c, "conv_fwd");
@@ -129,15 +120,16 @@ int
 cuda_conv_direct_bwd_data(struct cuda *c, enum lpo_dtype dt, void *dx,
     const void *dy, const void *w, const struct lpo_conv_shape *s, int add)
 {
-	unsigned blocks = blocks_for(s->n * s->h * s->w * s->ci);
+	unsigned blocks = conv_blocks(s->n * s->h * s->w * s->ci);
 
 	if (dt == LPO_BF16)
-		direct_bwd_data<<<blocks, THREADS, 0, c->stream>>>(
+		direct_bwd_data<<<blocks, CONV_THREADS, 0, c->stream>>>(
 		    (__nv_bfloat16 *)dx, (const __nv_bfloat16 *)dy,
 		    (const __nv_bfloat16 *)w, *s, add);
 	else
-		direct_bwd_data<<<blocks, THREADS, 0, c->stream>>>((float *)dx,
-		    (const float *)dy, (const float *)w, *s, add);
+		direct_bwd_data<<<blocks, CONV_THREADS, 0, c->stream>>>(
+		    (float *)dx, (const float *)dy, (const float *)w, *s,
+		    add);
 	return cuda_done(c, "conv_bwd_data");
 }
 
@@ -177,13 +169,13 @@ int
 cuda_conv_direct_bwd_weight(struct cuda *c, enum lpo_dtype dt, float *dw,
     const void *dy, const void *x, const struct lpo_conv_shape *s)
 {
-	unsigned blocks = blocks_for(s->co * s->kh * s->kw * s->ci);
+	unsigned blocks = conv_blocks(s->co * s->kh * s->kw * s->ci);
 
 	if (dt == LPO_BF16)
-		direct_bwd_weight<<<blocks, THREADS, 0, c->stream>>>(dw,
+		direct_bwd_weight<<<blocks, CONV_THREADS, 0, c->stream>>>(dw,
 		    (const __nv_bfloat16 *)dy, (const __nv_bfloat16 *)x, *s);
 	else
-		direct_bwd_weight<<<blocks, THREADS, 0, c->stream>>>(dw,
+		direct_bwd_weight<<<blocks, CONV_THREADS, 0, c->stream>>>(dw,
 		    (const float *)dy, (const float *)x, *s);
 	return cuda_done(c, "conv_bwd_weight");
 }
@@ -217,7 +209,7 @@ sum_pieces(float *piece, const T *dy, int64_t m, int64_t co, int64_t rows)
 static __global__ void
 sum_of_pieces(float *db, const float *piece, int64_t pieces, int64_t co)
 {
-	int64_t o = (int64_t)blockIdx.x * THREADS + threadIdx.x;
+	int64_t o = (int64_t)blockIdx.x * CONV_THREADS + threadIdx.x;
 	float sum = 0;
 
 	if (o >= co)
@@ -254,8 +246,8 @@ cuda_conv_column_sums(struct cuda *c, enum lpo_dtype dt, float *db,
 	rc = cuda_done(c, "conv");
 	if (rc != 0)
 		return rc;
-	sum_of_pieces<<<blocks_for(co), THREADS, 0, c->stream>>>(db, piece,
-	    pieces, co);
+	sum_of_pieces<<<conv_blocks(co), CONV_THREADS, 0, c->stream>>>(db,
+	    piece, pieces, co);
 	return cuda_done(c, "conv");
 }
 

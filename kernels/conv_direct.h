@@ -4,6 +4,17 @@
 
 #include "kernels/cuda.h"
 
+/* Loops over `count`: so many blocks of CONV_THREADS, each again and again. */
+enum { CONV_THREADS = 256 };
+
+static inline unsigned
+conv_blocks(int64_t count)
+{
+	int64_t b = (count + CONV_THREADS - 1) / CONV_THREADS;
+
+	return (unsigned)(b < 65536 ? b : 65536);
+}
+
 int	cuda_conv_direct_fwd(struct cuda *, enum lpo_dtype dt, void *y,
 	    const void *x, const void *w, const float *bias,
 	    const void *residual, const struct lpo_conv_shape *);

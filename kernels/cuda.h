@@ -1,6 +1,33 @@
 /*
  * Inside of lpo-cuda.so: what its files share.  C++ as nvcc takes it, written
- * as C.  Every op of kernel.h's table is cuda_<name> in the file of its kind.
+ * as C.  Every op of kernel.h's table is cuda_<name> in the file of its kind,
+ * as a rule beside the CPU's x.c:
+ *
+ *	cuda.cu			devices, memory, errors, recorded calls; the
+ *				table
+ *	linear.cu		linear layers: which way a call goes, cuBLASLt
+ *	  linear_small.cu	a side of at most 16
+ *	  linear_general.cu	any product, the gradient of a bias
+ *	  matmul_sm90.cu	Hopper's: forward, and convolutions
+ *	lora.cu			linear layers with their LoRA
+ *	conv.cu			convolutions: which way a call goes
+ *	  conv_graph.cu		cuDNN's engines
+ *	  conv_direct.cu	plain loops, the gradient of a bias
+ *	attention.cu		attention, forward: which way a call goes
+ *	  attention_graph.cu	cuDNN's engines
+ *	  attention_few.cu	ours for few keys, on Hopper
+ *	  attention_flash.cu	ours for any
+ *	attention_bwd.cu	backward: which of attention_bwd_*.cu
+ *	norm.cu, layer_norm.cu	GroupNorm, LayerNorm
+ *	elementwise.cu		flat arrays: activations, sums, guidance
+ *	rows.cu			rows of channels: resize, concat, gather, ...
+ *	optimiser.cu		AdamW, sums of squares, conversion
+ *	cuda_vec.h		accesses of 16 bytes, rows dealt to threads
+ *
+ * A new op has a line in CUDA_OP's list below and one in cuda.cu's table.  It
+ * queues its work on `stream`, waits for nothing and allocates nothing, checks
+ * what every call returns, and ends with cuda_done().  A refusal, too, goes
+ * through cuda_fail(), for its words.
  */
 #ifndef LPO_CUDA_H
 #define LPO_CUDA_H
@@ -13,6 +40,7 @@
 #include <cuda_runtime.h>
 #include <cudnn.h>
 #include <stdio.h>
+#include <string.h>
 
 extern "C" {
 #include "kernels/plugin.h"
@@ -59,6 +87,19 @@ cuda_bytes(enum lpo_dtype dt)
 {
 	return dt == LPO_F64 || dt == LPO_I64 ? 8 : dt == LPO_F32 ||
 	    dt == LPO_I32 ? 4 : dt == LPO_U8 ? 1 : 2;
+}
+
+/*
+ * The largest power of two, at most 16, that all of them are multiples of;
+ * NULL is one of any.
+ */
+static inline int
+cuda_alignment(const void *a, const void *b, const void *c, const void *d)
+{
+	uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c |
+	    (uintptr_t)d | 16;
+
+	return (int)(all & -all);
 }
 
 /* Remember what went wrong; returns code.  what: the op's name. */
@@ -154,6 +195,29 @@ static __device__ __forceinline__ void
 cuda_store(__nv_bfloat16 *p, float x)
 {
 	*p = __float2bfloat16_rn(x);
+}
+
+/* Two bf16 in a word; each is the upper half of an f32. */
+static __device__ __forceinline__ uint32_t
+cuda_two(float low, float high)
+{
+	__nv_bfloat162 b = __floats2bfloat162_rn(low, high);
+	uint32_t u;
+
+	memcpy(&u, &b, sizeof(u));
+	return u;
+}
+
+static __device__ __forceinline__ float
+cuda_low(uint32_t two)
+{
+	return __uint_as_float(two << 16);
+}
+
+static __device__ __forceinline__ float
+cuda_high(uint32_t two)
+{
+	return __uint_as_float(two & 0xffff0000u);
 }
 
 #endif

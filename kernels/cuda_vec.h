@@ -5,8 +5,6 @@
 #ifndef LPO_CUDA_VEC_H
 #define LPO_CUDA_VEC_H
 
-#include <string.h>
-
 #include "kernels/cuda.h"
 
 enum {
@@ -87,12 +85,11 @@ cuda_unpack(float *v, const cuda_pack<float, 8> &u)
 	v[7] = u.b.w;
 }
 
-/* A bf16 is the upper half of an f32. */
 static __device__ __forceinline__ void
 cuda_halves(float *v, unsigned int u)
 {
-	v[0] = __uint_as_float(u << 16);
-	v[1] = __uint_as_float(u & 0xffff0000u);
+	v[0] = cuda_low(u);
+	v[1] = cuda_high(u);
 }
 
 static __device__ __forceinline__ void
@@ -102,16 +99,6 @@ cuda_unpack(float *v, const cuda_pack<__nv_bfloat16, 8> &u)
 	cuda_halves(v + 2, u.a.y);
 	cuda_halves(v + 4, u.a.z);
 	cuda_halves(v + 6, u.a.w);
-}
-
-static __device__ __forceinline__ unsigned int
-cuda_two(float low, float high)
-{
-	__nv_bfloat162 b = __floats2bfloat162_rn(low, high);
-	unsigned int u;
-
-	memcpy(&u, &b, sizeof(u));
-	return u;
 }
 
 template <int V>

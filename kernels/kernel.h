@@ -2,6 +2,10 @@
  * Every op of lpo-tools, once: formula, shapes, and the table that a backend
  * fills in.  `cpu` is linked in, `cuda` is a plug-in with the same table.
  *
+ * An op is in the table below, with a new LPO_KERNEL_ABI; in x.c of its kind,
+ * and by name in levels.h; in x.cu beside that, and by name in cuda.h and
+ * cuda.cu; and in tests/ops.
+ *
  * Activations are channels-last: an image is [n, h, w, c], tokens [n, l, c].
  * dt is the storage of activations and matrix weights, f32 or bf16; sums,
  * statistics, softmax, biases, norm weights and all weight gradients are f32.
@@ -112,7 +116,8 @@ struct lpo_kernels {
 	/*
 	 * A list of calls, recorded between begin and end and then run as
 	 * one: same pointers, shapes and results.  Nothing runs while it is
-	 * recorded; upload, download, alloc and sync are not for then.
+	 * recorded; upload, download, alloc, sync and sum_squares are not
+	 * for then.
 	 * graph_begin is NULL where there is nothing to gain; one that
 	 * returns LPO_ENODEV leaves the calls to be made one by one.
 	 */

@@ -1,6 +1,6 @@
 /*
- * Linear layers.  The forward product is matmul_sm90.cu's where it has code
- * for it; others are cuBLASLt's, one algorithm per kind of call, chosen once;
+ * Linear layers.  The forward product is matmul_sm90.cu's where that is the
+ * faster; others are cuBLASLt's, one algorithm per kind of call, chosen once;
  * those with a side of at most 16 (LoRA) are bound by memory and are ours, as
  * is what cuBLASLt refuses.  Same bits from run to run; not for any number of
  * rows, and `groups` changes nothing here.
@@ -374,14 +374,14 @@ add_rest(bf16 *y, const float *bias, const bf16 *residual, uint32_t count,
 		u = c[0];
 		v = c[1];
 		*(uint4 *)(y + (int64_t)at * 8) = make_uint4(
-		    pack(low(a[i].x) + low(b[i].x) + u.x,
-		    high(a[i].x) + high(b[i].x) + u.y),
-		    pack(low(a[i].y) + low(b[i].y) + u.z,
-		    high(a[i].y) + high(b[i].y) + u.w),
-		    pack(low(a[i].z) + low(b[i].z) + v.x,
-		    high(a[i].z) + high(b[i].z) + v.y),
-		    pack(low(a[i].w) + low(b[i].w) + v.z,
-		    high(a[i].w) + high(b[i].w) + v.w));
+		    cuda_two(cuda_low(a[i].x) + cuda_low(b[i].x) + u.x,
+		    cuda_high(a[i].x) + cuda_high(b[i].x) + u.y),
+		    cuda_two(cuda_low(a[i].y) + cuda_low(b[i].y) + u.z,
+		    cuda_high(a[i].y) + cuda_high(b[i].y) + u.w),
+		    cuda_two(cuda_low(a[i].z) + cuda_low(b[i].z) + v.x,
+		    cuda_high(a[i].z) + cuda_high(b[i].z) + v.y),
+		    cuda_two(cuda_low(a[i].w) + cuda_low(b[i].w) + v.z,
+		    cuda_high(a[i].w) + cuda_high(b[i].w) + v.w));
 	}
 }
 
@@ -395,7 +395,7 @@ rest_apart(const struct call *a)
 	return a->key.dt == LPO_BF16 && a->bias != NULL &&
 	    a->residual != NULL && a->residual != a->y && a->key.m >= 1024 &&
 	    a->key.n % 8 == 0 && a->key.m * a->key.n / 8 < UINT32_MAX -
-	    LINEAR_THREADS * 4 && alignment(a->y, a->residual, a->bias,
+	    LINEAR_THREADS * 4 && cuda_alignment(a->y, a->residual, a->bias,
 	    NULL) == 16;
 }
 
@@ -426,9 +426,9 @@ run_any(struct cuda *c, struct call *a)
 
 	a->key.bias = a->bias != NULL;
 	a->key.add = a->residual != NULL;
-	a->key.align = alignment(a->y, a->x, a->w, a->residual);
-	if (alignment(a->bias, NULL, NULL, NULL) < a->key.align)
-		a->key.align = alignment(a->bias, NULL, NULL, NULL);
+	a->key.align = cuda_alignment(a->y, a->x, a->w, a->residual);
+	if (cuda_alignment(a->bias, NULL, NULL, NULL) < a->key.align)
+		a->key.align = cuda_alignment(a->bias, NULL, NULL, NULL);
 	/* no depth at all: y is bias + residual */
 	if (a->key.m > 0 && a->key.n > 0 && a->key.k > 0)
 		rc = run_lt(c, a);

@@ -19,7 +19,7 @@ enum {
 struct key {
 	int64_t m, n, k;
 	int32_t pass, dt, bias, add, align;
-	int32_t zero;
+	int32_t zero;		/* where there would be padding */
 };
 
 /* The operands of a call: y = alpha a b + bias + residual. */
@@ -59,16 +59,6 @@ min64(int64_t a, int64_t b)
 	return a < b ? a : b;
 }
 
-/* The largest power of 2, at most 16, that all of them are multiples of. */
-static inline int
-alignment(const void *a, const void *b, const void *c, const void *d)
-{
-	uintptr_t all = (uintptr_t)a | (uintptr_t)b | (uintptr_t)c |
-	    (uintptr_t)d | 16;
-
-	return (int)(all & -all);
-}
-
 /* ---- bf16 on tensor cores */
 
 /* d += a b: 16x16 by 16x8, as PTX lays the fragments out over a warp. */
@@ -86,26 +76,6 @@ static __device__ __forceinline__ uint32_t
 bits(bf16 x)
 {
 	return __bfloat16_as_ushort(x);
-}
-
-static __device__ __forceinline__ float
-low(uint32_t pair)
-{
-	return __uint_as_float(pair << 16);
-}
-
-static __device__ __forceinline__ float
-high(uint32_t pair)
-{
-	return __uint_as_float(pair & 0xffff0000u);
-}
-
-static __device__ __forceinline__ uint32_t
-pack(float a, float b)
-{
-	__nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-
-	return bits(v.x) | bits(v.y) << 16;
 }
 
 static __device__ __forceinline__ uint4

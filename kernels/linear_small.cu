@@ -166,14 +166,15 @@ static __device__ __forceinline__ uint4
 finish8(const float (*acc)[4], int half, float alpha, const float *bias,
     uint4 r)
 {
-	float v[8] = { low(r.x), high(r.x), low(r.y), high(r.y), low(r.z),
-	    high(r.z), low(r.w), high(r.w) };
+	float v[8] = { cuda_low(r.x), cuda_high(r.x), cuda_low(r.y),
+	    cuda_high(r.y), cuda_low(r.z), cuda_high(r.z), cuda_low(r.w),
+	    cuda_high(r.w) };
 
 #pragma unroll
 	for (int i = 0; i < 8; i++)
 		v[i] += alpha * acc[i / 2][half * 2 + i % 2] + bias[i];
-	return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]),
-	    pack(v[4], v[5]), pack(v[6], v[7]));
+	return make_uint4(cuda_two(v[0], v[1]), cuda_two(v[2], v[3]),
+	    cuda_two(v[4], v[5]), cuda_two(v[6], v[7]));
 }
 
 /*
@@ -364,7 +365,7 @@ cuda_linear_small(struct cuda *c, const struct small_product *p)
 	int cut;
 
 	if (p->n <= SMALL && p->depth % 8 == 0 && p->depth > 0 &&
-	    alignment(p->x, p->wd == 1 ? p->w : NULL, NULL, NULL) == 16) {
+	    cuda_alignment(p->x, p->wd == 1 ? p->w : NULL, NULL, NULL) == 16) {
 		cut = narrow_cut(c, p->m, p->depth);
 		blocks = (p->m + 16 * WARPS / cut - 1) / (16 * WARPS / cut);
 		if (p->n <= 8)
@@ -376,7 +377,7 @@ cuda_linear_small(struct cuda *c, const struct small_product *p)
 		return 1;
 	}
 	if (p->depth <= SMALL && p->n % 8 == 0 && p->depth > 0 &&
-	    alignment(p->y, p->residual, NULL, NULL) == 16) {
+	    cuda_alignment(p->y, p->residual, NULL, NULL) == 16) {
 		blocks = ((p->m + 63) / 64 * strips + WARPS - 1) / WARPS;
 		if (p->depth % 2 == 0 && (uintptr_t)p->x % 4 == 0)
 			thin<true><<<(unsigned)blocks, THREADS, 0,
@@ -416,7 +417,7 @@ cuda_linear_tall(struct cuda *c, const struct call *a, unsigned *counters)
 	} else {
 		return 0;
 	}
-	if (alignment(p.x, NULL, NULL, NULL) < 16)
+	if (cuda_alignment(p.x, NULL, NULL, NULL) < 16)
 		return 0;
 	strips = (p.width + STRIP - 1) / STRIP;
 	p.rows = slab_rows(c, p.m, strips, p.few * STRIP);

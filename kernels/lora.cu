@@ -162,8 +162,8 @@ add8(float *v, uint4 x)
 {
 #pragma unroll
 	for (int i = 0; i < 4; i++) {
-		v[2 * i] += low(word(x, i));
-		v[2 * i + 1] += high(word(x, i));
+		v[2 * i] += cuda_low(word(x, i));
+		v[2 * i + 1] += cuda_high(word(x, i));
 	}
 }
 
@@ -191,8 +191,8 @@ finish8(uint4 from, const float (*acc)[4], int half, float scale,
 		v[6] += b.z;
 		v[7] += b.w;
 	}
-	return make_uint4(pack(v[0], v[1]), pack(v[2], v[3]),
-	    pack(v[4], v[5]), pack(v[6], v[7]));
+	return make_uint4(cuda_two(v[0], v[1]), cuda_two(v[2], v[3]),
+	    cuda_two(v[4], v[5]), cuda_two(v[6], v[7]));
 }
 
 /* Warps of a block at most: what registers allow. */
@@ -319,10 +319,10 @@ lora_pass(lora p)
 				v.w += u.w;
 			}
 			/* 0 Inf behind the rank is no NaN */
-			mid[i][0] = pack(a ? p.s1 * v.x : 0, b ? p.s1 * v.y :
-			    0);
-			mid[i][1] = pack(a ? p.s1 * v.z : 0, b ? p.s1 * v.w :
-			    0);
+			mid[i][0] = cuda_two(a ? p.s1 * v.x : 0, b ? p.s1 *
+			    v.y : 0);
+			mid[i][1] = cuda_two(a ? p.s1 * v.z : 0, b ? p.s1 *
+			    v.w : 0);
 		}
 		if (p.mid != NULL && warp == 0)
 #pragma unroll
@@ -476,7 +476,7 @@ fits(const lora *p, int64_t n, int64_t k, int64_t r, int bwd)
 	return p->m > 0 && n > 0 && k > 0 && r > 0 && r <= RANK &&
 	    n <= MOST * STRIP && k <= MOST * STRIP && n % 8 == 0 &&
 	    k % 8 == 0 &&
-	    alignment(p->in, p->out, p->x, p->bias) == 16 &&
+	    cuda_alignment(p->in, p->out, p->x, p->bias) == 16 &&
 	    strips_per_warp(p, bwd) > 0;
 }
 

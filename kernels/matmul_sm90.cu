@@ -290,14 +290,6 @@ copy_tiles(const CUtensorMap *ma, const CUtensorMap *mb,
 	}
 }
 
-static __device__ __forceinline__ uint32_t
-pack(float a, float b)
-{
-	__nv_bfloat162 v = __floats2bfloat162_rn(a, b);
-
-	return *(uint32_t *)&v;
-}
-
 /* Four 8 x 8 matrices, lane l having the address of row l % 8 of l / 8's. */
 static __device__ __forceinline__ void
 store_matrices(uint32_t to, const uint32_t *v)
@@ -450,10 +442,10 @@ store_pieces(struct pieces<N> *s, const float *d, float alpha)
 			x.x += alpha * d[2 * i];
 			x.y += alpha * d[2 * i + 1];
 			if (RESIDUAL) {
-				x.x += __uint_as_float(r[i] << 16);
-				x.y += __uint_as_float(r[i] & 0xffff0000u);
+				x.x += cuda_low(r[i]);
+				x.y += cuda_high(r[i]);
 			}
-			v[i] = pack(x.x, x.y);
+			v[i] = cuda_two(x.x, x.y);
 		}
 		store_matrices(s->matrix + half, v);
 		store_matrices((s->matrix ^ 32) + half, v + 4);

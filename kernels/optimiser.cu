@@ -44,12 +44,6 @@ tensor_of(const unsigned *first, int n, unsigned at)
 	return low;
 }
 
-static int
-aligned(const void *a, const void *b, size_t bytes)
-{
-	return (((uintptr_t)a | (uintptr_t)b) & (bytes - 1)) == 0;
-}
-
 /* ---- AdamW */
 
 struct adamw_numbers {
@@ -198,9 +192,9 @@ cuda_adamw(lpo_backend *be, const struct lpo_adamw_tensor *t, int64_t n,
 			l.w[at] = w;
 			l.count[at] = t[i].count;
 			l.dt[at] = (unsigned char)t[i].w_dt;
-			l.vectors[at] = aligned(t[i].p, t[i].m, 16) &&
-			    aligned(t[i].v, t[i].g, 16) &&
-			    aligned(w, NULL, 16);
+			l.vectors[at] = cuda_alignment(t[i].p, t[i].m,
+			    t[i].v, t[i].g) == 16 &&
+			    cuda_alignment(w, NULL, NULL, NULL) == 16;
 			l.first[at++] = (unsigned)blocks;
 			blocks += (t[i].count + CHUNK - 1) / CHUNK;
 		}
@@ -306,7 +300,7 @@ sum_tensors(double *out, const double *sum, int64_t n)
 	*out = s;
 }
 
-/* Both stages of the tensors from..from+l->n; partial sums are used anew. */
+/* Both stages of a list's tensors; partial is free again behind them. */
 static int
 sum_list(struct cuda *c, const struct squares_list *l, double *sum,
     double *partial)
@@ -407,11 +401,12 @@ launch_convert(cudaStream_t stream, void *dst, const void *src,
 	    (THREADS * VEC));
 	TD *d = (TD *)dst;
 	const TS *s = (const TS *)src;
+	int packs = cuda_alignment(d, s, NULL, NULL) == 16;
 
-	if (!aligned(d, s, 16) && add)
+	if (!packs && add)
 		convert<TD, TS, true, false><<<blocks, THREADS, 0, stream>>>(
 		    d, s, count);
-	else if (!aligned(d, s, 16))
+	else if (!packs)
 		convert<TD, TS, false, false><<<blocks, THREADS, 0, stream>>>(
 		    d, s, count);
 	else if (add)

@@ -25,7 +25,11 @@ struct lpo_plugin {
 	uint32_t abi;		/* LPO_KERNEL_ABI */
 	uint32_t size_bytes;	/* sizeof(struct lpo_plugin) */
 	const struct lpo_kernels *kernels;
-	/* 0 or LPO_E* and one line in text. */
+	/*
+	 * 0 or LPO_E* and one line in text.  CUDA's current device belongs to
+	 * a thread, and open sets the caller's: the backend is that thread's,
+	 * and one device is open at a time.
+	 */
 	int (*open)(lpo_backend *, int device, int flags, char *text,
 	    size_t text_bytes);
 	void (*close)(lpo_backend *);
