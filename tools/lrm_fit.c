@@ -115,7 +115,8 @@ recalled(struct lrm_run *r)
 	if (pairs < 1)
 		return lpo_fail(cli->ctx, LPO_EFORMAT, "the saved state's "
 		    "plan makes no sense (--fresh discards it)");
-	same = (asked.micro_batch == 0 || asked.micro_batch == pairs) &&
+	same = (asked.micro_batch == 0 || asked.micro_batch == pairs ||
+	    (!host && asked.micro_batch > pairs)) &&
 	    (asked.segments == LPO_SEGMENTS_AUTO ||
 	    asked.segments == r->t.segments);
 	lpo_cli_dry_phase(&r->dry, 1);

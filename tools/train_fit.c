@@ -110,7 +110,7 @@ read_cut(lpo_ctx *c, struct lpo_lpo_cut *cut, const json_t *j)
 /*
  * The attempt before cut it up like this.  1: and so does this one.  0: it is
  * to be cut up anew, which no result on the CPU shows; on a device the last
- * bits might.
+ * bits might, so there a micro-batch within --micro-batch stays what it was.
  */
 static int
 recalled(struct train_run *r)
@@ -128,7 +128,8 @@ recalled(struct train_run *r)
 	if (rc < 0)
 		return rc;
 	if (lpo_cli_given(cli, "micro-batch"))
-		same &= r->lo.cut.pairs == was.pairs;
+		same &= host ? r->lo.cut.pairs == was.pairs :
+		    r->lo.cut.pairs >= was.pairs;
 	if (lpo_cli_given(cli, "segments") &&
 	    r->lo.cut.segments != LPO_SEGMENTS_AUTO)
 		same &= r->lo.cut.segments == was.segments;
