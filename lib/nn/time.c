@@ -19,7 +19,7 @@
 struct kind {
 	const struct lpo_op_class *cls;
 	int backward, bias, trains, silu;
-	unsigned first;
+	unsigned first, wanted;		/* bits of gradients of inputs */
 	int64_t rank, dim[LPO_OP_INPUTS + 1][4];
 	enum lpo_act act;
 	enum lpo_dtype dtype;
@@ -61,8 +61,11 @@ kind_of(struct kind *k, const lpo_op *op, int backward)
 	memcpy(&k->as, &op->as, sizeof(k->as));
 	if (backward)
 		k->first = op->first;
-	for (i = 0; i < LPO_OP_INPUTS; i++)
+	for (i = 0; i < LPO_OP_INPUTS; i++) {
 		dims(k->dim[i], op->in[i]);
+		if (backward && op->in[i] != NULL && op->in[i]->needs_grad)
+			k->wanted |= 1u << i;
+	}
 	dims(k->dim[LPO_OP_INPUTS], op->out);
 	if (op->linear != NULL) {
 		w = op->linear->w;

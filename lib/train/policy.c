@@ -267,7 +267,7 @@ lpo_policy_time(lpo_ctx *c, lpo_backend *be, lpo_unet *unet,
 	}
 	if ((rc = lpo_tape_commit(p->tape, NULL)) == 0)
 		rc = lpo_tape_time(p->tape, s);
-	for (i = 0; i < 2; i++)
+	for (i = 0; i < 2 && rc == 0; i++)
 		s[i] /= (double)few.groups;
 	lpo_policy_free(p);
 	return rc;

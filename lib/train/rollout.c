@@ -127,7 +127,8 @@ lpo_lpo_score_chunk(lpo_lpo *l, int64_t c)
 		k = i % K;
 		s = l->first + (from + i / K) / l->o.prompts;
 		p = (from + i / K) % l->o.prompts;
-		l->who[i / K] = l->prompt[p];
+		if (k == 0)
+			l->who[i / K] = l->prompt[p];
 		l->t[i] = l->o.real_timestep ? l->ddim[s].prev :
 		    l->ddim[s].t;
 		lpo_lpo_candidate(l, l->cand + i * l->count, s, p, k);
