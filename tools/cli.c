@@ -215,8 +215,8 @@ status_of(lpo_cli *cli, int rc)
 	case LPO_EPIPE:
 		return 141;
 	case LPO_ESTOP:
-		lpo_cli_note(cli, "stopped; the same command goes on from "
-		    "what is saved");
+		lpo_cli_note(cli, cli->o.dry_run ? "stopped" : "stopped; the "
+		    "same command goes on from what is saved");
 		return 4;
 	default:
 		fprintf(stderr, "%s: %s\n", cli->tool->name,
