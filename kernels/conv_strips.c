@@ -37,8 +37,8 @@ make_strips(enum lpo_pass pass, const struct lpo_conv_shape *s)
  * of a kind that a library may not expect.
  */
 static int
-make_piece(struct lpo_conv_piece *key, const struct strips *t, int64_t i, int64_t *from,
-    int64_t *to)
+make_piece(struct lpo_conv_piece *key, const struct strips *t, int64_t i,
+    int64_t *from, int64_t *to)
 {
 	const struct lpo_conv_shape *s = &key->whole;
 	struct lpo_conv_shape *p = &key->s;

@@ -212,7 +212,8 @@ stack_global(lpo_pickle *k)
 		return lpo_errcode(k->c);
 	if (name->kind != LPO_PK_STR || module->kind != LPO_PK_STR ||
 	    name->n > 250 || module->n > 250)
-		return lpo_pk_bad(k, "a global that is not named by two strings");
+		return lpo_pk_bad(k, "a global that is not named by two "
+		    "strings");
 	return keep_name(k, lpo_asprintf(k->c, "%.*s %.*s", (int)module->n,
 	    module->s, (int)name->n, name->s));
 }
@@ -232,7 +233,8 @@ ordered_dict(lpo_pickle *k, const value *args)
 		    list->kind == LPO_PK_TUPLE ? list->v[i] : NULL;
 		if (pair == NULL || (pair->kind != LPO_PK_TUPLE &&
 		    pair->kind != LPO_PK_LIST) || pair->n != 2)
-			return lpo_pk_bad(k, "an OrderedDict not made of pairs");
+			return lpo_pk_bad(k, "an OrderedDict not made of "
+			    "pairs");
 		if (lpo_pk_append(k, d, pair->v, 2) != 0)
 			return lpo_errcode(k->c);
 	}
@@ -392,7 +394,8 @@ op_other(lpo_pickle *k, int op)
 	case PROTO:
 		if ((rc = number(k, &n, 1)) != 0)
 			return rc;
-		return n >= 2 && n <= 5 ? 0 : lpo_pk_bad(k, "an unknown protocol");
+		return n >= 2 && n <= 5 ? 0 :
+		    lpo_pk_bad(k, "an unknown protocol");
 	case FRAME:
 		if ((rc = number(k, &n, 8)) != 0)
 			return rc;

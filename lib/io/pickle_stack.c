@@ -92,7 +92,8 @@ lpo_pk_append(lpo_pickle *k, value *to, value *const *from, int64_t n)
 	if (n == 0)
 		return 0;
 	if ((k->held += n) > MAX_HELD)
-		return lpo_pk_bad(k, "containers of more than 16 million values");
+		return lpo_pk_bad(k, "containers of more than 16 million "
+		    "values");
 	if (reserve(k, &to->v, &to->cap, to->n, n) != 0)
 		return LPO_ENOMEM;
 	memcpy(to->v + to->n, from, (size_t)n * sizeof(*from));
@@ -108,7 +109,8 @@ lpo_pk_push(lpo_pickle *k, value *v)
 	if (v == NULL)
 		return lpo_errcode(k->c);
 	if (k->depth == MAX_STACK)
-		return lpo_pk_bad(k, "the stack has more than a million values");
+		return lpo_pk_bad(k, "the stack has more than a million "
+		    "values");
 	if (reserve(k, &k->stack, &k->stack_cap, k->depth, 1) != 0)
 		return LPO_ENOMEM;
 	k->stack[k->depth++] = v;

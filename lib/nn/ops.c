@@ -521,9 +521,11 @@ cast_fwd(lpo_tape *t, const lpo_op *op)
 static int
 cast_bwd(lpo_tape *t, const lpo_op *op)
 {
-	return (lpo_op_adds(op) & 1 ? t->k->convert_acc : t->k->convert)(t->be, lpo_grad(t, op->in[0]),
-	    op->in[0]->dtype, lpo_grad(t, op->out), op->out->dtype,
-	    lpo_var_count(op->out));
+	const lpo_var *x = op->in[0], *y = op->out;
+
+	return (lpo_op_adds(op) & 1 ? t->k->convert_acc : t->k->convert)(
+	    t->be, lpo_grad(t, x), x->dtype, lpo_grad(t, y), y->dtype,
+	    lpo_var_count(y));
 }
 
 static const struct lpo_op_class cast_class = { "cast", cast_fwd, cast_bwd };

@@ -75,9 +75,9 @@ counters(lpo_lpo *l, const lpo_snap *s)
 	int phase, rc;
 
 	rc = json_unpack(j, "{sI sI s?I sI sI si sF sF}", "iteration", &it,
-	    "index", &ix, "score_groups", &chunk, "optimiser_step", &step, "bad_in_a_row", &bad,
-	    "phase", &phase, "threshold_scale", &scale, "first_spread",
-	    &spread);
+	    "index", &ix, "score_groups", &chunk, "optimiser_step", &step,
+	    "bad_in_a_row", &bad, "phase", &phase, "threshold_scale", &scale,
+	    "first_spread", &spread);
 	json_decref(j);
 	if (rc < 0 || it < 0 || ix < 0 || step < 0 || bad < 0 || chunk < 1 ||
 	    phase < LPO_PH_ROLLOUT || phase > LPO_PH_TRAIN)

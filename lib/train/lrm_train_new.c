@@ -200,7 +200,6 @@ make_plan(lpo_lrm_trainer *r)
 	const struct lpo_plan *f = &r->full.plan, *e = &r->rest.plan;
 	double times = (double)(r->o.batch / r->full.groups);
 
-
 	r->plan.recompute_flops = times * f->recompute_flops +
 	    e->recompute_flops;
 	r->plan.micro_batch = r->full.groups;
