@@ -26,8 +26,10 @@ lpo_cli_speed(lpo_cli *cli, enum lpo_dtype dt)
 	void *x = be->k->alloc(be, 3 * bytes + need + 64);
 	double start, s, flops = 0;
 
-	if (x == NULL || be->k->zero(be, x, 3 * bytes) < 0)
+	if (x == NULL || be->k->zero(be, x, 3 * bytes) < 0) {
+		be->k->free(be, x);
 		return NAN;
+	}
 	/* the first has its kernel to find and to load */
 	product(be, dt, x, n);
 	start = lpo_cli_now();

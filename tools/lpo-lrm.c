@@ -20,8 +20,8 @@ static const struct lpo_cli_option options[] = {
 	    LPO_CLI_I64, OFF(steps), R, 1, 1e9 },
 	{ "batch", 0, "N", "pairs per step (default 128)", LPO_CLI_I64,
 	    OFF(batch), R, 1, 1e6 },
-	{ "micro-batch", 0, "N", "pairs at once, at most (default: what fits; "
-	    "the result does not depend on it)", LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
+	{ "micro-batch", 0, "N", "pairs at once, at most (default: what fits)",
+	    LPO_CLI_I64, OFF(micro_batch), 0, 1, 1e6 },
 	{ "segments", 0, "auto|on|off", "walk the UNet's layers again in "
 	    "backward instead of keeping them (default auto: where not one "
 	    "pair fits without)", LPO_CLI_CHOICE, OFF(segments), 0, 0, 0 },
