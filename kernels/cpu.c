@@ -166,7 +166,7 @@ cpu_alloc(lpo_backend *be, size_t bytes)
 	void *p;
 
 	(void)be;
-	if (bytes > SIZE_MAX - align)
+	if (bytes > (size_t)PTRDIFF_MAX - align)	/* no object is larger */
 		return NULL;
 	bytes = (bytes + align - 1) / align * align;
 	p = aligned_alloc(align, bytes > 0 ? bytes : align);
