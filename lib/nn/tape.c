@@ -407,10 +407,6 @@ record(lpo_tape *t, int backward, void **graph)
 	if (rc == 0) {
 		rc = walk_half(t, backward);
 		end = t->k->graph_end(t->be, graph);
-		if (rc != 0 && *graph != NULL) {
-			t->k->graph_free(t->be, *graph);
-			*graph = NULL;		/* a part of the walk */
-		}
 		rc = rc == 0 ? end : rc;
 	}
 	if (rc < 0 && *graph != NULL) {		/* the calls until it failed */
