@@ -74,11 +74,12 @@ done
 "$bin/lpo-train" $common -q --db none --micro-batch 1 -o "$dir/o.safetensors" \
     2>/dev/null &
 pid=$!
+wait_for "$dir/o.safetensors.state/plan.json"
+grep -q '"pairs":1' "$dir/o.safetensors.state/plan.json"
+ok $? "the state says how the work is cut up"
 wait_for "$dir/o.safetensors.state/snap-000000007"
 kill -9 $pid 2>/dev/null
 wait $pid 2>/dev/null
-grep -q '"pairs":1' "$dir/o.safetensors.state/plan.json"
-ok $? "the state says how the work was cut up"
 quiet --micro-batch 4 --segments on -o "$dir/o.safetensors"
 same "$dir/a.safetensors" "$dir/o.safetensors" \
     "gone on with segments and other micro-batches: the same bytes"
@@ -149,8 +150,12 @@ is "$(status train -q --db none --memory "$need" \
 same "$dir/a.safetensors" "$dir/m.safetensors" "to the same bytes"
 is "$(status train --db none --memory "$need" --dry-run \
     -o "$dir/n.safetensors")" 0 "and its plan"
-grep -q "^at once	.*segments on" "$dir/out"
-ok $? "has segments"
+if [ -n "${ASAN_OPTIONS-}" ]; then
+	skip "has segments: the sanitizers' memory is not known so well"
+else
+	grep -q "^at once	.*segments on" "$dir/out"
+	ok $? "has segments"
+fi
 
 is "$(status train -o -)" 2 "a LoRA does not go to standard output"
 is "$(status train --threshold nonsense -o "$dir/x.safetensors")" 2 \
