@@ -285,8 +285,10 @@ write_part(struct job *j, const char *path, int64_t first, double seconds,
 	for (*end = first; *end < j->total && rc == 0; *end += n) {
 		n = j->total - *end < batch ? j->total - *end : batch;
 		rc = write_batch(j, w, rgb, *end, n);
-		if (rc == 0 && (lpo_ctx_stopped(c) || (seconds > 0 &&
-		    lpo_cli_now() > until))) {
+		if (rc != 0)
+			break;		/* *end counts whole batches */
+		if (lpo_ctx_stopped(c) || (seconds > 0 &&
+		    lpo_cli_now() > until)) {
 			*end += n;
 			break;
 		}
