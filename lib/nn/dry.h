@@ -1,10 +1,9 @@
 /*
  * A backend that computes nothing and holds nothing: it counts.  Models are
  * opened, tapes planned and committed on it as on the real one, and what they
- * would take is known, without a weight read; how long
- * a walk would take is found by walking a part of it (lpo_tape_time).  A walk
- * itself does nothing, a download
- * leaves zeros.
+ * would take is known without a weight read.  How long a walk would take is
+ * found by walking a part of it (lpo_tape_time).  A walk itself does nothing;
+ * a download leaves zeros.
  */
 #ifndef LPO_NN_DRY_H
 #define LPO_NN_DRY_H
