@@ -327,11 +327,10 @@ print_rows(lpo_cli *cli, FILE *f, const struct table *t,
 static int
 temporary(lpo_ctx *c, char **path)
 {
-	const char *dir = getenv("TMPDIR");
 	int fd;
 
-	*path = lpo_asprintf(c, "%s/lpo-eval-XXXXXX", dir != NULL &&
-	    dir[0] != '\0' ? dir : "/var/tmp");
+	*path = lpo_asprintf(c, "%s/lpo-eval-XXXXXX",
+	    lpo_scratch_dir(NULL));
 	if (*path == NULL)
 		return LPO_ENOMEM;
 	if ((fd = mkstemp(*path)) < 0)

@@ -416,35 +416,53 @@ lpo_map_close(struct lpo_map *m)
 	m->bytes = 0;
 }
 
+const char *
+lpo_scratch_dir(const char *dir)
+{
+	if (dir == NULL)
+		dir = getenv("TMPDIR");
+	return dir == NULL || dir[0] == '\0' ? "/var/tmp" : dir;
+}
+
+int
+lpo_scratch_file(lpo_ctx *c, int *fd, const char *dir)
+{
+	char *path;
+
+	*fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
+	if (*fd >= 0)
+		return 0;
+	/* a file system without such files */
+	if ((path = lpo_asprintf(c, "%s/lpo-XXXXXX", dir)) == NULL)
+		return LPO_ENOMEM;
+	*fd = mkostemp(path, O_CLOEXEC);
+	if (*fd >= 0)
+		unlink(path);
+	lpo_free(path);
+	if (*fd < 0)
+		return lpo_fail(c, LPO_EIO, "cannot make a file in '%s': %s",
+		    dir, strerror(errno));
+	return 0;
+}
+
 int
 lpo_map_scratch(lpo_ctx *c, void **mem, size_t bytes)
 {
-	const char *dir = getenv("TMPDIR");
-	char *path;
-	int fd, rc = 0, e;
+	const char *dir = lpo_scratch_dir(NULL);
+	int fd, rc, e;
 
 	*mem = NULL;
-	path = lpo_asprintf(c, "%s/lpo-XXXXXX",
-	    dir != NULL && dir[0] != '\0' ? dir : "/var/tmp");
-	if (path == NULL)
-		return LPO_ENOMEM;
-	if ((fd = mkostemp(path, O_CLOEXEC)) < 0) {
-		rc = lpo_fail(c, LPO_EIO, "cannot make '%s': %s", path,
-		    strerror(errno));
-		goto out;
-	}
-	unlink(path);
+	if ((rc = lpo_scratch_file(c, &fd, dir)) != 0)
+		return rc;
 	if ((e = posix_fallocate(fd, 0, (off_t)bytes)) != 0)
 		rc = lpo_fail(c, LPO_EIO, "no %zu bytes in '%s': %s", bytes,
-		    path, strerror(e));
+		    dir, strerror(e));
 	else if ((*mem = mmap(NULL, bytes, PROT_READ | PROT_WRITE, MAP_SHARED,
 	    fd, 0)) == MAP_FAILED) {
 		*mem = NULL;
-		rc = lpo_fail(c, LPO_EIO, "cannot map '%s': %s", path,
-		    strerror(errno));
+		rc = lpo_fail(c, LPO_EIO, "cannot map a file of '%s': %s",
+		    dir, strerror(errno));
 	}
 	close(fd);
-out:
-	lpo_free(path);
 	return rc;
 }

@@ -58,8 +58,12 @@ struct lpo_map {
 int	 lpo_map_open(lpo_ctx *, struct lpo_map *, const char *path);
 int	 lpo_map_fd(lpo_ctx *, struct lpo_map *, int fd, const char *name);
 void	 lpo_map_close(struct lpo_map *);	/* zeroed is fine */
+/* dir, or where that is NULL $TMPDIR, or /var/tmp */
+const char *lpo_scratch_dir(const char *dir);
+/* A file of dir that has no name, so that a kill leaves nothing. */
+int	 lpo_scratch_file(lpo_ctx *, int *fd, const char *dir);
 /*
- * Zeroed memory to write to, in an unlinked file of $TMPDIR (/var/tmp), its
+ * Zeroed memory to write to, in such a file of $TMPDIR (/var/tmp), its
  * blocks reserved: a full disk is an error here and not a SIGBUS later.  Given
  * back by munmap().
  */

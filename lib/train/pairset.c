@@ -34,35 +34,6 @@ struct lpo_pairset {
 
 /* --------------------------------------------------------------- spool */
 
-static const char *
-spool_folder(const char *dir)
-{
-	if (dir == NULL)
-		dir = getenv("TMPDIR");
-	return dir == NULL || *dir == '\0' ? "/var/tmp" : dir;
-}
-
-static int
-spool_file(lpo_ctx *c, int *fd, const char *dir)
-{
-	char *path;
-
-	/* never has a name, so a kill leaves nothing */
-	*fd = open(dir, O_TMPFILE | O_RDWR | O_CLOEXEC, 0600);
-	if (*fd >= 0)
-		return 0;
-	if ((path = lpo_asprintf(c, "%s/lpo-XXXXXX", dir)) == NULL)
-		return LPO_ENOMEM;
-	*fd = mkostemp(path, O_CLOEXEC);
-	if (*fd >= 0)
-		unlink(path);
-	lpo_free(path);
-	if (*fd < 0)
-		return lpo_fail(c, LPO_EIO, "cannot make a spool file in '%s': "
-		    "%s", dir, strerror(errno));
-	return 0;
-}
-
 static int
 write_all(lpo_ctx *c, int fd, const char *dir, const char *p, size_t n)
 {
@@ -92,8 +63,8 @@ spool_stdin(lpo_ctx *c, int *out, const char *dir)
 	ssize_t n;
 	int fd = -1, rc;
 
-	dir = spool_folder(dir);
-	if ((rc = spool_file(c, &fd, dir)) != 0)
+	dir = lpo_scratch_dir(dir);
+	if ((rc = lpo_scratch_file(c, &fd, dir)) != 0)
 		return rc;
 	if ((buf = lpo_alloc(c, size, 1)) == NULL) {
 		rc = LPO_ENOMEM;
