@@ -18,9 +18,11 @@
  *	  attention_few.cu	ours for few keys, on Hopper
  *	  attention_flash.cu	ours for any
  *	attention_bwd.cu	backward: which of attention_bwd_*.cu
- *	norm.cu, layer_norm.cu	GroupNorm, LayerNorm
+ *	norm.cu, norm_bwd.cu	GroupNorm, both ways
+ *	layer_norm.cu		LayerNorm
  *	elementwise.cu		flat arrays: activations, sums, guidance
- *	rows.cu			rows of channels: resize, concat, gather, ...
+ *	rows.cu			rows of channels: resize, concat, sums
+ *	rows_index.cu		gather, embedding
  *	optimiser.cu		AdamW, sums of squares, conversion
  *	cuda_vec.h		accesses of 16 bytes, rows dealt to threads
  *

@@ -291,4 +291,28 @@ int	cuda_norm_weights(lpo_backend *, float *dgamma, float *dbeta,
 /* Parts of a run at most; the scratch of both norms holds so many. */
 enum { CUDA_NORM_SLICES = 32 };
 
+/* 1 where rows of c elements from a, b and d on are whole vectors. */
+static inline int
+cuda_wide(int64_t c, const void *a, const void *b, const void *d)
+{
+	return c % CUDA_WIDE == 0 && cuda_aligned(a, b, d);
+}
+
+/* p[0..V) = v, or + v, rounded once */
+template <typename T, int V>
+static __device__ __forceinline__ void
+cuda_store_or_add(T *p, float *v, int add)
+{
+	float old[V];
+	int j;
+
+	if (add) {
+		cuda_unpack(old, cuda_read<T, V>(p));
+#pragma unroll
+		for (j = 0; j < V; j++)
+			v[j] += old[j];
+	}
+	cuda_write<V>(p, v);
+}
+
 #endif
