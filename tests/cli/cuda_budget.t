@@ -47,6 +47,8 @@ ok $? "$(wc -l <"$dir/kernels" | tr -d ' ') kernels"
 # mma_kernel, wg_kernel: the backward pass of attention keeps its sums in all
 # registers that a block of its size may have; addresses and bounds lie in
 # local memory, a handful of loads to 128 products.
+# fma_kernel: of the f32 one for 40 channels two addresses, read once a tile
+# beside its thousands of products.
 # lora_pass: all of a strip's weights and sums stay in registers for all rows;
 # addresses lie in local memory.
 # matmul: with tiles of 160 columns a thread has 160 sums in registers; two
@@ -54,6 +56,7 @@ ok $? "$(wc -l <"$dir/kernels" | tr -d ' ') kernels"
 cat >"$dir/may" <<'END'
 10mma_kernelI 64
 9wg_kernelI 8
+10fma_kernelI 16
 9lora_passI 112
 6matmulILi160E 8
 END
