@@ -90,6 +90,24 @@ write_schema(lpo_db *db)
 	return lpo_db_exec(db, "COMMIT");
 }
 
+/* As of one moment: another process may just be making the tables. */
+static int
+what_it_is(lpo_db *db, int64_t *app, int64_t *version, int64_t *tables)
+{
+	int rc;
+
+	if ((rc = lpo_db_exec(db, "BEGIN")) < 0)
+		return rc;
+	if ((rc = pragma_int(db, app, "PRAGMA application_id")) < 0 ||
+	    (rc = pragma_int(db, version, "PRAGMA user_version")) < 0 ||
+	    (rc = pragma_int(db, tables,
+	    "SELECT count(*) FROM sqlite_master")) < 0) {
+		lpo_db_rollback(db);
+		return rc;
+	}
+	return lpo_db_exec(db, "COMMIT");
+}
+
 /*
  * Refuse a foreign or newer database.  One that is read only is taken at an
  * older version too: its tables are the same or fewer.
@@ -100,10 +118,7 @@ check_schema(lpo_db *db, int read_only)
 	int64_t app, version, tables;
 	int rc;
 
-	if ((rc = pragma_int(db, &app, "PRAGMA application_id")) < 0 ||
-	    (rc = pragma_int(db, &version, "PRAGMA user_version")) < 0 ||
-	    (rc = pragma_int(db, &tables,
-	    "SELECT count(*) FROM sqlite_master")) < 0)
+	if ((rc = what_it_is(db, &app, &version, &tables)) < 0)
 		return rc;
 	if (app == APPLICATION_ID && version > VERSION)
 		return lpo_fail(db->ctx, LPO_EDB, "database '%s' is of a newer "
