@@ -136,6 +136,8 @@ lpo_add(lpo_tape *t, lpo_var *a, lpo_var *b)
 		bad(t, "sum", a, b);
 		return NULL;
 	}
+	if (op != NULL)
+		op->hands_on = 3;
 	return same_shape(t, op, a);
 }
 
@@ -178,6 +180,8 @@ lpo_add_rows(lpo_tape *t, lpo_var *x, lpo_var *r)
 		bad(t, "row sum", x, r);
 		return NULL;
 	}
+	if (op != NULL)
+		op->hands_on = 1;
 	return same_shape(t, op, x);
 }
 

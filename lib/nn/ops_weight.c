@@ -224,6 +224,7 @@ linear(lpo_tape *t, const lpo_linear_layer *l, lpo_var *x, lpo_var *r)
 	}
 	if (check_residual(t, op, x->n, x->h, x->w, l->w->shape[0]) < 0)
 		return NULL;
+	op->hands_on = r != NULL ? 2 : 0;
 	op->linear = l;
 	linear_costs(t, op, tokens(x), l->w->shape[0], x->c);
 	if (l->lora != NULL)
@@ -413,6 +414,7 @@ conv(lpo_tape *t, const lpo_conv_layer *l, lpo_var *x, lpo_var *r)
 	}
 	if (check_residual(t, op, x->n, c->ho, c->wo, c->co) < 0)
 		return NULL;
+	op->hands_on = r != NULL ? 2 : 0;
 	conv_costs(t, op);
 	if (l->lora != NULL)
 		op->aux = lpo_tape_var(t, x->n, c->ho, c->wo, l->lora->rank,

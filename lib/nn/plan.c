@@ -263,6 +263,61 @@ add_item(struct item *items, int64_t n, const lpo_var *v, struct life l,
 	return n + 1;
 }
 
+/* Input j of the op is the only one that is v, or a view of it. */
+static int
+only_input(const lpo_op *op, const lpo_var *v)
+{
+	int j, n = 0;
+
+	for (j = 0; j < LPO_OP_INPUTS; j++)
+		n += op->in[j] != NULL && op->in[j]->priv->base == v;
+	return n == 1;
+}
+
+/* The var in whose gradient's place v's gradient lies. */
+static lpo_var *
+grad_home(lpo_var *v)
+{
+	while (v->priv->grad_from != NULL)
+		v = v->priv->grad_from;
+	return v;
+}
+
+/*
+ * A residual's gradient is its sum's: where the op is the last to read the
+ * one and the first to reach the other, both are one buffer.
+ */
+static void
+share_grads(lpo_tape *t, struct lives *lives)
+{
+	int64_t i;
+	int j;
+
+	for (i = 0; i < t->nsteps; i++) {
+		const lpo_op *op = t->ops[t->steps[i].op];
+
+		if (t->steps[i].kind != LPO_STEP_BWD)
+			continue;
+		for (j = 0; j < LPO_OP_INPUTS; j++) {
+			lpo_var *v = op->in[j], *home;
+			struct life *l;
+
+			if (!(op->hands_on & 1u << j) || v == NULL ||
+			    !v->needs_grad)
+				continue;
+			v = v->priv->base;
+			home = grad_home(op->out->priv->base);
+			l = &lives[home->priv->index].grad;
+			if (v->priv->seeded || !only_input(op, v) ||
+			    lives[v->priv->index].grad.first != i ||
+			    l->last != i || v->dtype != home->dtype)
+				continue;
+			v->priv->grad_from = home;
+			l->last = lives[v->priv->index].grad.last;
+		}
+	}
+}
+
 static int
 place_all(lpo_tape *t, struct lives *lives)
 {
@@ -282,12 +337,15 @@ place_all(lpo_tape *t, struct lives *lives)
 			continue;
 		n = add_item(items, n, t->vars[i], lives[i].fwd, &p->fwd_off);
 		n = add_item(items, n, t->vars[i], lives[i].bwd, &p->bwd_off);
-		n = add_item(items, n, t->vars[i], lives[i].grad,
-		    &p->grad_off);
+		if (p->grad_from == NULL)
+			n = add_item(items, n, t->vars[i], lives[i].grad,
+			    &p->grad_off);
 	}
 	place(items, n, placed, &t->arena_bytes);
 	for (i = 0; i < t->nvars; i++) {
 		p = t->vars[i]->priv;
+		if (p->grad_from != NULL)
+			p->grad_off = grad_home(t->vars[i])->priv->grad_off;
 		if (p->base == t->vars[i] && lives[i].bwd.last < 0)
 			p->bwd_off = p->fwd_off;
 	}
@@ -296,17 +354,6 @@ out:
 	lpo_free(items);
 	lpo_free(placed);
 	return rc;
-}
-
-/* Input j of the op is the only one that is v, or a view of it. */
-static int
-only_input(const lpo_op *op, const lpo_var *v)
-{
-	int j, n = 0;
-
-	for (j = 0; j < LPO_OP_INPUTS; j++)
-		n += op->in[j] != NULL && op->in[j]->priv->base == v;
-	return n == 1;
 }
 
 /*
@@ -405,6 +452,7 @@ lpo_tape_plan(lpo_tape *t, int backward, struct lpo_plan *plan)
 		goto out;
 	}
 	lifetimes(t, lives);
+	share_grads(t, lives);
 	if (place_all(t, lives) < 0 || first_grads(t, lives) < 0) {
 		rc = t->error = LPO_ENOMEM;
 		goto out;

@@ -342,7 +342,7 @@ lpo_pass_grad(lpo_tape *t, const lpo_op *op, int i)
 	const lpo_var *x = op->in[i];
 	int64_t count = lpo_var_count(op->out);
 
-	if (!x->needs_grad)
+	if (!x->needs_grad || lpo_grad(t, x) == lpo_grad(t, op->out))
 		return 0;
 	if (lpo_op_adds(op) & 1 << i)
 		return t->k->acc(t->be, x->dtype, lpo_grad(t, x),

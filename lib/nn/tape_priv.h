@@ -24,6 +24,7 @@ struct lpo_op {
 	int keep_out;			/* backward reads out's data */
 	unsigned first;			/* bit i: backward is the first to
 					 * reach in[i]'s gradient */
+	unsigned hands_on;		/* bit i: in[i]'s gradient is out's */
 	int weights;			/* trains weights */
 	size_t fwd_scratch, bwd_scratch;
 	double fwd_flops, bwd_flops;
@@ -50,6 +51,7 @@ struct lpo_var_priv {
 	int crosses;			/* used outside its segment */
 	int is_output, seeded, want_grad;
 	int has_grad;			/* a gradient reaches it */
+	lpo_var *grad_from;		/* whose gradient's buffer it takes over */
 	int32_t *constant_host;		/* index table, or NULL */
 	void *constant;
 	/* offsets in the arena: forward, backward's replay, gradient */
