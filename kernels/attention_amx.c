@@ -6,11 +6,8 @@
  *	O = O + P V	tiles [16 queries][16 channels], over keys by 32
  * k and v are brought once per row and head into the order that the tile
  * product wants: pairs along its inner dimension side by side.
- *
- * The tile operations are the five macros below; with LPO_AMX_EMULATE they
- * are plain C, so that tests/ops/attention_amx.c checks everything else on
- * machines without AMX.
  */
+#include "kernels/amx.h"
 #include "kernels/attention.h"
 #include "kernels/levels.h"
 
@@ -19,84 +16,14 @@
 
 enum {
 	BQ = 32,		/* queries of a block: two rows of tiles */
-	BK = 128,		/* keys of a block */
-	TILE = 16		/* rows of a tile; its rows have 64 bytes */
+	BK = 128		/* keys of a block */
 };
 
+/* What these kernels leave to others. */
 #ifdef LPO_AMX_EMULATE
-
 #define OTHER(op)	lpo_##op##_portable
-
-static _Thread_local unsigned char tiles_now[8][TILE][64];
-
-static void
-emulate_dp(int c, int a, int b)
-{
-	uint16_t x[2], w[2];
-	int i, j, k;
-	float s;
-
-	for (i = 0; i < TILE; i++)
-		for (j = 0; j < TILE; j++) {
-			memcpy(&s, tiles_now[c][i] + 4 * j, 4);
-			for (k = 0; k < TILE; k++) {
-				memcpy(x, tiles_now[a][i] + 4 * k, 4);
-				memcpy(w, tiles_now[b][k] + 4 * j, 4);
-				s += bf16_to_f32(x[0]) * bf16_to_f32(w[0]);
-				s += bf16_to_f32(x[1]) * bf16_to_f32(w[1]);
-			}
-			memcpy(tiles_now[c][i] + 4 * j, &s, 4);
-		}
-}
-
-static void
-emulate_move(int t, void *p, int64_t stride, int store)
-{
-	int i;
-
-	for (i = 0; i < TILE; i++)
-		if (store)
-			memcpy((char *)p + i * stride, tiles_now[t][i], 64);
-		else
-			memcpy(tiles_now[t][i], (char *)p + i * stride, 64);
-}
-
-#define tile_config()		((void)0)
-#define tile_release()		((void)0)
-#define tile_zero(t)		memset(tiles_now[t], 0, sizeof(tiles_now[t]))
-#define tile_load(t, p, stride)	emulate_move(t, (void *)(p), stride, 0)
-#define tile_store(t, p, stride) emulate_move(t, p, stride, 1)
-#define tile_dp(c, a, b)	emulate_dp(c, a, b)
-
 #else
-
 #define OTHER(op)	lpo_##op##_avx512
-
-static void
-tile_config(void)
-{
-	struct {
-		uint8_t palette, start_row, reserved[14];
-		uint16_t row_bytes[16];
-		uint8_t rows[16];
-	} c = { .palette = 1 };
-	int i;
-
-	for (i = 0; i < 8; i++) {
-		c.row_bytes[i] = 64;
-		c.rows[i] = TILE;
-	}
-	/* gcc's intrinsic declares 8 of the 64 bytes as read: keep the rest */
-	__asm__ volatile("" : : "r"(&c) : "memory");
-	_tile_loadconfig(&c);
-}
-
-#define tile_release()		_tile_release()
-#define tile_zero(t)		_tile_zero(t)
-#define tile_load(t, p, stride)	_tile_loadd(t, p, stride)
-#define tile_store(t, p, stride) _tile_stored(t, p, stride)
-#define tile_dp(c, a, b)	_tile_dpbf16ps(c, a, b)
-
 #endif
 
 typedef uint16_t h8 __attribute__((vector_size(16)));
