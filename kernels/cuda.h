@@ -18,7 +18,9 @@
  *	  attention_few.cu	ours for few keys, on Hopper
  *	  attention_flash.cu	ours for any
  *	attention_bwd.cu	backward: which of attention_bwd_*.cu
- *	norm.cu, norm_bwd.cu	GroupNorm, both ways
+ *	norm.cu, norm_bwd.cu	GroupNorm, both ways: which way a call goes
+ *	  norm_cluster.cu, norm_cluster_bwd.cu
+ *				in one launch, from compute capability 9.0 on
  *	layer_norm.cu		LayerNorm
  *	elementwise.cu		flat arrays: activations, sums, guidance
  *	rows.cu			rows of channels: resize, concat, sums
@@ -53,6 +55,7 @@ struct cuda {
 	int device;
 	int sm;			/* 90: compute capability 9.0 */
 	int processors;
+	int clusters[2];	/* norm_cluster*.cu: 1 runs here, -1 not */
 	int checked;		/* LPO_PLUGIN_CHECKED */
 	int capturing;		/* between graph_begin and graph_end */
 	cudaStream_t stream;	/* all work is on this one */

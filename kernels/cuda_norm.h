@@ -1,4 +1,7 @@
-/* How GroupNorm cuts images, forward (norm.cu) and backward (norm_bwd.cu). */
+/*
+ * How GroupNorm cuts images, forward (norm.cu) and backward (norm_bwd.cu),
+ * where clusters (norm_cluster.h) do not take them.
+ */
 #ifndef LPO_CUDA_NORM_H
 #define LPO_CUDA_NORM_H
 
@@ -125,6 +128,19 @@ group_valid(int64_t c, int64_t groups)
 
 	return cg >= 1 && cg <= GROUP_MAX && cg * groups == c;
 }
+
+/*
+ * One launch by clusters instead.  Only for whole vectors (group_wide);
+ * 1: queued, 0: not for this shape or device, negative: an error.
+ */
+int	cuda_group_cluster_fwd(struct cuda *, enum lpo_dtype, void *y,
+	    float *stats, const void *x, const float *gamma,
+	    const float *beta, int64_t n, int64_t hw, int64_t c,
+	    int64_t groups, float eps, int silu);
+int	cuda_group_cluster_bwd(struct cuda *, enum lpo_dtype, void *dx,
+	    const void *dy, const void *x, const float *stats,
+	    const float *gamma, const float *beta, int64_t n, int64_t hw,
+	    int64_t c, int64_t groups, int silu, int add);
 
 static inline const void *
 skip(enum lpo_dtype dt, const void *p, int64_t elements)

@@ -1,8 +1,9 @@
 /*
- * GroupNorm (+ SiLU) over channels-last images, forward, in two launches: the
- * first leaves sums of slices of an image's rows in the workspace, the second
- * finishes them and goes over the rows again.  Slices depend on hw, c and
- * groups alone, so an image's bits do not depend on how many images there are.
+ * GroupNorm (+ SiLU) over channels-last images, forward.  What is not for
+ * norm_cluster.cu's one launch takes two: the first leaves sums of slices of
+ * an image's rows in the workspace, the second finishes them and goes over the
+ * rows again.  Slices depend on hw, c and groups alone, so an image's bits do
+ * not depend on how many images there are.
  */
 #include "kernels/cuda_norm.h"
 
@@ -239,7 +240,7 @@ cuda_group_norm_fwd(lpo_backend *be, enum lpo_dtype dt, void *y,
 	float2 *part = (float2 *)cu->workspace;
 	int64_t i, batch, at;
 	struct cut k;
-	int wide;
+	int wide, rc = 0;
 
 	if (!group_valid(c, norm_groups))
 		return cuda_fail(cu, LPO_EINVAL, "group_norm_fwd",
@@ -247,6 +248,11 @@ cuda_group_norm_fwd(lpo_backend *be, enum lpo_dtype dt, void *y,
 	if (n == 0 || hw == 0)
 		return 0;
 	wide = group_wide(c, norm_groups, x, y, NULL, gamma, beta);
+	if (wide)
+		rc = cuda_group_cluster_fwd(cu, dt, y, stats, x, gamma, beta,
+		    n, hw, c, norm_groups, eps, silu);
+	if (rc != 0)
+		return rc < 0 ? rc : cuda_done(cu, "group_norm_fwd");
 	k = cut_of(hw, c, norm_groups, wide);
 	batch = batch_of(cu, &k, n);
 	if (batch < 1)

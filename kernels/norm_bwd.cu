@@ -1,6 +1,7 @@
 /*
- * GroupNorm (+ SiLU), backward: as forward in two launches, and two more where
- * gamma and beta are trained.  The last two serve LayerNorm too.
+ * GroupNorm (+ SiLU), backward: as forward in norm_cluster_bwd.cu's one launch
+ * or in two here, and two more where gamma and beta are trained.  The last two
+ * serve LayerNorm too.
  */
 #include "kernels/cuda_norm.h"
 
@@ -383,8 +384,11 @@ cuda_group_norm_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	if (dgamma != NULL || dbeta != NULL)
 		rc = group_weights(be, dt, dgamma, dbeta, dy, x, stats, gamma,
 		    beta, n, groups, wide, silu, k, scratch);
+	if (rc == 0 && dx != NULL && wide)
+		rc = cuda_group_cluster_bwd(cu, dt, dx, dy, x, stats, gamma,
+		    beta, n, hw, c, norm_groups, silu, add);
 	if (rc != 0)
-		return rc;
+		return rc < 0 ? rc : cuda_done(cu, "group_norm_bwd");
 	for (i = 0; dx != NULL && i < n; i += batch) {
 		unsigned int b = (unsigned int)(n - i < batch ? n - i : batch);
 		const float *st = stats + 2 * i * norm_groups;
