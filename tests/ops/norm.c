@@ -16,12 +16,23 @@ static const struct shape shapes[] = {
 	{ 3, 200, 33, 1, 3, 1 }, { 6, 16, 130, 13, 2, 1 },
 	{ 1, 1030, 96, 32, 1, 1 },
 	/* SD1.5's, and odd ones as long: for CUDA */
-	{ 2, 4096, 320, 32, 2, 1 }, { 2, 4096, 960, 32, 1, 1 },
+	{ 2, 4096, 320, 32, 2, 1 }, { 1, 4096, 960, 32, 1, 1 },
 	{ 4, 1024, 640, 32, 2, 0 }, { 6, 64, 2560, 32, 3, 1 },
 	{ 2, 1021, 1280, 32, 2, 1 }, { 2, 777, 330, 11, 1, 1 },
 	{ 1, 16384, 128, 32, 1, 1 }
 };
 enum { SMALL = 8 };
+
+/*
+ * GroupNorm on CUDA, by how its kernels share an image out: 4 and 8 slices
+ * that are not equally long, one group of all channels, chunks of 120
+ * channels, threads that are no whole warps, one slice, too wide a chunk.
+ */
+static const struct shape shared[] = {
+	{ 3, 257, 320, 32, 3, 1 }, { 2, 17, 320, 1, 1, 1 },
+	{ 2, 100, 1920, 32, 2, 0 }, { 1, 400, 208, 13, 1, 1 },
+	{ 2, 63, 1280, 32, 1, 1 }, { 2, 64, 2560, 4, 1, 1 }
+};
 
 static const double eps = 1e-5;
 
@@ -195,7 +206,15 @@ off(const struct buf *b, const double *want, double rel, double top)
 		if (!(e <= bad))
 			bad = e;
 	}
-	return guard_whole(b) ? bad : INFINITY;
+	return bad;
+}
+
+static int
+guards_whole(const struct set *t)
+{
+	return guard_whole(&t->y) && guard_whole(&t->dx) &&
+	    guard_whole(&t->dgamma) && guard_whole(&t->dbeta) &&
+	    guard_whole(&t->stats);
 }
 
 /* Run the op on set t (as layer norm where `layer`), all gradients. */
@@ -233,7 +252,7 @@ check_values(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	/* x - mean loses what the shift has cost x */
 	double rel = 1e-6 * (1 + 0.3 * shift), e[4];
 	struct set t = set_new(be, s, dt, shift, add);
-	int good = run(be, dt, s, &t, layer, add) && guard_whole(&t.stats);
+	int good = run(be, dt, s, &t, layer, add) && guards_whole(&t);
 
 	truth_all(s, t.x.v, t.gamma.v, t.beta.v, t.dy.v, &t.t);
 	e[0] = off(&t.y, t.t.y, rel, 0);
@@ -298,6 +317,73 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	set_free(&a);
 }
 
+/* An image's y, stats and dx are the same whether it is alone or not. */
+static void
+check_alone(lpo_backend *be, const char *level, enum lpo_dtype dt,
+    const struct shape *s)
+{
+	int64_t one = s->hw * s->c * (int64_t)lpo_dtype_bytes(dt);
+	int64_t st = 2 * s->norm_groups * (int64_t)sizeof(float), last;
+	struct set a = set_new(be, s, dt, 0, 1), b = set_new(be, s, dt, 0, 1);
+	struct set v = b;
+	struct shape alone = *s;
+	int good;
+
+	alone.n = alone.groups = 1;
+	last = s->n - 1;
+	v.x.p = (char *)b.x.p + last * one;
+	v.dy.p = (char *)b.dy.p + last * one;
+	v.y.p = (char *)b.y.p + last * one;
+	v.dx.p = (char *)b.dx.p + last * one;
+	good = run(be, dt, s, &a, 0, 1) & run(be, dt, &alone, &v, 0, 1);
+	good &= memcmp((char *)a.y.p + last * one, v.y.p, (size_t)one) == 0 &&
+	    memcmp((char *)a.dx.p + last * one, v.dx.p, (size_t)one) == 0 &&
+	    memcmp((char *)a.stats.p + last * st, v.stats.p, (size_t)st) == 0;
+	ok(good, "%s %s: %ld images of %ldx%ld, and one alone: same bits",
+	    level, lpo_dtype_name(dt), (long)s->n, (long)s->hw, (long)s->c);
+	set_free(&a);
+	set_free(&b);
+}
+
+/* b from its second element on. */
+static struct buf
+shifted(const struct buf *b)
+{
+	struct buf v = *b;
+
+	v.p = (char *)b->p + lpo_dtype_bytes(b->dt);
+	v.v = b->v + 1;
+	v.count = b->count - 1;
+	return v;
+}
+
+/* Images that do not begin at 16 bytes, as 16 bytes at a time would. */
+static void
+check_unaligned(lpo_backend *be, const char *level, enum lpo_dtype dt)
+{
+	const struct shape all = { 3, 65, 320, 32, 1, 1 };
+	struct shape s = all;
+	struct set t = set_new(be, &all, dt, 0, 1), v = t;
+	double e[2];
+	int good;
+
+	s.n = all.n - 1;	/* there is an element to go */
+	v.x = shifted(&t.x);
+	v.dy = shifted(&t.dy);
+	v.y = shifted(&t.y);
+	v.dx = shifted(&t.dx);
+	v.t.y = t.t.y + 1;
+	v.t.dx = t.t.dx + 1;
+	good = run(be, dt, &s, &v, 0, 1) && guards_whole(&t);
+	v.y.count = v.dx.count = s.n * s.hw * s.c;
+	truth_all(&s, v.x.v, t.gamma.v, t.beta.v, v.dy.v, &v.t);
+	e[0] = off(&v.y, v.t.y, 1e-6, 0);
+	e[1] = off(&v.dx, v.t.dx, 1e-6, v.t.rstd);
+	ok(good && e[0] <= 1 && e[1] <= 1, "%s %s group, unaligned: %.2f %.2f "
+	    "of the allowed", level, lpo_dtype_name(dt), e[0], e[1]);
+	set_free(&t);
+}
+
 /* dx does not depend on whether dgamma is wanted. */
 static void
 check_null(lpo_backend *be, const char *level)
@@ -347,6 +433,19 @@ test_shape(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	check_bits(be, level, dt, &s, 1);
 }
 
+/* The ways that only CUDA has. */
+static void
+test_shared(lpo_backend *be, const char *level, enum lpo_dtype dt)
+{
+	int i;
+
+	for (i = 0; i < (int)(sizeof(shared) / sizeof(*shared)); i++) {
+		check_values(be, level, dt, &shared[i], 0, 0, 0);
+		check_values(be, level, dt, &shared[i], 0, 0, 1);
+		check_bits(be, level, dt, &shared[i], 0);
+	}
+}
+
 static void
 test_level(lpo_backend *be, const char *level)
 {
@@ -354,9 +453,15 @@ test_level(lpo_backend *be, const char *level)
 	enum lpo_dtype dt;
 	int i;
 
-	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+	for (dt = LPO_F32; dt <= LPO_BF16; dt++) {
 		for (i = 0; i < (on_cuda(be) ? all : SMALL); i++)
 			test_shape(be, level, dt, &shapes[i]);
+		if (on_cuda(be))
+			test_shared(be, level, dt);
+		check_alone(be, level, dt, &shapes[2]);
+		check_alone(be, level, dt, &shared[0]);
+		check_unaligned(be, level, dt);
+	}
 	check_values(be, level, LPO_F32, &shapes[3], 0, 30, 1);
 	check_values(be, level, LPO_F32, &shapes[7], 0, 30, 1);
 	check_null(be, level);
