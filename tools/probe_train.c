@@ -323,14 +323,24 @@ set_added(struct step *s, int64_t pooled)
 	    c->add_time_dim);
 }
 
+/* 1: all tokens of the one row are the same. */
 static int
-step_record(struct step *s, int64_t length, int64_t dim, int64_t pooled)
+is_flat(const float *text, int64_t length, int64_t dim)
+{
+	return memcmp(text, text + dim, (size_t)((length - 1) * dim) *
+	    sizeof *text) == 0;
+}
+
+static int
+step_record(struct step *s, const float *uncond, int64_t length, int64_t dim,
+    int64_t pooled)
 {
 	const struct lpo_unet_config *c = lpo_unet_cfg(s->unet);
 	const int64_t *d = s->q.s;
 	int rc;
 
 	s->in.copies = s->copies;
+	s->in.flat_uncond = is_flat(uncond, length, dim);
 	s->in.sample = lpo_input(s->t, s->q.n, d[2], d[3], d[1], LPO_F32, 0);
 	s->in.time = lpo_input(s->t, s->q.n, 1, 1, c->channels[0], LPO_F32, 0);
 	s->in.context = lpo_input(s->t, s->q.n * s->copies, length, 1, dim,
@@ -417,7 +427,8 @@ probe_lpo_step(struct lpo_probe *p)
 	if (lpo_unet_cfg(s.unet)->text_time)
 		lpo_probe_f32(p, "text_embeds", 2, ps);
 	if ((rc = lpo_errcode(p->ctx)) != 0 ||
-	    (rc = step_record(&s, cs[1], cs[2], ps[1])) != 0 ||
+	    (rc = step_record(&s, uncond, cs[1], cs[2],
+	    ps[1])) != 0 ||
 	    (rc = step_inputs(&s, cond, uncond, cs[1] * cs[2], ps[1])) != 0 ||
 	    (rc = lpo_probe_run(p, step_once, &s)) != 0 ||
 	    (rc = lpo_probe_put_scalar(p, "loss", s.q.loss)) != 0 ||

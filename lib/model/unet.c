@@ -18,6 +18,8 @@ struct run {
 	int split;		/* 1: rows are doubled by now */
 	lpo_var *emb[2];	/* silu of the embedding, before and after */
 	lpo_var *context;
+	lpo_var *flat;		/* a token of each context that has but one, [G],
+				 * or NULL: context is without those then */
 	lpo_var *skip[MAX_SKIPS];
 	int skip_split[MAX_SKIPS];	/* made before (0) or after (1) */
 	int skips;
@@ -117,6 +119,41 @@ resnet(struct run *r, const struct lpo_unet_resnet *m, lpo_var *x)
 	return lpo_conv_add(t, &m->conv2, h, x);
 }
 
+/* h + the attention to the context. */
+static lpo_var *
+cross_attention(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
+    lpo_var *h, lpo_var *q)
+{
+	lpo_tape *t = r->t;
+	lpo_var *k = lpo_linear(t, &m->cross.k, r->context);
+	lpo_var *v = lpo_linear(t, &m->cross.v, r->context);
+
+	return lpo_linear_add(t, &m->cross.out,
+	    lpo_attention(t, q, k, v, heads, 0), h);
+}
+
+/* The same where half of the rows see the one token of r->flat. */
+static lpo_var *
+cross_or_flat(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
+    lpo_var *h)
+{
+	lpo_tape *t = r->t;
+	lpo_var *a, *b, *y;
+	int64_t n;
+
+	if (h == NULL)
+		return NULL;
+	n = h->n / lpo_tape_groups(t) / 2;
+	a = lpo_slice_rows(t, h, 0, n);
+	b = lpo_slice_rows(t, h, n, n);
+	a = cross_attention(r, m, heads, a, lpo_linear(t, &m->cross.q,
+	    lpo_layer_norm(t, &m->norm2, a)));
+	y = lpo_linear(t, &m->cross.out, lpo_linear(t, &m->cross.v, r->flat));
+	if (n > 1)
+		y = lpo_repeat(t, y, n);
+	return lpo_join_rows(t, a, lpo_add_rows(t, b, y));
+}
+
 /* The text enters at the cross-attention's keys: *res is the skip around. */
 static lpo_var *
 tblock(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
@@ -132,17 +169,19 @@ tblock(struct run *r, const struct lpo_unet_tblock *m, int64_t heads,
 	x = lpo_attention(t, q, k, v, heads, 0);
 	h = lpo_linear_add(t, &m->self.out, x, h);
 
-	q = lpo_linear(t, &m->cross.q, lpo_layer_norm(t, &m->norm2, h));
-	if (!r->split) {
-		q = doubled(r, q);
-		h = doubled(r, h);
-		*res = doubled(r, *res);
-		r->split = 1;
+	if (r->flat != NULL) {
+		h = cross_or_flat(r, m, heads, h);
+	} else {
+		q = lpo_linear(t, &m->cross.q,
+		    lpo_layer_norm(t, &m->norm2, h));
+		if (!r->split) {
+			q = doubled(r, q);
+			h = doubled(r, h);
+			*res = doubled(r, *res);
+			r->split = 1;
+		}
+		h = cross_attention(r, m, heads, h, q);
 	}
-	k = lpo_linear(t, &m->cross.k, r->context);
-	v = lpo_linear(t, &m->cross.v, r->context);
-	x = lpo_attention(t, q, k, v, heads, 0);
-	h = lpo_linear_add(t, &m->cross.out, x, h);
 
 	x = lpo_linear(t, &m->ff_in, lpo_layer_norm(t, &m->norm3, h));
 	return lpo_linear_add(t, &m->ff_out, lpo_geglu(t, x), h);
@@ -193,6 +232,22 @@ pop(struct run *r)
 	    doubled(r, r->skip[i]);
 }
 
+/* Contexts of one token only are set apart, where rows are doubled early. */
+static void
+contexts(struct run *r, const struct lpo_unet_in *in)
+{
+	lpo_tape *t = r->t;
+	lpo_var *x = lpo_cast(t, in->context, lpo_tape_dtype(t));
+
+	r->context = x;
+	if (x == NULL || !in->flat_uncond || r->copies != 2 ||
+	    !r->u->cfg.text_time)
+		return;
+	r->context = lpo_slice_rows(t, x, 0, 1);
+	r->flat = lpo_slice_rows(t, lpo_reshape(t, x, x->n * x->h * x->w, 1, 1,
+	    x->c), x->h * x->w, 1);
+}
+
 /* conv_in, embeddings, down blocks; pooled NULL or one per block. */
 static lpo_var *
 down_path(struct run *r, const struct lpo_unet_in *in, lpo_var **pooled)
@@ -204,7 +259,7 @@ down_path(struct run *r, const struct lpo_unet_in *in, lpo_var **pooled)
 	int64_t j;
 	int i;
 
-	r->context = lpo_cast(r->t, in->context, dt);
+	contexts(r, in);
 	embed(r, in);
 	x = lpo_conv(r->t, &u->conv_in, lpo_cast(r->t, in->sample, dt));
 	if (u->cfg.text_time) {

@@ -67,6 +67,12 @@ struct lpo_unet_in {
 	lpo_var *time_ids;	/* SDXL: [G*copies, 1, 1, 6*add_time_dim] f32
 				 * sinusoids */
 	int copies;
+	/*
+	 * SDXL with copies 2: a group's last context row has the same values
+	 * in all tokens (its unconditional zeros), so that attention to it
+	 * is the value of one token, whatever the query.
+	 */
+	int flat_uncond;
 };
 
 /* -> [G*r*copies, h, w, out_channels] f32 */

@@ -85,7 +85,8 @@ shape(const lpo_lpo *l)
 		.h = l->o.h, .w = l->o.w, .height_px = l->o.height_px,
 		.width_px = l->o.width_px, .length = l->in.length,
 		.dim = l->in.dim, .pooled_dim = l->in.pooled_dim,
-		.guidance = l->o.guidance
+		.guidance = l->o.guidance,
+		.flat_uncond = lpo_policy_texts_flat_uncond(l->in.texts)
 	};
 
 	return s;

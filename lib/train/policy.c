@@ -13,6 +13,7 @@ struct lpo_policy_texts {
 	int64_t n, row, pooled;	/* floats per prompt: context, pooled */
 	float *map;		/* n + 1 rows of row + pooled; last: uncond */
 	size_t bytes;
+	int flat_uncond;
 	const lpo_backend *be;
 };
 
@@ -81,7 +82,8 @@ lpo_policy_texts_new(lpo_ctx *c, lpo_policy_texts **out, lpo_text *text,
 			break;		/* the next would be like it */
 	}
 	/* SDXL's unconditional row stays zero, as the file is */
-	if (rc == 0 && !lpo_text_zero_uncond(text))
+	x->flat_uncond = lpo_text_zero_uncond(text);
+	if (rc == 0 && !x->flat_uncond)
 		rc = encode_some(c, x, text, empty, n, 1);
 	if (rc < 0) {
 		lpo_policy_texts_free(x);
@@ -111,6 +113,12 @@ void
 lpo_policy_texts_drop(const lpo_policy_texts *x)
 {
 	lpo_map_drop(x->map, x->bytes);
+}
+
+int
+lpo_policy_texts_flat_uncond(const lpo_policy_texts *x)
+{
+	return x->flat_uncond;
 }
 
 int64_t
@@ -201,6 +209,7 @@ lpo_policy_new(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
 	    (rc = staging(p)) < 0)
 		goto fail;
 	p->in.copies = p->copies;
+	p->in.flat_uncond = s->flat_uncond;
 	p->in.sample = lpo_input(t, s->groups, s->h, s->w, cfg->in_channels,
 	    LPO_F32, 0);
 	p->in.time = lpo_input(t, s->groups, 1, 1, cfg->channels[0], LPO_F32,

@@ -21,6 +21,8 @@ typedef struct lpo_policy_texts lpo_policy_texts;
 int	 lpo_policy_texts_new(lpo_ctx *, lpo_policy_texts **, lpo_text *text,
 	    const char *const *prompts, int64_t n);
 void	 lpo_policy_texts_free(lpo_policy_texts *);
+/* 1: the unconditional row is zeros. */
+int	 lpo_policy_texts_flat_uncond(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_count(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_bytes(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_row_bytes(const lpo_policy_texts *);
@@ -42,6 +44,7 @@ struct lpo_policy_shape {
 	int64_t groups, h, w, height_px, width_px, length, dim, pooled_dim;
 	double guidance;
 	int backward, segments;
+	int flat_uncond;	/* as the texts say: see lpo_unet_in */
 };
 int	 lpo_policy_new(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
 	    enum lpo_dtype, const struct lpo_policy_shape *);

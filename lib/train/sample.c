@@ -121,7 +121,8 @@ shape(const lpo_sampler *s)
 	struct lpo_policy_shape p = { .h = s->h, .w = s->w,
 	    .height_px = s->o.size_px, .width_px = s->o.size_px,
 	    .length = s->length, .dim = s->dim, .pooled_dim = s->pooled_dim,
-	    .guidance = s->o.guidance };
+	    .guidance = s->o.guidance,
+	    .flat_uncond = lpo_policy_texts_flat_uncond(s->texts) };
 
 	return p;
 }

@@ -39,7 +39,7 @@ make_inputs(struct rec *r, const struct lpo_unet_config *g, struct size s,
 static int
 record(struct golden *g, struct rec *r, lpo_unet *u, struct size s,
     enum lpo_dtype dt, int64_t groups, int64_t rows, int64_t texts,
-    int copies, int which)
+    int copies, int flat, int which)
 {
 	struct lpo_plan plan;
 	int i, rc;
@@ -48,6 +48,7 @@ record(struct golden *g, struct rec *r, lpo_unet *u, struct size s,
 	if ((r->t = lpo_tape_new(g->c, &g->be, dt, groups)) == NULL)
 		return LPO_ENOMEM;
 	make_inputs(r, lpo_unet_cfg(u), s, rows, texts, copies);
+	r->in.flat_uncond = flat;
 	if (which & 1) {
 		r->out = lpo_unet_fwd(r->t, u, &r->in);
 		lpo_output(r->t, r->out, 1);
@@ -154,7 +155,7 @@ test_parity(struct golden *g, lpo_unet *u, struct size s)
 	float *a, *b;
 	int64_t n;
 
-	if (record(g, &r, u, s, LPO_F32, 2, 2, 2, 1, 3) < 0 ||
+	if (record(g, &r, u, s, LPO_F32, 2, 2, 2, 1, 0, 3) < 0 ||
 	    set_inputs(&r, cfg) < 0 || walk(&r, 0) < 0) {
 		ok(0, "%s: %s", g->name, lpo_errmsg(g->c));
 		lpo_tape_free(r.t);
@@ -170,7 +171,7 @@ test_parity(struct golden *g, lpo_unet *u, struct size s)
 	a = all_grads(ps, &n);
 	lpo_params_zero_grad(ps);
 	lpo_unet_set_checkpoint(u, 1);
-	if (record(g, &k, u, s, LPO_F32, 2, 2, 2, 1, 3) < 0 ||
+	if (record(g, &k, u, s, LPO_F32, 2, 2, 2, 1, 0, 3) < 0 ||
 	    set_inputs(&k, cfg) < 0 || walk(&k, 0) < 0) {
 		ok(0, "%s: %s", g->name, lpo_errmsg(g->c));
 	} else {
@@ -240,7 +241,7 @@ repeat(const float *from, int64_t size, int rows, int each, int cycle)
 /* copies = 2 as p has it, separate rows as q: one of q's is `one` long. */
 static void
 compare_copies(const struct golden *g, const struct pass *p,
-    const struct pass *q, int64_t one, int r)
+    const struct pass *q, int64_t one, int r, int flat)
 {
 	double worst = 0, largest = 0;
 	int64_t i;
@@ -252,7 +253,7 @@ compare_copies(const struct golden *g, const struct pass *p,
 		largest = fmax(largest, fabs((double)q->y[i]));
 	}
 	/* on CUDA a row's bits may depend on how many there are */
-	ok(on_cuda(&g->be) ? worst <= 1e-5 * largest :
+	ok(flat || on_cuda(&g->be) ? worst <= 1e-5 * largest :
 	    memcmp(p->y, q->y, (size_t)(2 * r * one) * sizeof(*q->y)) == 0,
 	    "%s: copies 2 is separate rows (%.2g of %.2g)", g->name, worst,
 	    largest);
@@ -273,17 +274,30 @@ compare_copies(const struct golden *g, const struct pass *p,
 	    "(%.2g of %.2g)", g->name, worst, largest);
 }
 
+/* The second text's first token, of dim values, in place of all others. */
+static float *
+token_again(float *text, int64_t ctx, int64_t dim)
+{
+	int64_t i;
+
+	for (i = dim; dim > 0 && i < ctx; i++)
+		text[ctx + i] = text[ctx + i - dim];
+	return text;
+}
+
 /*
  * Guidance.  One group, r samples, two texts, copies = 2; against every
  * (sample, text) as a row of its own: [s0 t0, s1 t0, s0 t1, s1 t1] (r = 2).
+ * flat: the second text is one token, five times.
  */
 static void
-test_copies(struct golden *g, lpo_unet *u, struct size s, int r)
+test_copies(struct golden *g, lpo_unet *u, struct size s, int r, int flat)
 {
-	int64_t one = s.h * s.w * 4, ctx = 5 * lpo_unet_cfg(u)->context_dim;
+	int64_t one = s.h * s.w * 4, dim = lpo_unet_cfg(u)->context_dim;
+	int64_t ctx = 5 * dim;
 	int row_of[4], text_of[4], own[2] = { 0, 1 }, i, bad;
 	struct pass p = { g_uniform("sample", 2 * one, 2),
-	    g_uniform("context", 2 * ctx, 1),
+	    token_again(g_uniform("context", 2 * ctx, 1), ctx, flat ? dim : 0),
 	    g_uniform("text_embeds", 40, 1), NULL, NULL, NULL, 0 };
 	struct pass q = { repeat(p.sample, one, 2 * r, r, 1),
 	    repeat(p.text, ctx, 2 * r, r, 0), repeat(p.pool, 20, 2 * r, r, 0),
@@ -300,14 +314,14 @@ test_copies(struct golden *g, lpo_unet *u, struct size s, int r)
 	q.dx = malloc((size_t)(2 * r * one) * sizeof(*q.dx));
 	memset(&k, 0, sizeof(k));
 	memset(&l, 0, sizeof(l));
-	bad = record(g, &k, u, s, LPO_F32, 1, r, 2, 2, 1) < 0 ||
+	bad = record(g, &k, u, s, LPO_F32, 1, r, 2, 2, flat, 1) < 0 ||
 	    pass_run(&k, &p, u, own, own) < 0 ||
-	    record(g, &l, u, s, LPO_F32, 1, 2 * r, 2 * r, 1, 1) < 0 ||
+	    record(g, &l, u, s, LPO_F32, 1, 2 * r, 2 * r, 1, 0, 1) < 0 ||
 	    pass_run(&l, &q, u, row_of, text_of) < 0;
-	ok(!bad, "%s: copies 2, %d row%s: %s", g->name, r, r > 1 ? "s" : "",
-	    lpo_errmsg(g->c));
+	ok(!bad, "%s: copies 2, %d row%s%s: %s", g->name, r, r > 1 ? "s" : "",
+	    flat ? ", one token" : "", lpo_errmsg(g->c));
 	if (!bad)
-		compare_copies(g, &p, &q, one, r);
+		compare_copies(g, &p, &q, one, r, flat);
 	lpo_tape_free(k.t);
 	lpo_tape_free(l.t);
 	pass_free(&p);
@@ -326,7 +340,7 @@ test_bf16(struct golden *g, struct size s)
 
 	if (lpo_unet_load(g->c, &g->be, &u, g->tmp, LPO_BF16, 0) < 0 ||
 	    lpo_params_train_all(lpo_unet_params(u)) < 0 ||
-	    record(g, &r, u, s, LPO_BF16, 2, 2, 2, 1, 1) < 0 ||
+	    record(g, &r, u, s, LPO_BF16, 2, 2, 2, 1, 0, 1) < 0 ||
 	    set_inputs(&r, lpo_unet_cfg(u)) < 0 || walk(&r, 0) < 0) {
 		ok(0, "%s: bf16: %s", g->name, lpo_errmsg(g->c));
 		goto out;
@@ -356,7 +370,7 @@ test_half(struct golden *g, struct size s)
 	struct rec r = { 0 };
 
 	if (lpo_unet_load(g->c, &g->be, &u, g->tmp, LPO_F32, 1) < 0 ||
-	    record(g, &r, u, s, LPO_F32, 2, 2, 2, 1, 2) < 0 ||
+	    record(g, &r, u, s, LPO_F32, 2, 2, 2, 1, 0, 2) < 0 ||
 	    set_inputs(&r, lpo_unet_cfg(u)) < 0 ||
 	    lpo_tape_forward(r.t, 0) < 0)
 		ok(0, "%s: half: %s", g->name, lpo_errmsg(g->c));
@@ -373,6 +387,7 @@ test_unet(const char *name, struct size s, const char *level)
 {
 	struct golden g;
 	lpo_unet *u = NULL;
+	int r;
 
 	if (!g_open(&g, name, level))
 		return;
@@ -382,8 +397,11 @@ test_unet(const char *name, struct size s, const char *level)
 		ok(0, "%s: %s", name, lpo_errmsg(g.c));
 	} else {
 		test_parity(&g, u, s);
-		test_copies(&g, u, s, 1);
-		test_copies(&g, u, s, 2);
+		for (r = 1; r <= 2; r++) {
+			test_copies(&g, u, s, r, 0);
+			if (lpo_unet_cfg(u)->text_time)
+				test_copies(&g, u, s, r, 1);
+		}
 		test_half(&g, s);
 		test_bf16(&g, s);
 	}
