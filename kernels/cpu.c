@@ -191,6 +191,27 @@ cpu_copy(lpo_backend *be, void *dst, const void *src, size_t bytes)
 	return 0;
 }
 
+/* There is nothing to wait for: the copy is made at once. */
+static void *
+cpu_landing_new(lpo_backend *be, size_t bytes)
+{
+	return cpu_alloc(be, bytes);
+}
+
+static int
+cpu_land(lpo_backend *be, void *landing, const void *src, size_t bytes)
+{
+	return cpu_copy(be, landing, src, bytes);
+}
+
+static int
+cpu_landed(lpo_backend *be, void *landing, const void **host)
+{
+	(void)be;
+	*host = landing;
+	return 0;
+}
+
 static int
 cpu_zero(lpo_backend *be, void *dst, size_t bytes)
 {
@@ -228,7 +249,9 @@ cpu_memory(lpo_backend *be, size_t *free_bytes, size_t *all_bytes)
 #define MEMORY_OPS							\
 	.abi = LPO_KERNEL_ABI, .size_bytes = sizeof(struct lpo_kernels),\
 	.name = "cpu", .alloc = cpu_alloc, .free = cpu_free,		\
-	.upload = cpu_copy, .download = cpu_copy, .zero = cpu_zero,	\
+	.upload = cpu_copy, .download = cpu_copy,			\
+	.landing_new = cpu_landing_new, .landing_free = cpu_free,	\
+	.land = cpu_land, .landed = cpu_landed, .zero = cpu_zero,	\
 	.copy = cpu_copy, .sync = cpu_sync, .error = cpu_error,		\
 	.memory = cpu_memory,
 #define ENTRY(op, s) .op = lpo_##op##s,

@@ -213,6 +213,74 @@ cuda_download(lpo_backend *be, void *dst, const void *src, size_t bytes)
 	return cuda_check(c, cudaStreamSynchronize(c->stream), "download");
 }
 
+/* Memory that the device writes by itself, and when it has. */
+struct landing {
+	void *host;
+	cudaEvent_t there;
+};
+
+void *
+cuda_landing_new(lpo_backend *be, size_t bytes)
+{
+	struct cuda *c = cuda_of(be);
+	struct landing *l = (struct landing *)calloc(1, sizeof *l);
+
+	if (l == NULL) {
+		(void)cuda_fail(c, LPO_ENOMEM, "landing_new", "out of memory");
+		return NULL;
+	}
+	if (cuda_check(c, cudaHostAlloc(&l->host, bytes > 0 ? bytes : 1,
+	    cudaHostAllocDefault), "landing_new") == 0 && cuda_check(c,
+	    cudaEventCreateWithFlags(&l->there, cudaEventDisableTiming),
+	    "landing_new") == 0)
+		return l;
+	cuda_landing_free(be, l);
+	return NULL;
+}
+
+/* Whatever became of the calls, nothing is still to be written to it. */
+void
+cuda_landing_free(lpo_backend *be, void *landing)
+{
+	struct landing *l = (struct landing *)landing;
+
+	if (l == NULL)
+		return;
+	(void)cudaStreamSynchronize(cuda_stream(be));
+	if (l->there != NULL)
+		(void)cudaEventDestroy(l->there);
+	(void)cudaFreeHost(l->host);
+	(void)cudaGetLastError();
+	free(l);
+}
+
+int
+cuda_land(lpo_backend *be, void *landing, const void *src, size_t bytes)
+{
+	struct landing *l = (struct landing *)landing;
+	struct cuda *c = cuda_of(be);
+	int rc;
+
+	if (c->capturing)
+		return cuda_fail(c, LPO_EINVAL, "land",
+		    "not between graph_begin and graph_end");
+	if (bytes > 0 && (rc = cuda_check(c, cudaMemcpyAsync(l->host, src,
+	    bytes, cudaMemcpyDeviceToHost, c->stream), "land")) != 0)
+		return rc;
+	rc = cuda_check(c, cudaEventRecord(l->there, c->stream), "land");
+	return rc != 0 ? rc : cuda_done(c, "land");
+}
+
+int
+cuda_landed(lpo_backend *be, void *landing, const void **host)
+{
+	struct landing *l = (struct landing *)landing;
+
+	*host = l->host;
+	return cuda_check(cuda_of(be), cudaEventSynchronize(l->there),
+	    "landed");
+}
+
 int
 cuda_zero(lpo_backend *be, void *dst, size_t bytes)
 {
@@ -331,8 +399,9 @@ cuda_graph_free(lpo_backend *be, void *graph)
 static const struct lpo_kernels table = {
 	.abi = LPO_KERNEL_ABI, .size_bytes = sizeof(struct lpo_kernels),
 	.name = "cuda",
-	OP(alloc), OP(free), OP(upload), OP(download), OP(zero), OP(copy),
-	OP(sync), OP(error), OP(memory), OP(graph_begin), OP(graph_end),
+	OP(alloc), OP(free), OP(upload), OP(download), OP(landing_new),
+	OP(landing_free), OP(land), OP(landed), OP(zero), OP(copy), OP(sync),
+	 OP(error), OP(memory), OP(graph_begin), OP(graph_end),
 	OP(graph_run), OP(graph_free), OP(linear_fwd), OP(linear_bwd_data),
 	OP(linear_bwd_weight), OP(linear_scratch_bytes), OP(lora_fwd),
 	OP(lora_bwd), OP(conv_fwd),

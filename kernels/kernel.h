@@ -24,8 +24,8 @@
  * least as large as the matching *_scratch_bytes says.
  *
  * A backend may return before the work is done: it is done in the order of
- * the calls, and download and sync wait for it.  An error that shows late is
- * returned by a later call.
+ * the calls, and download, landed and sync wait for it.  An error that shows
+ * late is returned by a later call.
  */
 #ifndef LPO_KERNEL_H
 #define LPO_KERNEL_H
@@ -35,7 +35,7 @@
 
 #include "kernels/error.h"
 
-#define LPO_KERNEL_ABI 3
+#define LPO_KERNEL_ABI 4
 
 enum lpo_dtype {
 	LPO_F32, LPO_BF16, LPO_F16, LPO_F64, LPO_I64, LPO_I32, LPO_U8
@@ -105,6 +105,18 @@ struct lpo_kernels {
 	int (*upload)(lpo_backend *, void *dst, const void *src, size_t bytes);
 	int (*download)(lpo_backend *, void *dst, const void *src,
 	    size_t bytes);
+	/*
+	 * A download in two halves.  A landing is a place on the host for
+	 * `bytes`.  land queues a copy of src to it; calls after that may
+	 * change src.  landed waits for that copy, but for nothing called
+	 * later, and says where it lies, until the next land; without a land
+	 * before it, what is there is undefined.  landing_free waits too.
+	 */
+	void *(*landing_new)(lpo_backend *, size_t bytes);
+	void (*landing_free)(lpo_backend *, void *landing);
+	int (*land)(lpo_backend *, void *landing, const void *src,
+	    size_t bytes);
+	int (*landed)(lpo_backend *, void *landing, const void **host);
 	int (*zero)(lpo_backend *, void *dst, size_t bytes);
 	int (*copy)(lpo_backend *, void *dst, const void *src, size_t bytes);
 	int (*sync)(lpo_backend *);
@@ -116,8 +128,7 @@ struct lpo_kernels {
 	/*
 	 * A list of calls, recorded between begin and end and then run as
 	 * one: same pointers, shapes and results.  Nothing runs while it is
-	 * recorded; upload, download, alloc, sync and sum_squares are not
-	 * for then.
+	 * recorded; upload, download, land, alloc and sync are not for then.
 	 * graph_begin is NULL where there is nothing to gain; one that
 	 * returns LPO_ENODEV leaves the calls to be made one by one.
 	 */
@@ -328,8 +339,8 @@ struct lpo_kernels {
 	int (*adamw)(lpo_backend *, const struct lpo_adamw_tensor *,
 	    int64_t n, const struct lpo_adamw *);
 	/*
-	 * Sum of squares of n tensors, each summed by itself, then in their
-	 * order, in f64; Inf or NaN shows in it.  x, count and out are the
+	 * *out = sum of squares of n tensors, each summed by itself, then in
+	 * their order, in f64; Inf or NaN shows in it.  x and count are the
 	 * host's.
 	 */
 	int (*sum_squares)(lpo_backend *, double *out, const float *const *x,

@@ -320,18 +320,11 @@ cuda_sum_squares(lpo_backend *be, double *out, const float *const *x,
 {
 	struct cuda *c = cuda_of(be);
 	struct squares_list l = {};
-	double *result = (double *)c->workspace, *sum = result + 1;
-	double *partial = sum + n;
-	int64_t room = (int64_t)(c->workspace_bytes / sizeof(double)) - n - 1;
+	double *sum = (double *)c->workspace, *partial = sum + n;
+	int64_t room = (int64_t)(c->workspace_bytes / sizeof(double)) - n;
 	int64_t i, chunks;
 	int rc;
 
-	*out = 0;
-	if (n == 0)
-		return 0;
-	if (c->capturing)
-		return cuda_fail(c, LPO_EINVAL, "sum_squares",
-		    "its result is the host's: not for a graph");
 	for (i = 0; i < n; i++) {
 		chunks = (count[i] + SQUARES - 1) / SQUARES;
 		if (l.first[l.n] + chunks > room && l.n > 0) {
@@ -352,12 +345,8 @@ cuda_sum_squares(lpo_backend *be, double *out, const float *const *x,
 			return rc;
 		l.n = 0;
 	}
-	sum_tensors<<<1, 1, 0, c->stream>>>(result, sum, n);
-	if ((rc = cuda_done(c, "sum_squares")) < 0 || (rc = cuda_check(c,
-	    cudaMemcpyAsync(out, result, sizeof(*out), cudaMemcpyDeviceToHost,
-	    c->stream), "sum_squares")) < 0)
-		return rc;
-	return cuda_check(c, cudaStreamSynchronize(c->stream), "sum_squares");
+	sum_tensors<<<1, 1, 0, c->stream>>>(out, sum, n);
+	return cuda_done(c, "sum_squares");
 }
 
 /* ---- conversion, through f32, which holds bf16 and f16 exactly */

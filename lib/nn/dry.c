@@ -122,6 +122,52 @@ dry_download(lpo_backend *be, void *dst, const void *src, size_t bytes)
 	return 0;
 }
 
+/* The host's memory, and counted as that, whatever the device. */
+struct landing {
+	size_t bytes;
+	char *at;
+};
+
+static void *
+dry_landing_new(lpo_backend *be, size_t bytes)
+{
+	struct landing *l = lpo_raw_alloc(sizeof(*l));
+
+	(void)be;
+	if (l == NULL)
+		return NULL;
+	l->bytes = bytes > 0 ? bytes : 1;
+	l->at = mmap(NULL, l->bytes, PROT_READ, MAP_PRIVATE | MAP_ANONYMOUS |
+	    MAP_NORESERVE, -1, 0);
+	if (l->at == MAP_FAILED) {
+		lpo_raw_free(l);
+		return NULL;
+	}
+	lpo_memory_add((int64_t)l->bytes);
+	return l;
+}
+
+static void
+dry_landing_free(lpo_backend *be, void *landing)
+{
+	struct landing *l = landing;
+
+	(void)be;
+	if (l == NULL)
+		return;
+	lpo_memory_add(-(int64_t)l->bytes);
+	munmap(l->at, l->bytes);
+	lpo_raw_free(l);
+}
+
+static int
+dry_landed(lpo_backend *be, void *landing, const void **host)
+{
+	(void)be;
+	*host = ((struct landing *)landing)->at;
+	return 0;
+}
+
 static int
 dry_zero(lpo_backend *be, void *dst, size_t bytes)
 {
@@ -156,6 +202,10 @@ lpo_dry_open(struct lpo_dry *d, const lpo_backend *real)
 	d->k.upload = dry_move;
 	d->k.copy = dry_move;
 	d->k.download = dry_download;
+	d->k.landing_new = dry_landing_new;
+	d->k.landing_free = dry_landing_free;
+	d->k.land = dry_move;
+	d->k.landed = dry_landed;
 	d->k.zero = dry_zero;
 	d->k.convert = dry_convert;
 	d->k.graph_begin = NULL;

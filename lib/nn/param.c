@@ -87,6 +87,10 @@ lpo_params_free(lpo_params *ps)
 		return;
 	for (i = 0; i < ps->n; i++)
 		param_free(ps, ps->p[i]);
+	if (ps->be != NULL) {
+		ps->be->k->landing_free(ps->be, ps->sumsq_landing);
+		ps->be->k->free(ps->be, ps->sumsq);
+	}
 	lpo_free(ps->p);
 	memset(ps, 0, sizeof(*ps));
 }
@@ -495,8 +499,23 @@ lpo_params_zero_grad(lpo_params *ps)
 	return 0;
 }
 
+/* Where the sum is made and where it lands, on first use. */
+static int
+sumsq_place(lpo_params *ps)
+{
+	const struct lpo_kernels *k = ps->be->k;
+
+	if (ps->sumsq == NULL)
+		ps->sumsq = k->alloc(ps->be, sizeof(*ps->sumsq));
+	if (ps->sumsq != NULL && ps->sumsq_landing == NULL)
+		ps->sumsq_landing = k->landing_new(ps->be,
+		    sizeof(*ps->sumsq));
+	return ps->sumsq_landing != NULL ? 0 : lpo_fail(ps->ctx, LPO_ENOMEM,
+	    "no memory for a sum of squares");
+}
+
 int
-lpo_params_grad_sumsq(lpo_params *ps, double *out)
+lpo_params_grad_sumsq_start(lpo_params *ps)
 {
 	const float **x = lpo_alloc(ps->ctx, (size_t)ps->n + 1, sizeof(*x));
 	int64_t *count = lpo_alloc(ps->ctx, (size_t)ps->n + 1,
@@ -504,8 +523,7 @@ lpo_params_grad_sumsq(lpo_params *ps, double *out)
 	int64_t i, n = 0;
 	int rc = LPO_ENOMEM;
 
-	*out = 0;
-	if (x == NULL || count == NULL)
+	if (x == NULL || count == NULL || (rc = sumsq_place(ps)) < 0)
 		goto out;
 	for (i = 0; i < ps->n; i++) {
 		if (ps->p[i]->grad == NULL)
@@ -513,12 +531,41 @@ lpo_params_grad_sumsq(lpo_params *ps, double *out)
 		x[n] = ps->p[i]->grad;
 		count[n++] = ps->p[i]->count;
 	}
-	rc = device(ps, ps->be->k->sum_squares(ps->be, out, x, count, n),
-	    "sum of squares");
+	if ((rc = device(ps, ps->be->k->sum_squares(ps->be, ps->sumsq, x,
+	    count, n), "sum of squares")) == 0)
+		rc = device(ps, ps->be->k->land(ps->be, ps->sumsq_landing,
+		    ps->sumsq, sizeof(*ps->sumsq)), "sum of squares");
 out:
 	lpo_free(x);
 	lpo_free(count);
 	return rc;
+}
+
+int
+lpo_params_grad_sumsq_finish(lpo_params *ps, double *out)
+{
+	const void *sum;
+	int rc;
+
+	*out = 0;
+	if (ps->sumsq_landing == NULL)
+		return lpo_fail(ps->ctx, LPO_EINVAL,
+		    "a sum of squares that was not started");
+	rc = device(ps, ps->be->k->landed(ps->be, ps->sumsq_landing, &sum),
+	    "sum of squares");
+	if (rc == 0)
+		memcpy(out, sum, sizeof(*out));
+	return rc;
+}
+
+int
+lpo_params_grad_sumsq(lpo_params *ps, double *out)
+{
+	int rc;
+
+	*out = 0;
+	rc = lpo_params_grad_sumsq_start(ps);
+	return rc < 0 ? rc : lpo_params_grad_sumsq_finish(ps, out);
 }
 
 int

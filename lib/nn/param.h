@@ -38,6 +38,8 @@ typedef struct lpo_params {
 	lpo_param **p;
 	int64_t n, cap;
 	int64_t bytes;		/* backend memory in use */
+	double *sumsq;		/* backend memory: of the gradients */
+	void *sumsq_landing;
 } lpo_params;
 
 /*
@@ -72,8 +74,13 @@ int	 lpo_param_export_grad(lpo_params *, const lpo_param *, float *host);
 int	 lpo_param_train(lpo_params *, lpo_param *);
 int	 lpo_params_train_all(lpo_params *);
 int	 lpo_params_zero_grad(lpo_params *);
-/* Sum of squares of all gradients, in f64 and fixed order. */
+/*
+ * Sum of squares of all gradients, in f64 and fixed order.  In two halves:
+ * what is called between them is not waited for.
+ */
 int	 lpo_params_grad_sumsq(lpo_params *, double *out);
+int	 lpo_params_grad_sumsq_start(lpo_params *);
+int	 lpo_params_grad_sumsq_finish(lpo_params *, double *out);
 /* One AdamW step of every trainable parameter, then master -> w. */
 int	 lpo_params_adamw(lpo_params *, const struct lpo_adamw *);
 /*

@@ -31,6 +31,44 @@ copies(lpo_backend *be, const char *level)
 	be->k->free(be, NULL);
 }
 
+/* What was asked for first is what was there then. */
+static void
+landings(lpo_backend *be, const char *level)
+{
+	float in[N], *a = be->k->alloc(be, sizeof(in));
+	void *l[2] = { be->k->landing_new(be, sizeof(in)),
+	    be->k->landing_new(be, sizeof(in)) };
+	const void *got[2] = { NULL, NULL };
+	int i, j, good = a != NULL && l[0] != NULL && l[1] != NULL, bad = 0;
+
+	for (j = 0; j < 2; j++) {
+		for (i = 0; i < N; i++)
+			in[i] = (float)(i + N * j);
+		good = good && be->k->upload(be, a, in, sizeof(in)) == 0 &&
+		    be->k->land(be, l[j], a, sizeof(in)) == 0;
+	}
+	good = good && be->k->zero(be, a, sizeof(in)) == 0;
+	for (j = 0; j < 2; j++)
+		good = good && be->k->landed(be, l[j], &got[j]) == 0;
+	for (j = 0; j < 2 && good; j++)
+		for (i = 0; i < N; i++)
+			bad += ((const float *)got[j])[i] !=
+			    (float)(i + N * j);
+	good = good && be->k->land(be, l[0], a, 4) == 0 &&
+	    be->k->landed(be, l[0], &got[0]) == 0;
+	ok(good && bad == 0 && *(const float *)got[0] == 0, "%s: two landings "
+	    "hold what was there when they were asked for", level);
+	/* asked for, and not waited for */
+	good = good && be->k->upload(be, a, in, sizeof(in)) == 0 &&
+	    be->k->land(be, l[1], a, sizeof(in)) == 0;
+	be->k->landing_free(be, l[0]);
+	be->k->landing_free(be, l[1]);
+	be->k->landing_free(be, NULL);
+	be->k->free(be, a);
+	ok(good && be->k->sync(be) == 0, "%s: and may be freed at any time",
+	    level);
+}
+
 static void
 amounts(lpo_backend *be, const char *level)
 {
@@ -145,6 +183,7 @@ test_level(lpo_backend *be, const char *level)
 	ok(be->k->error(be) != NULL && *be->k->error(be) == '\0',
 	    "%s: no error yet", level);
 	copies(be, level);
+	landings(be, level);
 	amounts(be, level);
 	graphs(be, level, LPO_F32);
 	graphs(be, level, LPO_BF16);

@@ -779,9 +779,8 @@ static int
 run_sum_squares(void *arg)
 {
 	struct work *w = arg;
-	double sum;
 
-	return w->k->sum_squares(w->be, &sum, w->sums, w->counts, w->n);
+	return w->k->sum_squares(w->be, w->p[5], w->sums, w->counts, w->n);
 }
 
 /* n tensors of `count` elements that lie one after the other. */
@@ -800,6 +799,7 @@ optimiser(struct bench *b, enum lpo_dtype dt, int64_t n, int64_t count)
 	for (i = 0; i < 4; i++)
 		p[i] = buffer(&w, LPO_F32, all);
 	buffer(&w, dt, all);
+	buffer(&w, LPO_F32, 2);		/* the sum, in f64 */
 	w.k->zero(w.be, p[1], (size_t)all * 4);	/* moments */
 	w.k->zero(w.be, p[2], (size_t)all * 4);
 	for (i = 0; i < n && p[3] != NULL; i++) {

@@ -13,12 +13,44 @@
 
 enum { MAX_PROMPTS = 32 };
 
-/* A table of kernels that knows how long the host waited for the device. */
+/*
+ * A table of kernels that knows how long the host waited for the device, and
+ * the device for the host: from the moment that the host learns of the end of
+ * the last walk until it calls for the next, nothing but copies is queued.
+ * The host's work is dear there and only there.
+ */
 static struct {
 	const struct lpo_kernels *real;
 	struct lpo_kernels table;
-	double waited_s, uploaded_s;
+	double waited_s, uploaded_s, idle_s;
+	double idle_since;		/* 0: a walk is queued */
+	int64_t walks;			/* calls of walks so far */
+	struct {
+		void *landing;
+		int64_t walks;		/* that it is behind */
+	} at[8];
+	int next;
 } watch;
+
+static void
+watch_walk(void)
+{
+	watch.walks++;
+	if (watch.idle_since > 0)
+		watch.idle_s += lpo_now_s() - watch.idle_since;
+	watch.idle_since = 0;
+}
+
+/* The host has waited from `start` for what is behind so many walks. */
+static void
+watch_wait(double start, int64_t walks)
+{
+	double now = lpo_now_s();
+
+	watch.waited_s += now - start;
+	if (walks == watch.walks && watch.idle_since == 0)
+		watch.idle_since = now;
+}
 
 static int
 watched_download(lpo_backend *be, void *dst, const void *src, size_t bytes)
@@ -26,7 +58,7 @@ watched_download(lpo_backend *be, void *dst, const void *src, size_t bytes)
 	double t = lpo_now_s();
 	int rc = watch.real->download(be, dst, src, bytes);
 
-	watch.waited_s += lpo_now_s() - t;
+	watch_wait(t, watch.walks);
 	return rc;
 }
 
@@ -41,13 +73,29 @@ watched_upload(lpo_backend *be, void *dst, const void *src, size_t bytes)
 }
 
 static int
-watched_sums(lpo_backend *be, double *out, const float *const *x,
-    const int64_t *count, int64_t n)
+watched_land(lpo_backend *be, void *landing, const void *src, size_t bytes)
+{
+	int i, n = (int)(sizeof(watch.at) / sizeof(*watch.at));
+
+	for (i = 0; i < n && watch.at[i].landing != landing; i++)
+		;
+	if (i == n)
+		i = watch.next = (watch.next + 1) % n;
+	watch.at[i].landing = landing;
+	watch.at[i].walks = watch.walks;
+	return watch.real->land(be, landing, src, bytes);
+}
+
+static int
+watched_landed(lpo_backend *be, void *landing, const void **host)
 {
 	double t = lpo_now_s();
-	int rc = watch.real->sum_squares(be, out, x, count, n);
+	int i, n = (int)(sizeof(watch.at) / sizeof(*watch.at)), rc;
 
-	watch.waited_s += lpo_now_s() - t;
+	rc = watch.real->landed(be, landing, host);
+	for (i = 0; i < n && watch.at[i].landing != landing; i++)
+		;
+	watch_wait(t, i < n ? watch.at[i].walks : 0);
 	return rc;
 }
 
@@ -57,19 +105,54 @@ watched_sync(lpo_backend *be)
 	double t = lpo_now_s();
 	int rc = watch.real->sync(be);
 
-	watch.waited_s += lpo_now_s() - t;
+	watch_wait(t, watch.walks);
 	return rc;
+}
+
+static int
+watched_graph(lpo_backend *be, void *graph)
+{
+	int rc = watch.real->graph_run(be, graph);
+
+	watch_walk();
+	return rc;
+}
+
+/* Walks that are not recorded yet: every one has convolutions. */
+static int
+watched_conv(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
+    const void *w, const float *bias, const void *residual,
+    const struct lpo_conv_shape *s, void *scratch)
+{
+	watch_walk();
+	return watch.real->conv_fwd(be, dt, y, x, w, bias, residual, s,
+	    scratch);
+}
+
+static int
+watched_conv_bwd(lpo_backend *be, enum lpo_dtype dt, void *dx,
+    const void *dy, const void *w, const struct lpo_conv_shape *s, int add,
+    void *scratch)
+{
+	watch_walk();
+	return watch.real->conv_bwd_data(be, dt, dx, dy, w, s, add, scratch);
 }
 
 static void
 watch_begin(struct bench *b)
 {
+	memset(&watch, 0, sizeof(watch));
 	watch.real = b->be.k;
 	watch.table = *b->be.k;
 	watch.table.download = watched_download;
 	watch.table.upload = watched_upload;
+	watch.table.land = watched_land;
+	watch.table.landed = watched_landed;
 	watch.table.sync = watched_sync;
-	watch.table.sum_squares = watched_sums;
+	watch.table.conv_fwd = watched_conv;
+	watch.table.conv_bwd_data = watched_conv_bwd;
+	if (watch.real->graph_begin != NULL)
+		watch.table.graph_run = watched_graph;
 	b->be.k = &watch.table;
 }
 
@@ -200,10 +283,14 @@ make(struct rig *r)
 
 /* Seconds of the phases. */
 struct phases {
-	double all[3], waited[3], uploaded[3];
+	double all[3], waited[3], uploaded[3], idle[3];
 };
 
-/* Every piece of work ends with a download, or with a sync here. */
+/*
+ * The device goes on from piece to piece; a phase ends where the host has its
+ * result, and the first scores may be under way by the end of the rollout.
+ * So it is waited for where nothing is begun ahead, at the end of all.
+ */
 static int
 iterate(struct rig *r, struct phases *p)
 {
@@ -215,14 +302,16 @@ iterate(struct rig *r, struct phases *p)
 	memset(p, 0, sizeof(*p));
 	do {
 		phase = lpo_lpo_where(r->lpo, &done, &total);
-		watch.waited_s = watch.uploaded_s = 0;
+		watch.waited_s = watch.uploaded_s = watch.idle_s = 0;
 		t = lpo_now_s();
-		if ((rc = lpo_lpo_advance(r->lpo)) < 0 ||
-		    bench_sync(r->b) < 0)
+		if ((rc = lpo_lpo_advance(r->lpo)) < 0)
+			return rc;
+		if (rc == 1 && bench_sync(r->b) < 0)
 			return lpo_errcode(r->b->ctx);
 		p->all[phase] += lpo_now_s() - t;
 		p->waited[phase] += watch.waited_s;
 		p->uploaded[phase] += watch.uploaded_s;
+		p->idle[phase] += watch.idle_s;
 	} while (rc == 0);
 	return 0;
 }
@@ -250,9 +339,11 @@ put_phases(struct rig *r, int64_t n, const struct phases *s)
 		l.flops = flops[i];
 		bench_put(r->b, &l);
 		bench_say("%s %s: %.1f ms waiting for the device, %.1f "
-		    "uploading, %.1f else on the host", r->section, phase[i],
+		    "uploading, %.1f else on the host; the device had no walk "
+		    "to do for %.1f", r->section, phase[i],
 		    1e3 * s->waited[i], 1e3 * s->uploaded[i], 1e3 *
-		    (s->all[i] - s->waited[i] - s->uploaded[i]));
+		    (s->all[i] - s->waited[i] - s->uploaded[i]),
+		    1e3 * s->idle[i]);
 		all += flops[i];
 		all_s += s->all[i];
 	}
