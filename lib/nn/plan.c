@@ -482,6 +482,7 @@ lpo_tape_commit(lpo_tape *t, lpo_arena *arena)
 	if (t->arena->bytes < t->arena_bytes) {
 		t->k->free(t->be, t->arena->mem);
 		t->arena->bytes = 0;
+		t->arena->last = NULL;
 		t->arena->mem = t->k->alloc(t->be, t->arena_bytes);
 		if (t->arena->mem == NULL)
 			return lpo_tape_fail(t, LPO_ENOMEM,

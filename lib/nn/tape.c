@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/base/half.h"
 #include "lib/nn/dry.h"
 #include "lib/nn/tape_priv.h"
 
@@ -429,6 +430,7 @@ walk_or_run(lpo_tape *t, int backward)
 
 	if (lpo_dry_is(t->be))
 		return 0;
+	t->arena->last = t;
 	if (t->graph_mem != t->arena->mem)
 		free_graphs(t);		/* the shared arena has grown */
 	t->graph_mem = t->arena->mem;
@@ -472,14 +474,35 @@ lpo_tape_backward(lpo_tape *t)
 	return walk_or_run(t, 1);
 }
 
+enum { FEW = 1 << 15 };		/* not worth other threads */
+
+static void
+narrow(uint16_t *half, const float *host, int64_t n)
+{
+	int64_t i;
+
+#pragma omp parallel for simd schedule(static) if (n > FEW)
+	for (i = 0; i < n; i++)
+		half[i] = lpo_f32_to_bf16(host[i]);
+}
+
+static void
+widen(float *host, const uint16_t *half, int64_t n)
+{
+	int64_t i;
+
+#pragma omp parallel for simd schedule(static) if (n > FEW)
+	for (i = 0; i < n; i++)
+		host[i] = lpo_bf16_to_f32(half[i]);
+}
+
 /* Host f32 to and from a buffer of the var's dtype. */
 static int
 transfer(lpo_tape *t, const lpo_var *v, void *dev, float *host, int in)
 {
-	size_t count = (size_t)lpo_var_count(v);
-	size_t bytes = count * lpo_dtype_bytes(v->dtype), i;
+	int64_t count = lpo_var_count(v);
+	size_t bytes = (size_t)count * lpo_dtype_bytes(v->dtype);
 	uint16_t *half = NULL;
-	uint32_t u;
 	int rc;
 
 	if (t->error != 0)
@@ -487,26 +510,21 @@ transfer(lpo_tape *t, const lpo_var *v, void *dev, float *host, int in)
 	if (dev == NULL)
 		return lpo_fail(t->ctx, LPO_EINVAL,
 		    "a value or gradient that the plan does not keep");
+	if (in)
+		t->arena->last = t;
 	if (v->dtype != LPO_BF16) {
 		rc = in ? t->k->upload(t->be, dev, host, bytes) :
 		    t->k->download(t->be, host, dev, bytes);
 		return rc < 0 ? lpo_fail(t->ctx, rc, "transfer failed") : 0;
 	}
-	if ((half = lpo_alloc(t->ctx, count, 2)) == NULL)
+	/* not cleared: it is filled at once */
+	if ((half = lpo_realloc(t->ctx, NULL, bytes)) == NULL)
 		return LPO_ENOMEM;
 	if (in) {
-		for (i = 0; i < count; i++) {
-			memcpy(&u, &host[i], 4);
-			half[i] = (u & 0x7fffffff) > 0x7f800000 ?
-			    (uint16_t)(u >> 16 | 0x40) :
-			    (uint16_t)((u + 0x7fff + (u >> 16 & 1)) >> 16);
-		}
+		narrow(half, host, count);
 		rc = t->k->upload(t->be, dev, half, bytes);
 	} else if ((rc = t->k->download(t->be, half, dev, bytes)) == 0) {
-		for (i = 0; i < count; i++) {
-			u = (uint32_t)half[i] << 16;
-			memcpy(&host[i], &u, 4);
-		}
+		widen(host, half, count);
 	}
 	lpo_free(half);
 	return rc < 0 ? lpo_fail(t->ctx, rc, "transfer failed") : 0;
@@ -542,4 +560,98 @@ lpo_var_get_grad(lpo_tape *t, const lpo_var *v, float *host)
 	if (t->error != 0 || v == NULL)
 		return t->error != 0 ? t->error : LPO_EINVAL;
 	return transfer(t, v, lpo_grad(t, v), host, 0);
+}
+
+int
+lpo_tape_undisturbed(const lpo_tape *t)
+{
+	return t->arena != NULL && t->arena->last == t;
+}
+
+/* -------------------------------------------------------------- landings */
+
+struct lpo_landing {
+	lpo_tape *t;
+	const lpo_var *v;
+	void *place;		/* the backend's */
+	float *wide;		/* of a bf16 var */
+	int started;
+};
+
+lpo_landing *
+lpo_landing_new(lpo_tape *t, const lpo_var *v)
+{
+	lpo_landing *l;
+	int64_t n;
+
+	if (t->error != 0 || v == NULL ||
+	    (l = lpo_alloc(t->ctx, 1, sizeof(*l))) == NULL)
+		return NULL;
+	n = lpo_var_count(v);
+	l->t = t;
+	l->v = v;
+	l->place = t->k->landing_new(t->be, (size_t)n *
+	    lpo_dtype_bytes(v->dtype));
+	if (l->place == NULL)
+		lpo_fail(t->ctx, LPO_ENOMEM, "no memory on the host for "
+		    "%lld values of the device%s%s", (long long)n,
+		    t->k->error(t->be)[0] != '\0' ? ": " : "",
+		    t->k->error(t->be));
+	if (l->place == NULL || (v->dtype == LPO_BF16 && (l->wide =
+	    lpo_alloc(t->ctx, (size_t)n, sizeof(float))) == NULL)) {
+		lpo_landing_free(l);
+		return NULL;
+	}
+	return l;
+}
+
+void
+lpo_landing_free(lpo_landing *l)
+{
+	if (l == NULL)
+		return;
+	if (l->place != NULL)
+		l->t->k->landing_free(l->t->be, l->place);
+	lpo_free(l->wide);
+	lpo_free(l);
+}
+
+int
+lpo_var_get_start(lpo_landing *l)
+{
+	lpo_tape *t = l->t;
+	const void *dev;
+	int rc;
+
+	if (t->error != 0)
+		return t->error;
+	if ((dev = lpo_data(t, l->v)) == NULL)
+		return lpo_fail(t->ctx, LPO_EINVAL,
+		    "a value that the plan does not keep");
+	l->started = 0;
+	if ((rc = t->k->land(t->be, l->place, dev,
+	    (size_t)lpo_var_count(l->v) * lpo_dtype_bytes(l->v->dtype))) < 0)
+		return lpo_fail(t->ctx, rc, "transfer failed");
+	l->started = 1;
+	return 0;
+}
+
+int
+lpo_var_get_finish(lpo_landing *l, const float **host)
+{
+	lpo_tape *t = l->t;
+	const void *at;
+	int rc;
+
+	if (!l->started)
+		return lpo_fail(t->ctx, LPO_EINVAL,
+		    "a value that was not asked for");
+	if ((rc = t->k->landed(t->be, l->place, &at)) < 0)
+		return lpo_fail(t->ctx, rc, "transfer failed");
+	*host = at;
+	if (l->wide != NULL) {
+		widen(l->wide, at, lpo_var_count(l->v));
+		*host = l->wide;
+	}
+	return 0;
 }

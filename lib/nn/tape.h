@@ -30,6 +30,7 @@ typedef struct lpo_var {	/* read only for users */
 typedef struct lpo_arena {
 	void *mem;
 	size_t bytes;
+	const lpo_tape *last;	/* who wrote to it last */
 } lpo_arena;
 
 struct lpo_plan {
@@ -82,6 +83,24 @@ int	 lpo_var_get(lpo_tape *, const lpo_var *, float *host);
 int	 lpo_var_set_grad(lpo_tape *, lpo_var *, const float *host);
 int	 lpo_var_get_grad(lpo_tape *, const lpo_var *, float *host);
 int64_t	 lpo_var_count(const lpo_var *);
+/*
+ * No other tape has used the arena since this one last did: inputs that were
+ * set and not walked yet are still there.
+ */
+int	 lpo_tape_undisturbed(const lpo_tape *);
+
+/*
+ * lpo_var_get() in two halves.  start queues it behind what was called before,
+ * finish waits for that and for nothing called later: sets, walks and other
+ * starts may come between.  A landing belongs to one var and has one value at
+ * a time; what finish gives stays until its next start.  Free it before the
+ * tape.
+ */
+typedef struct lpo_landing lpo_landing;
+lpo_landing *lpo_landing_new(lpo_tape *, const lpo_var *);
+void	 lpo_landing_free(lpo_landing *);
+int	 lpo_var_get_start(lpo_landing *);
+int	 lpo_var_get_finish(lpo_landing *, const float **host);
 
 /* ------------------------------------------------------------------ ops */
 

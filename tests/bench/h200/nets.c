@@ -265,7 +265,7 @@ static int
 unet_lines(struct bench *b, struct ask *a, const int64_t *fwd,
     const int64_t *both, int64_t rank)
 {
-	lpo_arena arena = { NULL, 0 };
+	lpo_arena arena = { .mem = NULL };
 	int rc, i;
 
 	a->arena = &arena;
@@ -350,7 +350,7 @@ bench_lrm(struct bench *b)
 	static const int64_t small[] = { 2, 0 }, rows[] = { 20, 80, 160, 0 };
 	struct ask a = { .section = "lrm", .dt = narrow(b), .half = 1 };
 	static const int64_t none[] = { 0 };
-	lpo_arena arena = { NULL, 0 };
+	lpo_arena arena = { .mem = NULL };
 	int rc;
 
 	if ((rc = load_unet(b, &a.unet, 0, a.dt, 1)) < 0)
@@ -496,7 +496,7 @@ bench_profile(struct bench *b)
 {
 	struct ask a = { .section = "profile", .dt = narrow(b), .copies = 1,
 	    .per_group = 1, .rows = b->tiny ? 2 : 20, .name = "forward" };
-	lpo_arena arena = { NULL, 0 };
+	lpo_arena arena = { .mem = NULL };
 	int rc;
 
 	a.arena = &arena;
