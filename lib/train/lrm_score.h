@@ -66,4 +66,18 @@ int	 lpo_lrm_scorer_score(lpo_lrm_scorer *, float *score, float *visual,
 	    const lpo_lrm_texts *, const float *latent, const int64_t *prompt,
 	    const int64_t *t, int64_t groups);
 
+/*
+ * The same in two halves, for at most one chunk's groups.  start queues the
+ * work, and latent, prompt and t may change after it; finish waits for what
+ * was started first, for nothing queued after it, and fills its part.  Two
+ * may be started and not finished, a third is LPO_EINVAL, and so is
+ * lpo_lrm_scorer_score() beside any.  texts stay until finish.
+ */
+int	 lpo_lrm_scorer_start(lpo_lrm_scorer *, const lpo_lrm_texts *,
+	    const float *latent, const int64_t *prompt, const int64_t *t,
+	    int64_t groups);
+int	 lpo_lrm_scorer_finish(lpo_lrm_scorer *, float *score, float *visual);
+/* What is started and not finished is not wanted. */
+void	 lpo_lrm_scorer_drop(lpo_lrm_scorer *);
+
 #endif

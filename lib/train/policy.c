@@ -135,6 +135,8 @@ lpo_policy_texts_bytes(const lpo_policy_texts *x)
 
 /* --------------------------------------------------------------- network */
 
+enum { AHEAD = 2 };
+
 struct lpo_policy {
 	lpo_ctx *ctx;
 	lpo_unet *unet;
@@ -145,7 +147,15 @@ struct lpo_policy {
 	lpo_var *out;
 	int64_t count;		/* elements of one latent */
 	int copies;
-	float *x, *time, *ctxrow, *pooled, *ids, *eps;	/* host staging */
+	float *x, *time, *ctxrow, *pooled, *ids;	/* host staging */
+	float *d_eps;			/* with backward */
+	/* evaluations not finished, the first of them at landing[first] */
+	lpo_landing *landing[AHEAD];
+	int64_t rows[AHEAD];
+	int first, started;
+	/* lpo_policy_ready(): of whom the inputs are there; NULL: of none */
+	const lpo_policy_texts *ready_texts;
+	int64_t *ready_t, *ready_prompt;	/* [groups] */
 };
 
 static int
@@ -159,10 +169,13 @@ staging(lpo_policy *p)
 	    sizeof(float));
 	p->ctxrow = lpo_alloc(p->ctx, (size_t)(g * k * p->s.length *
 	    p->s.dim), sizeof(float));
-	p->eps = lpo_alloc(p->ctx, (size_t)(g * k * p->count),
-	    sizeof(float));
+	p->ready_t = lpo_alloc(p->ctx, (size_t)g, sizeof(int64_t));
+	p->ready_prompt = lpo_alloc(p->ctx, (size_t)g, sizeof(int64_t));
 	if (p->x == NULL || p->time == NULL || p->ctxrow == NULL ||
-	    p->eps == NULL)
+	    p->ready_t == NULL || p->ready_prompt == NULL)
+		return LPO_ENOMEM;
+	if (p->s.backward && (p->d_eps = lpo_alloc(p->ctx, (size_t)(g * k *
+	    p->count), sizeof(float))) == NULL)
 		return LPO_ENOMEM;
 	if (!cfg->text_time)
 		return 0;
@@ -238,15 +251,21 @@ fail:
 void
 lpo_policy_free(lpo_policy *p)
 {
+	int i;
+
 	if (p == NULL)
 		return;
+	for (i = 0; i < AHEAD; i++)
+		lpo_landing_free(p->landing[i]);
 	lpo_tape_free(p->tape);
 	lpo_free(p->x);
 	lpo_free(p->time);
 	lpo_free(p->ctxrow);
 	lpo_free(p->pooled);
 	lpo_free(p->ids);
-	lpo_free(p->eps);
+	lpo_free(p->d_eps);
+	lpo_free(p->ready_t);
+	lpo_free(p->ready_prompt);
 	lpo_free(p);
 }
 
@@ -291,7 +310,12 @@ lpo_policy_groups(const lpo_policy *p)
 int
 lpo_policy_commit(lpo_policy *p, lpo_arena *arena)
 {
-	return lpo_tape_commit(p->tape, arena);
+	int rc = lpo_tape_commit(p->tape, arena), i;
+
+	for (i = 0; i < AHEAD && rc == 0; i++)
+		if ((p->landing[i] = lpo_landing_new(p->tape, p->out)) == NULL)
+			rc = lpo_errcode(p->ctx);
+	return rc;
 }
 
 int64_t
@@ -346,59 +370,130 @@ lpo_policy_fit(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
 	    need >> 20, bytes >> 20);
 }
 
-/* Latents, timesteps and texts of n groups; the rest repeat the last. */
+/* Timesteps and texts of n groups; the rest repeat the last. */
 static void
-stage(lpo_policy *p, const lpo_policy_texts *x, const float *latent,
-    const int64_t *t, const int64_t *prompt, int64_t n)
+stage(lpo_policy *p, const lpo_policy_texts *x, const int64_t *t,
+    const int64_t *prompt, int64_t n)
 {
 	const struct lpo_unet_config *cfg = lpo_unet_cfg(p->unet);
-	int64_t g, row = p->s.length * p->s.dim;
+	int64_t r, row = p->s.length * p->s.dim;
 
 #pragma omp parallel for schedule(static)
-	for (g = 0; g < p->s.groups; g++) {
-		int64_t i = g < n ? g : n - 1, k;
-		const float *text;
+	for (r = 0; r < p->s.groups * p->copies; r++) {
+		int64_t g = r / p->copies, k = r % p->copies;
+		int64_t i = g < n ? g : n - 1;
+		const float *text = row_of(x, k == 0 ? prompt[i] : x->n);
 
-		memcpy(p->x + g * p->count, latent + i * p->count,
-		    (size_t)p->count * sizeof(float));
-		lpo_sinusoid(p->time + g * cfg->channels[0], (float)t[i],
-		    cfg->channels[0], cfg->flip_sin_to_cos, cfg->freq_shift);
-		for (k = 0; k < p->copies; k++) {
-			text = row_of(x, k == 0 ? prompt[i] : x->n);
-			memcpy(p->ctxrow + (g * p->copies + k) * row, text,
-			    (size_t)row * sizeof(float));
-			if (cfg->text_time)
-				memcpy(p->pooled + (g * p->copies + k) *
-				    x->pooled, text + x->row,
-				    (size_t)x->pooled * sizeof(float));
-		}
+		if (k == 0)
+			lpo_sinusoid(p->time + g * cfg->channels[0],
+			    (float)t[i], cfg->channels[0],
+			    cfg->flip_sin_to_cos, cfg->freq_shift);
+		memcpy(p->ctxrow + r * row, text,
+		    (size_t)row * sizeof(float));
+		if (cfg->text_time)
+			memcpy(p->pooled + r * x->pooled, text + x->row,
+			    (size_t)x->pooled * sizeof(float));
 	}
 }
 
-int
-lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
-    const float *latent, const int64_t *t, const int64_t *prompt, int64_t n,
-    int flags)
+/* Whether lpo_policy_ready() was about this evaluation. */
+static int
+is_ready(const lpo_policy *p, const lpo_policy_texts *x, const int64_t *t,
+    const int64_t *prompt, int64_t n)
 {
-	float g = (float)p->s.guidance;
-	int64_t i;
+	int64_t g, i;
+
+	if (p->ready_texts != x || !lpo_tape_undisturbed(p->tape))
+		return 0;
+	for (g = 0; g < p->s.groups; g++) {
+		i = g < n ? g : n - 1;
+		if (p->ready_t[g] != t[i] || p->ready_prompt[g] != prompt[i])
+			return 0;
+	}
+	return 1;
+}
+
+int
+lpo_policy_ready(lpo_policy *p, const lpo_policy_texts *x, const int64_t *t,
+    const int64_t *prompt, int64_t n)
+{
+	int64_t g, i;
 	int rc;
 
-	stage(p, x, latent, t, prompt, n);
-	if ((rc = lpo_var_set(p->tape, p->in.sample, p->x)) < 0 ||
-	    (rc = lpo_var_set(p->tape, p->in.time, p->time)) < 0 ||
+	p->ready_texts = NULL;
+	stage(p, x, t, prompt, n);
+	if ((rc = lpo_var_set(p->tape, p->in.time, p->time)) < 0 ||
 	    (rc = lpo_var_set(p->tape, p->in.context, p->ctxrow)) < 0)
 		return rc;
 	if (p->in.text_embeds != NULL && ((rc = lpo_var_set(p->tape,
 	    p->in.text_embeds, p->pooled)) < 0 ||
 	    (rc = lpo_var_set(p->tape, p->in.time_ids, p->ids)) < 0))
 		return rc;
-	if ((rc = lpo_tape_forward(p->tape, flags)) < 0 ||
-	    (rc = lpo_var_get(p->tape, p->out, p->eps)) < 0)
+	for (g = 0; g < p->s.groups; g++) {
+		i = g < n ? g : n - 1;
+		p->ready_t[g] = t[i];
+		p->ready_prompt[g] = prompt[i];
+	}
+	p->ready_texts = x;
+	return 0;
+}
+
+/* The latents' input; what is missing repeats the last. */
+static int
+set_latents(lpo_policy *p, const float *latent, int64_t n)
+{
+	int64_t g;
+
+	if (n == p->s.groups)
+		return lpo_var_set(p->tape, p->in.sample, latent);
+	for (g = 0; g < p->s.groups; g++)
+		memcpy(p->x + g * p->count, latent + (g < n ? g : n - 1) *
+		    p->count, (size_t)p->count * sizeof(float));
+	return lpo_var_set(p->tape, p->in.sample, p->x);
+}
+
+int
+lpo_policy_start(lpo_policy *p, const lpo_policy_texts *x,
+    const float *latent, const int64_t *t, const int64_t *prompt, int64_t n,
+    int flags)
+{
+	int at = (p->first + p->started) % AHEAD, rc;
+
+	if (p->started == AHEAD)
+		return lpo_fail(p->ctx, LPO_EINVAL,
+		    "more than %d evaluations at a time", (int)AHEAD);
+	if (!is_ready(p, x, t, prompt, n) &&
+	    (rc = lpo_policy_ready(p, x, t, prompt, n)) < 0)
+		return rc;
+	p->ready_texts = NULL;	/* the walk writes over its inputs */
+	if ((rc = set_latents(p, latent, n)) < 0 ||
+	    (rc = lpo_tape_forward(p->tape, flags)) < 0 ||
+	    (rc = lpo_var_get_start(p->landing[at])) < 0)
+		return rc;
+	p->rows[at] = n;
+	p->started++;
+	return 0;
+}
+
+int
+lpo_policy_finish(lpo_policy *p, float *out)
+{
+	float g = (float)p->s.guidance;
+	const float *eps;
+	int64_t i, n = p->rows[p->first];
+	int rc;
+
+	if (p->started == 0)
+		return lpo_fail(p->ctx, LPO_EINVAL,
+		    "no evaluation was started");
+	rc = lpo_var_get_finish(p->landing[p->first], &eps);
+	p->first = (p->first + 1) % AHEAD;
+	p->started--;
+	if (rc < 0)
 		return rc;
 #pragma omp parallel for schedule(static)
 	for (i = 0; i < n; i++) {
-		const float *c = p->eps + i * p->copies * p->count;
+		const float *c = eps + i * p->copies * p->count;
 		const float *u = c + p->count;
 		int64_t j;
 
@@ -409,6 +504,34 @@ lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
 	return 0;
 }
 
+void
+lpo_policy_drop(lpo_policy *p)
+{
+	if (p != NULL)
+		p->started = 0;
+}
+
+/* An eval or backward would take another evaluation for its own. */
+static int
+alone(lpo_policy *p)
+{
+	return p->started == 0 ? 0 : lpo_fail(p->ctx, LPO_EINVAL,
+	    "an evaluation is not finished");
+}
+
+int
+lpo_policy_eval(lpo_policy *p, float *out, const lpo_policy_texts *x,
+    const float *latent, const int64_t *t, const int64_t *prompt, int64_t n,
+    int flags)
+{
+	int rc;
+
+	if ((rc = alone(p)) < 0 || (rc = lpo_policy_start(p, x, latent, t,
+	    prompt, n, flags)) < 0)
+		return rc;
+	return lpo_policy_finish(p, out);
+}
+
 int
 lpo_policy_backward(lpo_policy *p, const float *d_out, int64_t n)
 {
@@ -416,9 +539,15 @@ lpo_policy_backward(lpo_policy *p, const float *d_out, int64_t n)
 	int64_t i;
 	int rc;
 
+	if ((rc = alone(p)) < 0)
+		return rc;
+	if (p->d_eps == NULL)
+		return lpo_fail(p->ctx, LPO_EINVAL,
+		    "backward of a policy planned without it");
+	p->ready_texts = NULL;
 #pragma omp parallel for schedule(static)
 	for (i = 0; i < p->s.groups; i++) {
-		float *c = p->eps + i * p->copies * p->count, d;
+		float *c = p->d_eps + i * p->copies * p->count, d;
 		int64_t j;
 
 		for (j = 0; j < p->count; j++) {
@@ -428,7 +557,7 @@ lpo_policy_backward(lpo_policy *p, const float *d_out, int64_t n)
 				c[p->count + j] = (1 - g) * d;
 		}
 	}
-	if ((rc = lpo_var_set_grad(p->tape, p->out, p->eps)) < 0)
+	if ((rc = lpo_var_set_grad(p->tape, p->out, p->d_eps)) < 0)
 		return rc;
 	return lpo_tape_backward(p->tape);
 }

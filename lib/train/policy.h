@@ -85,7 +85,26 @@ int	 lpo_policy_eval(lpo_policy *, float *out, const lpo_policy_texts *,
 	    const float *x, const int64_t *t, const int64_t *prompt, int64_t n,
 	    int flags);
 /*
- * Add the gradients of the last lpo_policy_eval(), d_out[n, h*w*c] being the
+ * The same in two halves.  start queues an evaluation, and what it is given
+ * may change after it; finish waits for the one that was started first, for
+ * nothing queued after it, and fills out[n, h*w*c] with its n.  Two may be
+ * started and not finished, a third is LPO_EINVAL, as is an eval or backward
+ * beside any.  On a backend that computes at once start does all the work.
+ */
+int	 lpo_policy_start(lpo_policy *, const lpo_policy_texts *,
+	    const float *x, const int64_t *t, const int64_t *prompt, int64_t n,
+	    int flags);
+int	 lpo_policy_finish(lpo_policy *, float *out);
+/* What is started and not finished is not wanted. */
+void	 lpo_policy_drop(lpo_policy *);
+/*
+ * All but the latents of an evaluation that may come next is queued now.  If
+ * it comes, with nothing else in its arena before it, start has less to do.
+ */
+int	 lpo_policy_ready(lpo_policy *, const lpo_policy_texts *,
+	    const int64_t *t, const int64_t *prompt, int64_t n);
+/*
+ * Add the gradients of the last evaluation, d_out[n, h*w*c] being the
  * loss's with respect to its output.
  */
 int	 lpo_policy_backward(lpo_policy *, const float *d_out, int64_t n);
