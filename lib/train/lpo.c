@@ -191,6 +191,9 @@ lpo_lpo_new(lpo_ctx *c, lpo_lpo **out, const struct lpo_lpo_parts *in,
 	    lpo_unet_params(in->unet);
 	l->th = o->threshold;
 	l->npairs = -1;
+	l->scoring = l->referring = l->policing = -1;
+	/* nothing is gained where the work is the host's own */
+	l->ahead = strcmp(in->be->k->name, "cpu") != 0;
 	l->count = o->h * o->w * lpo_unet_cfg(in->unet)->in_channels;
 	if ((rc = schedule_steps(l)) < 0 || (rc = networks(l)) < 0 ||
 	    (rc = buffers(l)) < 0) {
@@ -241,6 +244,7 @@ lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
 	const struct lpo_plan *t = lpo_policy_plan(l->train);
 	const struct lpo_plan *s = lpo_lrm_scorer_plan(l->scorer);
 	int64_t T = l->o.steps, P = l->o.prompts, K = l->o.candidates;
+	int64_t landings;
 
 	memset(p, 0, sizeof(*p));
 	p->cut.rollout = lpo_policy_groups(l->rollout);
@@ -256,6 +260,12 @@ lpo_lpo_plan(const lpo_lpo *l, struct lpo_lpo_plan *p)
 	    T * P * K);
 	p->host_bytes = p->state_bytes + sizeof(float) * (size_t)l->count *
 	    (size_t)(l->score_groups * K + 6 * p->cut.pairs);
+	/* what the networks give, two evaluations of each at a time */
+	landings = p->cut.rollout + p->cut.pairs;
+	if (l->reference != NULL)
+		landings += lpo_policy_groups(l->reference);
+	p->host_bytes += sizeof(float) * (size_t)(l->count * landings) * 2 *
+	    (l->o.guidance == 1 ? 1 : 2);
 	p->text_bytes = (size_t)(P < l->in.prompts ? P : l->in.prompts) *
 	    (size_t)(lpo_policy_texts_row_bytes(l->in.texts) +
 	    lpo_lrm_texts_row_bytes(l->in.lrm_texts));
@@ -328,24 +338,68 @@ struct sums {
 	int64_t bad;		/* first pair whose loss is not finite, or -1 */
 };
 
-/* The frozen model on the n pairs that are staged. */
-static int
-reference(lpo_lpo *l, int64_t n)
+/* Pairs of the micro-batch that begins at pair[from]: of one batch. */
+static int64_t
+micro_size(const lpo_lpo *l, int64_t from)
 {
-	int64_t i, some, g;
-	int rc = 0;
+	int64_t end = (from / l->o.batch + 1) * l->o.batch;
+	int64_t m = lpo_policy_groups(l->train);
 
-	if (l->reference == NULL)
-		return lpo_policy_eval(l->train, l->eps_ref, l->in.texts,
-		    l->xt, l->t, l->who, n, LPO_LORA_OFF);
-	g = lpo_policy_groups(l->reference);
-	for (i = 0; i < n && rc == 0; i += some) {
-		some = n - i < g ? n - i : g;
-		rc = lpo_policy_eval(l->reference, l->eps_ref + i * l->count,
+	end = end < l->npairs ? end : l->npairs;
+	return end - from < m ? end - from : m;
+}
+
+/*
+ * The frozen model on the micro-batch from pair[from], which is staged.
+ * What does not fit into one evaluation but its last part is finished here.
+ */
+static int
+start_reference(lpo_lpo *l, int64_t from)
+{
+	lpo_policy *p = l->reference != NULL ? l->reference : l->train;
+	int flags = l->reference != NULL ? 0 : LPO_LORA_OFF, rc;
+	int64_t n = micro_size(l, from), g = lpo_policy_groups(p), i;
+
+	stage_pairs(l, from, n);
+	for (i = 0; n - i > g; i += g)
+		if ((rc = lpo_policy_eval(p, l->eps_ref + i * l->count,
 		    l->in.texts, l->xt + i * l->count, l->t + i, l->who + i,
-		    some, 0);
-	}
+		    g, flags)) < 0)
+			return rc;
+	if ((rc = lpo_policy_start(p, l->in.texts, l->xt + i * l->count,
+	    l->t + i, l->who + i, n - i, flags)) < 0)
+		return rc;
+	l->reference_rest = i;
+	l->referring = from;
+	return 0;
+}
+
+/* The policy on the same; the weights are what they will be by then. */
+static int
+start_policy(lpo_lpo *l, int64_t from)
+{
+	int rc = lpo_policy_start(l->train, l->in.texts, l->xt, l->t, l->who,
+	    micro_size(l, from), 0);
+
+	if (rc == 0)
+		l->policing = from;
 	return rc;
+}
+
+/* What both say of the micro-batch, started here where it is not yet. */
+static int
+evaluate(lpo_lpo *l, int64_t from)
+{
+	lpo_policy *p = l->reference != NULL ? l->reference : l->train;
+	int rc;
+
+	if ((l->referring != from && (rc = start_reference(l, from)) < 0) ||
+	    (l->policing != from && (rc = start_policy(l, from)) < 0) ||
+	    (rc = lpo_policy_finish(p, l->eps_ref + l->reference_rest *
+	    l->count)) < 0 || (rc = lpo_policy_finish(l->train, l->eps)) < 0)
+		return rc;
+	l->referring = l->policing = -1;
+	return 0;
 }
 
 /* Reference, policy, loss and backward of one micro-batch. */
@@ -356,10 +410,7 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 	int64_t i;
 	int rc;
 
-	stage_pairs(l, from, n);
-	if ((rc = reference(l, n)) < 0 ||
-	    (rc = lpo_policy_eval(l->train, l->eps, l->in.texts, l->xt, l->t,
-	    l->who, n, 0)) < 0)
+	if ((rc = evaluate(l, from)) < 0)
 		return rc;
 #pragma omp parallel for schedule(dynamic)
 	for (i = 0; i < n; i++) {
@@ -370,6 +421,9 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 		    l->eps + at, l->eps_ref + at, l->xt + at, l->xw + at,
 		    l->xl + at, l->count);
 	}
+	/* before the sums below: the device waits for this alone */
+	if ((rc = lpo_policy_backward(l->train, l->d_eps, n)) < 0)
+		return rc;
 	for (i = 0; i < n; i++) {
 		if (!isfinite(o[i].loss) && sum->bad < 0)
 			sum->bad = from + i;
@@ -380,7 +434,7 @@ micro(lpo_lpo *l, struct sums *sum, int64_t from, int64_t n, int64_t batch)
 		sum->clipped_win += o[i].clipped_win;
 		sum->clipped_lose += o[i].clipped_lose;
 	}
-	return lpo_policy_backward(l->train, l->d_eps, n);
+	return 0;
 }
 
 /* A step that is not finite is left out, and remembered. */
@@ -399,7 +453,10 @@ leave_out(lpo_lpo *l, const struct sums *sum, int64_t from)
 	l->bad_in_a_row++;
 }
 
-/* The batch of n pairs from pair[from] is summed: a step. */
+/*
+ * The batch of n pairs from pair[from] is summed: a step.  The reference, to
+ * which the step is of no concern, is on the next batch meanwhile.
+ */
 static int
 update(lpo_lpo *l, const struct sums *sum, int64_t from, int64_t n)
 {
@@ -408,7 +465,10 @@ update(lpo_lpo *l, const struct sums *sum, int64_t from, int64_t n)
 	double sq, norm;
 	int rc;
 
-	if ((rc = lpo_params_grad_sumsq(l->params, &sq)) < 0)
+	if ((rc = lpo_params_grad_sumsq_start(l->params)) < 0 ||
+	    (l->ahead && from + n < l->npairs &&
+	    (rc = start_reference(l, from + n)) < 0) ||
+	    (rc = lpo_params_grad_sumsq_finish(l->params, &sq)) < 0)
 		return rc;
 	norm = sqrt(sq);
 	if (!isfinite(norm) || !isfinite(sum->loss)) {
@@ -436,7 +496,6 @@ static int
 train_batch(lpo_lpo *l, int64_t b)
 {
 	int64_t from = b * l->o.batch, n, i, some;
-	int64_t m = lpo_policy_groups(l->train);
 	struct sums sum = { .bad = -1 };
 	int rc;
 
@@ -444,8 +503,12 @@ train_batch(lpo_lpo *l, int64_t b)
 	if ((rc = lpo_params_zero_grad(l->params)) < 0)
 		return rc;
 	for (i = 0; i < n; i += some) {
-		some = n - i < m ? n - i : m;
+		some = micro_size(l, from + i);
 		if ((rc = micro(l, &sum, from + i, some, n)) < 0)
+			return rc;
+		if (l->ahead && i + some < n &&
+		    ((rc = start_reference(l, from + i + some)) < 0 ||
+		    (rc = start_policy(l, from + i + some)) < 0))
 			return rc;
 	}
 	return update(l, &sum, from, n);
@@ -497,14 +560,25 @@ train_one(lpo_lpo *l)
 			    (long long)l->iteration + 1,
 			    (long long)r->bad_prompt, (long long)r->bad_t);
 	}
+	/* the step is queued: the next batch's policy has its weights */
 	if (l->index < lpo_lpo_batches(l))
-		return 0;
+		return l->ahead ? start_policy(l, l->index * l->o.batch) : 0;
 	finish(l);
 	return 1;
 }
 
-int
-lpo_lpo_advance(lpo_lpo *l)
+void
+lpo_lpo_settle(lpo_lpo *l)
+{
+	lpo_policy_drop(l->rollout);
+	lpo_policy_drop(l->train);
+	lpo_policy_drop(l->reference);
+	lpo_lrm_scorer_drop(l->scorer);
+	l->scoring = l->referring = l->policing = -1;
+}
+
+static int
+advance(lpo_lpo *l)
 {
 	int rc;
 
@@ -536,6 +610,16 @@ lpo_lpo_advance(lpo_lpo *l)
 		break;
 	}
 	return train_one(l);
+}
+
+int
+lpo_lpo_advance(lpo_lpo *l)
+{
+	int rc = advance(l);
+
+	if (rc < 0)
+		lpo_lpo_settle(l);
+	return rc;
 }
 
 int64_t

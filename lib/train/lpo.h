@@ -9,8 +9,9 @@
  *		  one AdamW step per batch
  *
  * lpo_lpo_advance() does one piece of that at a time, and between any two
- * pieces the state can be saved.  Candidates are never stored: they are mu and
- * counter-based draws, made again where they are needed.
+ * pieces the state can be saved.  A device may be at work on the next piece
+ * by then; what is saved does not show it.  Candidates are never stored: they
+ * are mu and counter-based draws, made again where they are needed.
  *
  * Trained is a LoRA, and the reference is the same network without it; or the
  * whole UNet, and the reference is a second, frozen one.

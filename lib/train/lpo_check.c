@@ -119,6 +119,7 @@ lpo_lpo_check(lpo_lpo *l, struct lpo_lpo_check *out)
 	int rc;
 
 	memset(out, 0, sizeof(*out));
+	lpo_lpo_settle(l);
 	if (n < 1)
 		return lpo_fail(l->ctx, LPO_EINVAL, "a check of no prompts");
 	if ((score = lpo_alloc(l->ctx, (size_t)n, sizeof(*score))) == NULL)

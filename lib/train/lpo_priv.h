@@ -24,6 +24,17 @@ struct lpo_lpo {
 	int64_t score_groups;
 	int segments;
 	lpo_arena arena;
+	/*
+	 * The device computes while the host goes on: work of the next piece
+	 * is started before the present one is waited for, and goes on between
+	 * two calls of lpo_lpo_advance().  Of no concern to what is saved:
+	 * x, mu, score and the counters tell of what is finished only.
+	 */
+	int ahead;
+	int64_t scoring;		/* the chunk that is started, or -1 */
+	int64_t referring, policing;	/* first pair of a micro-batch that
+					 * reference, policy work on, or -1 */
+	int64_t reference_rest;		/* pairs of it that are finished */
 
 	/* state: saved */
 	int64_t iteration, index, optimiser_step, bad_in_a_row;
@@ -42,7 +53,8 @@ struct lpo_lpo {
 	/* staging */
 	float *cand;			/* [chunk][K][count] */
 	float *eps, *eps_ref, *d_eps;	/* [micro or rollout][count] */
-	float *xt, *xw, *xl;		/* [micro][count] */
+	float *xt, *xw, *xl;		/* [micro][count]: of the last one
+					 * that was started */
 	struct lpo_pair_out *out;	/* [micro] */
 	float *chunk_score;
 	int64_t *t, *who;
@@ -50,6 +62,8 @@ struct lpo_lpo {
 };
 
 int64_t	 lpo_lpo_batches(const lpo_lpo *);
+/* Nothing is started any more; what was is begun anew when its turn comes. */
+void	 lpo_lpo_settle(lpo_lpo *);
 
 /* Fill prompt[] and epoch[] for the present iteration. */
 void	 lpo_lpo_choose_prompts(lpo_lpo *);

@@ -100,6 +100,7 @@ lpo_lpo_restore(lpo_lpo *l, lpo_snap *s)
 {
 	int rc;
 
+	lpo_lpo_settle(l);
 	if ((rc = counters(l, s)) < 0 ||
 	    (rc = lpo_param_state_restore(l->params, s, "weights")) < 0 ||
 	    (rc = each_blob(l, read_blob, s)) < 0)

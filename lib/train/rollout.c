@@ -37,18 +37,32 @@ lpo_lpo_choose_prompts(lpo_lpo *l)
 	}
 }
 
-void
-lpo_lpo_candidate(const lpo_lpo *l, float *x_out, int64_t s, int64_t p,
-    int64_t k)
+static void
+noise(const lpo_lpo *l, float *z, int64_t s, int64_t p, int64_t k)
 {
 	struct lpo_draw d = draw(l, LPO_DRAW_CANDIDATE, p, s, k);
+
+	lpo_draw_normal(&d, 0, z, l->count);
+}
+
+/* x[count], noise of step s of slot p, to the candidate that it makes. */
+static void
+shift(const lpo_lpo *l, float *x, int64_t s, int64_t p)
+{
 	const float *mu = lpo_lpo_at(l->mu, l, s, p);
 	float sigma = (float)l->ddim[s].sigma;
 	int64_t i;
 
-	lpo_draw_normal(&d, 0, x_out, l->count);
 	for (i = 0; i < l->count; i++)
-		x_out[i] = mu[i] + sigma * x_out[i];
+		x[i] = mu[i] + sigma * x[i];
+}
+
+void
+lpo_lpo_candidate(const lpo_lpo *l, float *x_out, int64_t s, int64_t p,
+    int64_t k)
+{
+	noise(l, x_out, s, p, k);
+	shift(l, x_out, s, p);
 }
 
 static void
@@ -57,43 +71,77 @@ first_latents(lpo_lpo *l)
 	struct lpo_draw d;
 	int64_t p;
 
+#pragma omp parallel for schedule(dynamic) private(d)
 	for (p = 0; p < l->o.prompts; p++) {
 		d = draw(l, LPO_DRAW_LATENT, p, 0, 0);
 		lpo_draw_normal(&d, 0, lpo_lpo_at(l->x, l, 0, p), l->count);
 	}
 }
 
-int
-lpo_lpo_rollout_step(lpo_lpo *l, int64_t s)
+/* Prompts of the part of a step that begins at slot p, in t their steps. */
+static int64_t
+part(lpo_lpo *l, int64_t s, int64_t p)
 {
-	const struct lpo_ddim *dd = &l->ddim[s];
-	int64_t g = lpo_policy_groups(l->rollout), p, n, i, j, k;
-	float cx = (float)dd->c_x, ce = (float)dd->c_eps;
-	const float *x;
+	int64_t g = lpo_policy_groups(l->rollout), i, n;
+
+	n = l->o.prompts - p < g ? l->o.prompts - p : g;
+	for (i = 0; i < n; i++)
+		l->t[i] = l->ddim[s].t;
+	return n;
+}
+
+static int
+start_part(lpo_lpo *l, int64_t s, int64_t p)
+{
+	int64_t n = part(l, s, p);
+
+	return lpo_policy_start(l->rollout, l->in.texts,
+	    lpo_lpo_at(l->x, l, s, p), l->t, l->prompt + p, n, 0);
+}
+
+/* Texts and times of the next step's first part, behind what is started. */
+static int
+ready_next(lpo_lpo *l, int64_t s)
+{
+	int64_t n = part(l, s + 1, 0);
+
+	return lpo_policy_ready(l->rollout, l->in.texts, l->t, l->prompt, n);
+}
+
+/* The noise of those who go on: known before the device has finished. */
+static void
+pick(lpo_lpo *l, int64_t s, int64_t p, int64_t n)
+{
 	struct lpo_draw d;
-	float *mu;
+	int64_t i, k;
+
+#pragma omp parallel for schedule(dynamic) private(d, k)
+	for (i = 0; i < n; i++) {
+		d = draw(l, LPO_DRAW_PICK, p + i, s, 0);
+		k = lpo_draw_below(&d, 0, (uint32_t)l->o.candidates);
+		noise(l, lpo_lpo_at(l->x, l, s + 1, p + i), s, p + i, k);
+	}
+}
+
+static int
+finish_part(lpo_lpo *l, int64_t s, int64_t p, int64_t n)
+{
+	float cx = (float)l->ddim[s].c_x, ce = (float)l->ddim[s].c_eps;
+	int64_t i;
 	int rc;
 
-	if (s == 0)
-		first_latents(l);
-	for (p = 0; p < l->o.prompts; p += n) {
-		n = l->o.prompts - p < g ? l->o.prompts - p : g;
-		for (i = 0; i < n; i++)
-			l->t[i] = dd->t;
-		x = lpo_lpo_at(l->x, l, s, p);
-		if ((rc = lpo_policy_eval(l->rollout, l->eps, l->in.texts, x,
-		    l->t, l->prompt + p, n, 0)) < 0)
-			return rc;
-		mu = lpo_lpo_at(l->mu, l, s, p);
-		for (j = 0; j < n * l->count; j++)
-			mu[j] = cx * x[j] + ce * l->eps[j];
-#pragma omp parallel for schedule(dynamic) private(d, k)
-		for (i = 0; i < n; i++) {
-			d = draw(l, LPO_DRAW_PICK, p + i, s, 0);
-			k = lpo_draw_below(&d, 0, (uint32_t)l->o.candidates);
-			lpo_lpo_candidate(l, lpo_lpo_at(l->x, l, s + 1, p + i),
-			    s, p + i, k);
-		}
+	if ((rc = lpo_policy_finish(l->rollout, l->eps)) < 0)
+		return rc;
+#pragma omp parallel for schedule(static)
+	for (i = 0; i < n; i++) {
+		const float *x = lpo_lpo_at(l->x, l, s, p + i);
+		const float *eps = l->eps + i * l->count;
+		float *mu = lpo_lpo_at(l->mu, l, s, p + i);
+		int64_t j;
+
+		for (j = 0; j < l->count; j++)
+			mu[j] = cx * x[j] + ce * eps[j];
+		shift(l, lpo_lpo_at(l->x, l, s + 1, p + i), s, p + i);
 	}
 	return 0;
 }
@@ -108,20 +156,28 @@ lpo_lpo_score_chunks(const lpo_lpo *l)
 	return (n + l->score_groups - 1) / l->score_groups;
 }
 
+/* Transitions of chunk c. */
+static int64_t
+chunk_size(const lpo_lpo *l, int64_t c)
+{
+	int64_t all = (l->last - l->first) * l->o.prompts;
+	int64_t from = c * l->score_groups;
+
+	return all - from < l->score_groups ? all - from : l->score_groups;
+}
+
 /*
  * Chunk c of the transitions first .. last - 1, step-major.  Candidates are
  * scored at the timestep they came from, as the official code does, or at
  * their own (real_timestep; method.md 7.1).
  */
-int
-lpo_lpo_score_chunk(lpo_lpo *l, int64_t c)
+static int
+start_chunk(lpo_lpo *l, int64_t c)
 {
-	int64_t K = l->o.candidates, all, i, k, s, p, n;
+	int64_t K = l->o.candidates, i, k, s, p, n = chunk_size(l, c);
 	int64_t from = c * l->score_groups;
 	int rc;
 
-	all = (l->last - l->first) * l->o.prompts;
-	n = all - from < l->score_groups ? all - from : l->score_groups;
 #pragma omp parallel for private(k, s, p) schedule(dynamic)
 	for (i = 0; i < n * K; i++) {
 		k = i % K;
@@ -133,11 +189,69 @@ lpo_lpo_score_chunk(lpo_lpo *l, int64_t c)
 		    l->ddim[s].t;
 		lpo_lpo_candidate(l, l->cand + i * l->count, s, p, k);
 	}
-	if ((rc = lpo_lrm_scorer_score(l->scorer, l->chunk_score, NULL,
-	    l->in.lrm_texts, l->cand, l->who, l->t, n)) < 0)
+	if ((rc = lpo_lrm_scorer_start(l->scorer, l->in.lrm_texts, l->cand,
+	    l->who, l->t, n)) == 0)
+		l->scoring = c;
+	return rc;
+}
+
+int
+lpo_lpo_score_chunk(lpo_lpo *l, int64_t c)
+{
+	int64_t K = l->o.candidates, from = c * l->score_groups;
+	int rc;
+
+	if (l->scoring != c && (rc = start_chunk(l, c)) < 0)
+		return rc;
+	if (l->ahead && c + 1 < lpo_lpo_score_chunks(l) &&
+	    (rc = start_chunk(l, c + 1)) < 0)
+		return rc;
+	if ((rc = lpo_lrm_scorer_finish(l->scorer, l->chunk_score,
+	    NULL)) < 0)
 		return rc;
 	memcpy(l->score + (l->first * l->o.prompts + from) * K,
-	    l->chunk_score, (size_t)(n * K) * sizeof(float));
+	    l->chunk_score, (size_t)(chunk_size(l, c) * K) * sizeof(float));
+	if (l->scoring == c)
+		l->scoring = -1;
+	return 0;
+}
+
+/* --------------------------------------------------------- a rollout step */
+
+/*
+ * What can be queued behind the last part of step s while that runs: what the
+ * next step needs of texts and times or, after the last one, the first chunk
+ * of scores, where that has no candidates of this step.
+ */
+static int
+queue_next(lpo_lpo *l, int64_t s)
+{
+	if (s + 1 < l->last)
+		return ready_next(l, s);
+	if (l->ahead && l->first + (chunk_size(l, 0) - 1) / l->o.prompts < s)
+		return start_chunk(l, 0);
+	return 0;
+}
+
+int
+lpo_lpo_rollout_step(lpo_lpo *l, int64_t s)
+{
+	int64_t p, n, P = l->o.prompts;
+	int rc;
+
+	if (s == 0)
+		first_latents(l);
+	if ((rc = start_part(l, s, 0)) < 0)
+		return rc;
+	for (p = 0; p < P; p += n) {
+		n = part(l, s, p);
+		if ((rc = p + n < P ? start_part(l, s, p + n) :
+		    queue_next(l, s)) < 0)
+			return rc;
+		pick(l, s, p, n);
+		if ((rc = finish_part(l, s, p, n)) < 0)
+			return rc;
+	}
 	return 0;
 }
 
