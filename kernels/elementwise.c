@@ -19,16 +19,17 @@ min64(int64_t a, int64_t b)
 	return a < b ? a : b;
 }
 
-static inline vf
-act_value(enum lpo_act f, vf x)
+/* What becomes bf16 needs no more digits than that has. */
+inlined vf
+act_value(enum lpo_dtype dt, enum lpo_act f, vf x)
 {
 	vf pdf;
 
 	switch (f) {
 	case LPO_SILU:
-		return x * vf_sigmoid(x);
+		return dt == LPO_BF16 ? vf_silu_bf16(x) : x * vf_sigmoid(x);
 	case LPO_GELU:
-		return x * vf_cdf(x, &pdf);
+		return dt == LPO_BF16 ? vf_gelu_bf16(x) : x * vf_cdf(x, &pdf);
 	case LPO_QUICK_GELU:
 		return x * vf_sigmoid(1.702f * x);
 	case LPO_RELU:
@@ -37,7 +38,7 @@ act_value(enum lpo_act f, vf x)
 	return x;
 }
 
-static inline vf
+inlined vf
 act_slope(enum lpo_act f, vf x)
 {
 	vf s, pdf;
@@ -58,6 +59,35 @@ act_slope(enum lpo_act f, vf x)
 	return x;
 }
 
+/* The loop `piece` with f a constant, as BY_DTYPE does for dt. */
+#define BY_ACT(f, piece, ...)						\
+	((f) == LPO_SILU ? piece(LPO_SILU, __VA_ARGS__) :		\
+	(f) == LPO_GELU ? piece(LPO_GELU, __VA_ARGS__) :		\
+	(f) == LPO_QUICK_GELU ? piece(LPO_QUICK_GELU, __VA_ARGS__) :	\
+	piece(LPO_RELU, __VA_ARGS__))
+
+inlined void
+act_vec(int64_t i, int64_t n, enum lpo_dtype dt, enum lpo_act f, void *y,
+    const void *x)
+{
+	vst_n(dt, y, i, n, act_value(dt, f, vld_n(dt, x, i, n)));
+}
+
+inlined void
+act_piece(enum lpo_act f, enum lpo_dtype dt, void *y, const void *x,
+    int64_t n)
+{
+	int64_t i;
+
+	BY_VEC(i, n, act_vec, dt, f, y, x);
+}
+
+inlined void
+act_some(enum lpo_dtype dt, enum lpo_act f, void *y, const void *x, int64_t n)
+{
+	BY_ACT(f, act_piece, dt, y, x, n);
+}
+
 int
 LPO_FN(lpo_act_fwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
     void *y, const void *x, int64_t count)
@@ -66,13 +96,37 @@ LPO_FN(lpo_act_fwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
 
 	(void)b;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
-	for (at = 0; at < count; at += CHUNK) {
-		int64_t i, end = min64(at + CHUNK, count);
-
-		for (i = at; i < end; i += VL)
-			vst(dt, y, i, end, act_value(f, vld(dt, x, i, end)));
-	}
+	for (at = 0; at < count; at += CHUNK)
+		BY_DTYPE(dt, act_some, f, elem(dt, y, at), elem(dt, x, at),
+		    min64(CHUNK, count - at));
 	return 0;
+}
+
+inlined void
+slope_vec(int64_t i, int64_t n, enum lpo_dtype dt, enum lpo_act f, void *dx,
+    const void *dy, const void *x, int add)
+{
+	vput_fma(dt, add, dx, i, n, vld_n(dt, dy, i, n),
+	    act_slope(f, vld_n(dt, x, i, n)));
+}
+
+inlined void
+slope_piece(enum lpo_act f, enum lpo_dtype dt, void *dx, const void *dy,
+    const void *x, int64_t n, int add)
+{
+	int64_t i;
+
+	if (add)
+		BY_VEC(i, n, slope_vec, dt, f, dx, dy, x, 1);
+	else
+		BY_VEC(i, n, slope_vec, dt, f, dx, dy, x, 0);
+}
+
+inlined void
+slope_some(enum lpo_dtype dt, enum lpo_act f, void *dx, const void *dy,
+    const void *x, int64_t n, int add)
+{
+	BY_ACT(f, slope_piece, dt, dx, dy, x, n, add);
 }
 
 int
@@ -84,16 +138,28 @@ LPO_FN(lpo_act_bwd)(lpo_backend *b, enum lpo_dtype dt, enum lpo_act f,
 	(void)b;
 	if (dx == NULL)
 		return 0;
-	begin_grad(dt, dx, count, add);
 #pragma omp parallel for schedule(static) if (count > SERIAL)
-	for (at = 0; at < count; at += CHUNK) {
-		int64_t i, end = min64(at + CHUNK, count);
-
-		for (i = at; i < end; i += VL)
-			vacc_fma(dt, dx, i, end, vld(dt, dy, i, end),
-			    act_slope(f, vld(dt, x, i, end)));
-	}
+	for (at = 0; at < count; at += CHUNK)
+		BY_DTYPE(dt, slope_some, f, elem(dt, dx, at),
+		    elem(dt, dy, at), elem(dt, x, at),
+		    min64(CHUNK, count - at), add);
 	return 0;
+}
+
+inlined void
+geglu_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *y, const void *xa,
+    const void *xg)
+{
+	vst_n(dt, y, i, n, vld_n(dt, xa, i, n) *
+	    act_value(dt, LPO_GELU, vld_n(dt, xg, i, n)));
+}
+
+inlined void
+geglu_row(enum lpo_dtype dt, void *y, const void *x, int64_t c)
+{
+	int64_t i;
+
+	BY_VEC(i, c, geglu_vec, dt, y, x, elem(dt, x, c));
 }
 
 int
@@ -104,17 +170,37 @@ LPO_FN(lpo_geglu_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 	(void)b;
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
-	for (r = 0; r < m; r++) {
-		const void *xa = elem(dt, x, 2 * r * c);
-		const void *xg = elem(dt, x, (2 * r + 1) * c);
-		void *yr = elem(dt, y, r * c);
-		int64_t i;
-
-		for (i = 0; i < c; i += VL)
-			vst(dt, yr, i, c, vld(dt, xa, i, c) *
-			    act_value(LPO_GELU, vld(dt, xg, i, c)));
-	}
+	for (r = 0; r < m; r++)
+		BY_DTYPE(dt, geglu_row, elem(dt, y, r * c),
+		    elem(dt, x, 2 * r * c), c);
 	return 0;
+}
+
+/* da (+)= dy gelu(g), dg (+)= dy a gelu'(g) */
+inlined void
+geglu_dx_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *da, void *dg,
+    const void *dy, const void *xa, const void *xg, int add)
+{
+	vf d = vld_n(dt, dy, i, n), g = vld_n(dt, xg, i, n), pdf;
+	vf cdf = vf_cdf(g, &pdf);
+
+	vput_fma(dt, add, da, i, n, d, g * cdf);
+	vput_fma(dt, add, dg, i, n, d * vld_n(dt, xa, i, n),
+	    vf_fma(g, pdf, cdf));
+}
+
+inlined void
+geglu_dx_row(enum lpo_dtype dt, void *dx, const void *dy, const void *x,
+    int64_t c, int add)
+{
+	void *dg = elem(dt, dx, c);
+	const void *g = elem(dt, x, c);
+	int64_t i;
+
+	if (add)
+		BY_VEC(i, c, geglu_dx_vec, dt, dx, dg, dy, x, g, 1);
+	else
+		BY_VEC(i, c, geglu_dx_vec, dt, dx, dg, dy, x, g, 0);
 }
 
 int
@@ -126,27 +212,26 @@ LPO_FN(lpo_geglu_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	(void)b;
 	if (dx == NULL)
 		return 0;
-	begin_grad(dt, dx, 2 * m * c, add);
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
-	for (r = 0; r < m; r++) {
-		const void *xa = elem(dt, x, 2 * r * c);
-		const void *xg = elem(dt, x, (2 * r + 1) * c);
-		const void *dyr = elem(dt, dy, r * c);
-		void *da = elem(dt, dx, 2 * r * c);
-		void *dg = elem(dt, dx, (2 * r + 1) * c);
-		vf g, cdf, pdf, d;
-		int64_t i;
-
-		for (i = 0; i < c; i += VL) {
-			d = vld(dt, dyr, i, c);
-			g = vld(dt, xg, i, c);
-			cdf = vf_cdf(g, &pdf);
-			vacc_fma(dt, da, i, c, d, g * cdf);
-			vacc_fma(dt, dg, i, c, d * vld(dt, xa, i, c),
-			    vf_fma(g, pdf, cdf));
-		}
-	}
+	for (r = 0; r < m; r++)
+		BY_DTYPE(dt, geglu_dx_row, elem(dt, dx, 2 * r * c),
+		    elem(dt, dy, r * c), elem(dt, x, 2 * r * c), c, add);
 	return 0;
+}
+
+inlined void
+add_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *y, const void *a,
+    const void *b)
+{
+	vst_n(dt, y, i, n, vld_n(dt, a, i, n) + vld_n(dt, b, i, n));
+}
+
+inlined void
+add_some(enum lpo_dtype dt, void *y, const void *a, const void *b, int64_t n)
+{
+	int64_t i;
+
+	BY_VEC(i, n, add_vec, dt, y, a, b);
 }
 
 int
@@ -157,13 +242,9 @@ LPO_FN(lpo_add)(lpo_backend *be, enum lpo_dtype dt, void *y, const void *a,
 
 	(void)be;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
-	for (at = 0; at < count; at += CHUNK) {
-		int64_t i, end = min64(at + CHUNK, count);
-
-		for (i = at; i < end; i += VL)
-			vst(dt, y, i, end, vld(dt, a, i, end) +
-			    vld(dt, b, i, end));
-	}
+	for (at = 0; at < count; at += CHUNK)
+		BY_DTYPE(dt, add_some, elem(dt, y, at), elem(dt, a, at),
+		    elem(dt, b, at), min64(CHUNK, count - at));
 	return 0;
 }
 
@@ -205,7 +286,6 @@ LPO_FN(lpo_guide_bwd)(lpo_backend *b, float *dx, const float *dy, float g,
 	(void)b;
 	if (dx == NULL)
 		return 0;
-	begin_grad(LPO_F32, dx, 2 * groups * len, add);
 #pragma omp parallel for schedule(static) if (groups * len > SERIAL)
 	for (k = 0; k < groups; k++) {
 		float *dc = dx + 2 * k * len, *du = dc + len;
@@ -213,9 +293,12 @@ LPO_FN(lpo_guide_bwd)(lpo_backend *b, float *dx, const float *dy, float g,
 		vf d;
 
 		for (i = 0; i < len; i += VL) {
-			d = vld(LPO_F32, dy + k * len, i, len);
-			vacc_fma(LPO_F32, dc, i, len, d, vf_set1(g));
-			vacc_fma(LPO_F32, du, i, len, d, vf_set1(1.0f - g));
+			int64_t w = min64(VL, len - i);
+
+			d = vld_n(LPO_F32, dy + k * len, i, w);
+			vput_fma(LPO_F32, add, dc, i, w, d, vf_set1(g));
+			vput_fma(LPO_F32, add, du, i, w, d,
+			    vf_set1(1.0f - g));
 		}
 	}
 	return 0;
@@ -227,10 +310,53 @@ can_convert(enum lpo_dtype dt)
 	return dt == LPO_F32 || dt == LPO_BF16 || dt == LPO_F16;
 }
 
+inlined void
+convert_vec(int64_t i, int64_t n, enum lpo_dtype src_dt, void *dst,
+    enum lpo_dtype dst_dt, const void *src, int add)
+{
+	vput(dst_dt, add, dst, i, n, vld_n(src_dt, src, i, n));
+}
+
+inlined void
+convert_pair(enum lpo_dtype src_dt, void *dst, enum lpo_dtype dst_dt,
+    const void *src, int64_t n, int add)
+{
+	int64_t i;
+
+	if (add)
+		BY_VEC(i, n, convert_vec, src_dt, dst, dst_dt, src, 1);
+	else
+		BY_VEC(i, n, convert_vec, src_dt, dst, dst_dt, src, 0);
+}
+
+inlined void
+convert_some(enum lpo_dtype dst_dt, void *dst, enum lpo_dtype src_dt,
+    const void *src, int64_t n, int add)
+{
+	if (src_dt == LPO_F32)
+		convert_pair(LPO_F32, dst, dst_dt, src, n, add);
+	else if (src_dt == LPO_BF16)
+		convert_pair(LPO_BF16, dst, dst_dt, src, n, add);
+	else
+		convert_pair(LPO_F16, dst, dst_dt, src, n, add);
+}
+
 /*
- * Every pair passes through f32, which holds bf16 and f16 exactly: so there
- * is one rounding.
+ * dst = src or, if `add`, dst += src.  Every pair passes through f32, which
+ * holds bf16 and f16 exactly: so there is one rounding.
  */
+static void
+convert_any(void *dst, enum lpo_dtype dst_dt, const void *src,
+    enum lpo_dtype src_dt, int64_t n, int add)
+{
+	if (dst_dt == LPO_F32)
+		convert_some(LPO_F32, dst, src_dt, src, n, add);
+	else if (dst_dt == LPO_BF16)
+		convert_some(LPO_BF16, dst, src_dt, src, n, add);
+	else
+		convert_some(LPO_F16, dst, src_dt, src, n, add);
+}
+
 int
 LPO_FN(lpo_convert)(lpo_backend *b, void *dst, enum lpo_dtype dst_dt,
     const void *src, enum lpo_dtype src_dt, int64_t count)
@@ -242,15 +368,14 @@ LPO_FN(lpo_convert)(lpo_backend *b, void *dst, enum lpo_dtype dst_dt,
 		return LPO_EINVAL;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
 	for (at = 0; at < count; at += CHUNK) {
-		int64_t i, end = min64(at + CHUNK, count);
+		int64_t n = min64(CHUNK, count - at);
+		void *to = elem(dst_dt, dst, at);
+		const void *from = elem(src_dt, src, at);
 
-		if (dst_dt == src_dt) {
-			memcpy(elem(dst_dt, dst, at), elem(src_dt, src, at),
-			    (size_t)((end - at) * elem_bytes(dst_dt)));
-			continue;
-		}
-		for (i = at; i < end; i += VL)
-			vst(dst_dt, dst, i, end, vld(src_dt, src, i, end));
+		if (dst_dt == src_dt)
+			memcpy(to, from, (size_t)(n * elem_bytes(dst_dt)));
+		else
+			convert_any(to, dst_dt, from, src_dt, n, 0);
 	}
 	return 0;
 }
@@ -265,12 +390,10 @@ LPO_FN(lpo_convert_acc)(lpo_backend *b, void *dst, enum lpo_dtype dst_dt,
 	if (!can_convert(dst_dt) || !can_convert(src_dt))
 		return LPO_EINVAL;
 #pragma omp parallel for schedule(static) if (count > SERIAL)
-	for (at = 0; at < count; at += CHUNK) {
-		int64_t i, end = min64(at + CHUNK, count);
-
-		for (i = at; i < end; i += VL)
-			vacc(dst_dt, dst, i, end, vld(src_dt, src, i, end));
-	}
+	for (at = 0; at < count; at += CHUNK)
+		convert_any(elem(dst_dt, dst, at), dst_dt,
+		    elem(src_dt, src, at), src_dt, min64(CHUNK, count - at),
+		    1);
 	return 0;
 }
 

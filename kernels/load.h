@@ -139,10 +139,15 @@ vld_part(enum lpo_dtype dt, const void *p, int64_t i, int64_t n)
 {
 	uint16_t h[VL] = {0};
 
-#if defined(__AVX512F__)
+#if defined(__AVX512BW__)
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+
 	if (dt == LPO_F32)
-		return (vf)_mm512_maskz_loadu_ps((__mmask16)((1u << n) - 1),
-		    (const float *)p + i);
+		return (vf)_mm512_maskz_loadu_ps(mask, (const float *)p + i);
+	if (dt == LPO_BF16)
+		return (vf)_mm512_slli_epi32(_mm512_cvtepu16_epi32(
+		    _mm256_maskz_loadu_epi16(mask, (const uint16_t *)p + i)),
+		    16);
 #elif defined(__AVX2__)
 	static const int32_t mask[2 * VL] = { -1, -1, -1, -1, -1, -1, -1, -1 };
 
@@ -167,6 +172,19 @@ vst_part(enum lpo_dtype dt, void *p, int64_t i, int64_t n, vf v)
 	uint16_t h[VL];
 	float f[VL];
 
+#if defined(__AVX512BW__)
+	__mmask16 mask = (__mmask16)((1u << n) - 1);
+
+	if (dt == LPO_F32) {
+		_mm512_mask_storeu_ps((float *)p + i, mask, (__m512)v);
+		return;
+	}
+	if (dt == LPO_BF16) {
+		_mm256_mask_storeu_epi16((uint16_t *)p + i, mask,
+		    vf_round_bf16(v));
+		return;
+	}
+#endif
 	if (dt == LPO_F32) {
 		vf_store(f, v);
 		copy_part((float *)p + i, f, n, 4);
@@ -227,11 +245,20 @@ vacc(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf v)
 			body(i, (w) - i, __VA_ARGS__);			\
 	} while (0)
 
-/* p[i] += a b, fused, rounded once. */
-static inline void
-vacc_fma(enum lpo_dtype dt, void *p, int64_t i, int64_t end, vf a, vf b)
+/* n elements of p, from i on, = a b, or += it if `add`; rounded once. */
+inlined void
+vput_fma(enum lpo_dtype dt, int add, void *p, int64_t i, int64_t n, vf a,
+    vf b)
 {
-	vst(dt, p, i, end, vf_fma(a, b, vld(dt, p, i, end)));
+	vst_n(dt, p, i, n, add ? vf_fma(a, b, vld_n(dt, p, i, n)) :
+	    vf_mul(a, b));
+}
+
+/* The same of v. */
+inlined void
+vput(enum lpo_dtype dt, int add, void *p, int64_t i, int64_t n, vf v)
+{
+	vst_n(dt, p, i, n, add ? vld_n(dt, p, i, n) + v : v);
 }
 
 static inline int64_t
