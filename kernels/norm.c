@@ -12,6 +12,7 @@
 enum {
 	CMAX = 2048,		/* channels of one unit; also of one group */
 	RUN = 64,		/* rows summed in f32 before a larger sum */
+	TILE = 8,		/* rows read while they pass through L1 */
 	SERIAL = 16384
 };
 
@@ -47,67 +48,112 @@ groups_per_unit(const lpo_backend *b, int64_t items, int64_t norm_groups,
 }
 
 /*
- * n columns from i on of the rows [r0, r1): s[i] = the sum of x - mean, or of
- * its square.  Four chains hide the latency of the adds.
+ * n columns from i on of `rows` rows at x: sum[i] += x - mean, square[i] += its
+ * square, each where not NULL.  Rows by rows, so that memory is read in order.
  */
 inlined void
-column_vec(int64_t i, int64_t n, enum lpo_dtype dt, const struct unit *u,
-    float *s, const void *x, int64_t r0, int64_t r1, int square,
-    const float *mean)
+moments_vec(int64_t i, int64_t n, enum lpo_dtype dt, int64_t c, float *sum,
+    float *square, const void *x, int64_t rows, const float *mean)
 {
-	vf t[4] = {{0}, {0}, {0}, {0}}, mu = vf_load(mean + i), v;
-	const int64_t c = u->c;
+	vf mu = vf_load(mean + i), v[4], t;
 	int64_t r, j;
 
-	x = elem(dt, x, r0 * c + u->c0 + i);
-	for (r = r0; r + 4 <= r1; r += 4, x = elem(dt, x, 4 * c))
+	for (r = 0; r + 4 <= rows; r += 4) {
 #pragma GCC unroll 4
-		for (j = 0; j < 4; j++) {
-			v = vld_n(dt, x, j * c, n) - mu;
-			t[j] = square ? vf_fma(v, v, t[j]) : t[j] + v;
-		}
-	for (; r < r1; r++, x = elem(dt, x, c)) {
-		v = vld_n(dt, x, 0, n) - mu;
-		t[0] = square ? vf_fma(v, v, t[0]) : t[0] + v;
+		for (j = 0; j < 4; j++)
+			v[j] = vld_n(dt, x, (r + j) * c + i, n) - mu;
+		t = (v[0] + v[1]) + (v[2] + v[3]);
+		if (sum != NULL)
+			vf_store(sum + i, vf_load(sum + i) + t);
+		t = vf_fma(v[1], v[1], vf_mul(v[0], v[0]));
+		t = vf_fma(v[3], v[3], vf_fma(v[2], v[2], t));
+		if (square != NULL)
+			vf_store(square + i, vf_load(square + i) + t);
 	}
-	vf_store(s + i, (t[0] + t[1]) + (t[2] + t[3]));
+	for (; r < rows; r++) {
+		v[0] = vld_n(dt, x, r * c + i, n) - mu;
+		if (sum != NULL)
+			vf_store(sum + i, vf_load(sum + i) + v[0]);
+		if (square != NULL)
+			vf_store(square + i, vf_fma(v[0], v[0],
+			    vf_load(square + i)));
+	}
 }
 
-/* stats of the unit's groups, [w / cg][2], by Chan's merge of row blocks. */
+/* The same sums, from zero on, over the rows [r0, r1) of a unit. */
+inlined void
+moments(enum lpo_dtype dt, const struct unit *u, float *sum, float *square,
+    const void *x, int64_t r0, int64_t r1, const float *mean)
+{
+	int64_t i, r, rows;
+
+	if (sum != NULL)
+		memset(sum, 0, (size_t)(u->w + VL) * sizeof(float));
+	if (square != NULL)
+		memset(square, 0, (size_t)(u->w + VL) * sizeof(float));
+	for (r = r0; r < r1; r += TILE) {
+		rows = min64(TILE, r1 - r);
+		BY_VEC(i, u->w, moments_vec, dt, u->c, sum, square, elem(dt,
+		    x, r * u->c + u->c0), rows, mean);
+	}
+}
+
+static double
+sum_of(const float *s, int64_t n)
+{
+	double sum = 0.0;
+	int64_t j;
+
+	for (j = 0; j < n; j++)
+		sum += s[j];
+	return sum;
+}
+
+static void
+fill(float *p, int64_t n, double v)
+{
+	int64_t j;
+
+	for (j = 0; j < n; j++)
+		p[j] = (float)v;
+}
+
+/*
+ * stats of the unit's groups, [w / cg][2], by Chan's merge of row blocks.  A
+ * block's squares are of what differs from the mean so far: if its own mean d
+ * lies far from that, n d^2 cancels from them, but the merge then adds half as
+ * much at least.  The first block has no such mean and is read twice.
+ */
 inlined void
 group_stats(enum lpo_dtype dt, const struct unit *u, const void *x, float eps,
     float *stats)
 {
-	double mean[CMAX], m2[CMAX], all, old, d, bm, b2;
-	float s[CMAX + VL], mu[CMAX + VL], zero[CMAX + VL];
-	int64_t g, j, i, r0, r1, groups = u->w / u->cg;
+	double mean[CMAX], m2[CMAX], all, old, d, s1;
+	float sum[CMAX + VL], square[CMAX + VL], mu[CMAX + VL];
+	int64_t g, cg = u->cg, r0, r1, groups = u->w / cg;
 
-	for (g = 0; g < groups; g++)
-		mean[g] = m2[g] = 0.0;
-	memset(mu, 0, (size_t)(u->w + VL) * sizeof(float));
-	memset(zero, 0, (size_t)(u->w + VL) * sizeof(float));
+	fill(mu, u->w + VL, 0.0);
 	for (r0 = 0; r0 < u->hw; r0 = r1) {
 		r1 = min64(r0 + RUN, u->hw);
-		old = (double)(r0 * u->cg);
-		all = (double)(r1 * u->cg);
-		BY_VEC(i, u->w, column_vec, dt, u, s, x, r0, r1, 0, zero);
-		for (g = 0; g < groups; g++) {
-			bm = 0.0;
-			for (j = g * u->cg; j < (g + 1) * u->cg; j++)
-				bm += s[j];
-			bm /= all - old;
-			for (j = g * u->cg; j < (g + 1) * u->cg; j++)
-				mu[j] = (float)bm;
-			d = bm - mean[g];
-			mean[g] += d * ((all - old) / all);
-			m2[g] += d * d * (old * (all - old) / all);
+		old = (double)(r0 * cg);
+		all = (double)(r1 * cg);
+		if (r0 == 0) {
+			moments(dt, u, sum, NULL, x, r0, r1, mu);
+			for (g = 0; g < groups; g++) {
+				mean[g] = sum_of(sum + g * cg, cg) / all;
+				m2[g] = 0.0;
+				fill(mu + g * cg, cg, mean[g]);
+			}
 		}
-		BY_VEC(i, u->w, column_vec, dt, u, s, x, r0, r1, 1, mu);
+		moments(dt, u, sum, square, x, r0, r1, mu);
 		for (g = 0; g < groups; g++) {
-			b2 = 0.0;
-			for (j = g * u->cg; j < (g + 1) * u->cg; j++)
-				b2 += s[j];
-			m2[g] += b2;
+			s1 = sum_of(sum + g * cg, cg);
+			d = s1 / (all - old) + ((double)mu[g * cg] - mean[g]);
+			m2[g] += sum_of(square + g * cg, cg) -
+			    s1 * s1 / (all - old) +
+			    d * d * (old * (all - old) / all);
+			mean[g] += d * ((all - old) / all);
+			fill(mu + g * cg, cg, mean[g]);
 		}
 	}
 	for (g = 0; g < groups; g++) {
@@ -117,51 +163,57 @@ group_stats(enum lpo_dtype dt, const struct unit *u, const void *x, float eps,
 	}
 }
 
-/* Per channel: mean and rstd of its group. */
+/*
+ * Per channel: the mean of its group, scale = rstd gamma, beta; 0 behind the
+ * last.
+ */
+struct affine {
+	float mean[CMAX + VL], scale[CMAX + VL], beta[CMAX + VL];
+};
+
 static void
-spread_stats(const struct unit *u, const float *stats, float *mean,
-    float *rstd)
+spread_stats(const struct unit *u, const float *stats, const float *gamma,
+    const float *beta, struct affine *k)
 {
 	int64_t j, g;
 
 	for (g = 0; g < u->w / u->cg; g++)
 		for (j = g * u->cg; j < (g + 1) * u->cg; j++) {
-			mean[j] = stats[2 * g];
-			rstd[j] = stats[2 * g + 1];
+			k->mean[j] = stats[2 * g];
+			k->scale[j] = stats[2 * g + 1] * gamma[j];
+			k->beta[j] = beta[j];
 		}
 	for (j = u->w; j < u->w + VL; j++)
-		mean[j] = rstd[j] = 0.0f;
+		k->mean[j] = k->scale[j] = k->beta[j] = 0.0f;
 }
 
 inlined void
 apply_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *y,
-    const void *x, const float *mean, const float *rstd, const float *gamma,
-    const float *beta)
+    const void *x, const struct affine *k)
 {
-	vf v = (vld_n(dt, x, i, n) - vf_load(mean + i)) * vf_load(rstd + i);
+	vf v = vf_fma(vld_n(dt, x, i, n) - vf_load(k->mean + i),
+	    vf_load(k->scale + i), vf_load(k->beta + i));
 
-	v = vf_fma(v, vld_n(LPO_F32, gamma, i, n),
-	    vld_n(LPO_F32, beta, i, n));
-	vst_n(dt, y, i, n, silu ? v * vf_sigmoid(v) : v);
+	if (silu)
+		v = dt == LPO_BF16 ? vf_silu_bf16(v) : v * vf_sigmoid(v);
+	vst_n(dt, y, i, n, v);
 }
 
+/* From the last row to the first: the last ones are still in the cache. */
 inlined void
 group_apply(enum lpo_dtype dt, const struct unit *u, void *y, const void *x,
-    const float *stats, const float *gamma, const float *beta)
+    const struct affine *k)
 {
-	float mean[CMAX + VL], rstd[CMAX + VL];
-	const int64_t w = u->w;
 	int64_t i, r, at;
 
-	spread_stats(u, stats, mean, rstd);
-	for (r = 0; r < u->hw; r++) {
+	for (r = u->hw - 1; r >= 0; r--) {
 		at = r * u->c + u->c0;
 		if (u->silu)
-			BY_VEC(i, w, apply_vec, dt, 1, elem(dt, y, at),
-			    elem(dt, x, at), mean, rstd, gamma, beta);
+			BY_VEC(i, u->w, apply_vec, dt, 1, elem(dt, y, at),
+			    elem(dt, x, at), k);
 		else
-			BY_VEC(i, w, apply_vec, dt, 0, elem(dt, y, at),
-			    elem(dt, x, at), mean, rstd, gamma, beta);
+			BY_VEC(i, u->w, apply_vec, dt, 0, elem(dt, y, at),
+			    elem(dt, x, at), k);
 	}
 }
 
@@ -184,12 +236,13 @@ LPO_FN(lpo_group_norm_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 		int64_t g = min64(gu, norm_groups - g0);
 		struct unit u = { dt, hw, c, g0 * cg, g * cg, cg, silu };
 		float *st = stats + 2 * (img * norm_groups + g0);
+		struct affine a;
 
 		BY_DTYPE(dt, group_stats, &u, elem(dt, x, img * hw * c), eps,
 		    st);
+		spread_stats(&u, st, gamma + u.c0, beta + u.c0, &a);
 		BY_DTYPE(dt, group_apply, &u, elem(dt, y, img * hw * c),
-		    elem(dt, x, img * hw * c), st, gamma + u.c0,
-		    beta + u.c0);
+		    elem(dt, x, img * hw * c), &a);
 	}
 	return 0;
 }
@@ -197,145 +250,171 @@ LPO_FN(lpo_group_norm_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 /* What both passes of the backward start from, for one image. */
 struct back {
 	const void *dy, *x;		/* at the unit's first channel */
-	const float *gamma, *beta;
-	float mean[CMAX + VL], rstd[CMAX + VL];
+	struct affine of;
+	float a[CMAX + VL], b[CMAX + VL];	/* sums, later their share of dx */
 };
 
 /*
- * xhat and dy' (the gradient at the norm's output, before SiLU) of n columns
- * from i on, `at` elements into x and dy.
+ * x - mean and dy' (the gradient at the norm's output, before SiLU) of n
+ * columns from i on, `at` elements into x and dy.
  */
 inlined vf
 back_vec(enum lpo_dtype dt, int silu, const struct back *k, int64_t at,
-    int64_t i, int64_t n, vf *xhat)
+    int64_t i, int64_t n, vf *centred)
 {
 	vf dy = vld_n(dt, k->dy, at + i, n), pre, s;
 
-	*xhat = (vld_n(dt, k->x, at + i, n) - vf_load(k->mean + i)) *
-	    vf_load(k->rstd + i);
+	*centred = vld_n(dt, k->x, at + i, n) - vf_load(k->of.mean + i);
 	if (!silu)
 		return dy;
-	pre = vf_fma(*xhat, vld_n(LPO_F32, k->gamma, i, n),
-	    vld_n(LPO_F32, k->beta, i, n));
+	pre = vf_fma(*centred, vf_load(k->of.scale + i),
+	    vf_load(k->of.beta + i));
 	s = vf_sigmoid(pre);
 	return vf_mul(dy, s * vf_fma(pre, 1.0f - s, vf_set1(1.0f)));
 }
 
+/* a[i] += dy', b[i] += dy' (x - mean) over the rows [r0, r1) */
 inlined void
 sums_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu,
-    const struct back *k, int64_t hw, int64_t c, float *a, float *b)
+    const struct back *k, int64_t r0, int64_t r1, int64_t c, float *a,
+    float *b)
 {
-	vf d, xhat, sa = {0}, sb = {0}, ra, rb;
-	int64_t r, r0, r1;
+	vf sa = vf_load(a + i), sb = vf_load(b + i), d, centred;
+	int64_t r;
 
-	for (r0 = 0; r0 < hw; r0 = r1) {
-		r1 = min64(r0 + RUN, hw);
-		ra = rb = (vf){0};
-		for (r = r0; r < r1; r++) {
-			d = back_vec(dt, silu, k, r * c, i, n, &xhat);
-			ra += d;
-			rb = vf_fma(d, xhat, rb);
-		}
-		sa += ra;
-		sb += rb;
+	for (r = r0; r < r1; r++) {
+		d = back_vec(dt, silu, k, r * c, i, n, &centred);
+		sa += d;
+		sb = vf_fma(d, centred, sb);
 	}
 	vf_store(a + i, sa);
 	vf_store(b + i, sb);
 }
 
-/* a[w] = sum over rows of dy', b[w] = of dy' xhat */
+/* a[w] = sum over rows of dy', b[w] = of dy' (x - mean) */
 inlined void
-back_sums(enum lpo_dtype dt, const struct unit *u, const struct back *k,
-    float *a, float *b)
+back_sums(enum lpo_dtype dt, const struct unit *u, struct back *k)
 {
 	const int64_t hw = u->hw, c = u->c, w = u->w;
-	int64_t i;
+	float a[CMAX + VL], b[CMAX + VL];
+	int64_t i, r, r1, run;
 
-	if (u->silu)
-		BY_VEC(i, w, sums_vec, dt, 1, k, hw, c, a, b);
-	else
-		BY_VEC(i, w, sums_vec, dt, 0, k, hw, c, a, b);
+	fill(k->a, w + VL, 0.0);
+	fill(k->b, w + VL, 0.0);
+	for (run = 0; run < hw; run += RUN) {
+		fill(a, w + VL, 0.0);
+		fill(b, w + VL, 0.0);
+		for (r = run; r < min64(run + RUN, hw); r = r1) {
+			r1 = min64(r + TILE, hw);
+			if (u->silu)
+				BY_VEC(i, w, sums_vec, dt, 1, k, r, r1, c, a,
+				    b);
+			else
+				BY_VEC(i, w, sums_vec, dt, 0, k, r, r1, c, a,
+				    b);
+		}
+		for (i = 0; i < w; i++) {
+			k->a[i] += a[i];
+			k->b[i] += b[i];
+		}
+	}
 }
 
-/* The sums of each channel become its group's mean of sum times gamma. */
+/*
+ * The channels' sums become what dx needs of them: a = rstd mean(dy' gamma),
+ * b = rstd^3 mean(dy' gamma (x - mean)), means over the group.
+ */
 static void
-group_means(const struct unit *u, const float *gamma, float *a, float *b)
+group_means(const struct unit *u, const float *stats, const float *gamma,
+    float *a, float *b)
 {
-	double ma, mb, count = (double)(u->hw * u->cg);
+	double ma, mb, rstd, count = (double)(u->hw * u->cg);
 	int64_t g, j;
 
 	for (g = 0; g < u->w / u->cg; g++) {
 		ma = mb = 0.0;
+		rstd = (double)stats[2 * g + 1];
 		for (j = g * u->cg; j < (g + 1) * u->cg; j++) {
 			ma += (double)gamma[j] * (double)a[j];
 			mb += (double)gamma[j] * (double)b[j];
 		}
-		for (j = g * u->cg; j < (g + 1) * u->cg; j++) {
-			a[j] = (float)(ma / count);
-			b[j] = (float)(mb / count);
-		}
+		fill(a + g * u->cg, u->cg, rstd * ma / count);
+		fill(b + g * u->cg, u->cg, rstd * rstd * rstd * mb / count);
 	}
 }
 
 inlined void
 dx_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *dx,
-    const struct back *k, int64_t at, const float *a, const float *b)
+    const struct back *k, int64_t at, int add)
 {
-	vf xhat, d = back_vec(dt, silu, k, at, i, n, &xhat);
+	vf centred, d = back_vec(dt, silu, k, at, i, n, &centred);
 
-	d = vf_fma(d, vld_n(LPO_F32, k->gamma, i, n), -vf_load(a + i));
-	d = vf_fnma(xhat, vf_load(b + i), d);
-	vst_n(dt, dx, at + i, n, vf_fma(d, vf_load(k->rstd + i),
-	    vld_n(dt, dx, at + i, n)));
+	centred = vf_fma(centred, vf_load(k->b + i), vf_load(k->a + i));
+	d = vf_fma(d, vf_load(k->of.scale + i), -centred);
+	vput(dt, add, dx, at + i, n, d);
 }
 
 /*
- * dx += rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)), means
- * over the group, in a and b per channel.
+ * dx (+)= rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)),
+ * from the last row to the first: the last ones are still in the cache.
  */
 inlined void
 back_dx(enum lpo_dtype dt, const struct unit *u, void *dx,
-    const struct back *k, const float *a, const float *b)
+    const struct back *k, int add)
 {
 	const int64_t w = u->w, c = u->c, silu = u->silu;
 	int64_t i, r;
 
-	for (r = 0; r < u->hw; r++)
-		if (silu)
-			BY_VEC(i, w, dx_vec, dt, 1, dx, k, r * c, a, b);
+	for (r = u->hw - 1; r >= 0; r--)
+		if (silu && add)
+			BY_VEC(i, w, dx_vec, dt, 1, dx, k, r * c, 1);
+		else if (silu)
+			BY_VEC(i, w, dx_vec, dt, 1, dx, k, r * c, 0);
+		else if (add)
+			BY_VEC(i, w, dx_vec, dt, 0, dx, k, r * c, 1);
 		else
-			BY_VEC(i, w, dx_vec, dt, 0, dx, k, r * c, a, b);
+			BY_VEC(i, w, dx_vec, dt, 0, dx, k, r * c, 0);
+}
+
+/* sums [2][c] of a run (+)= an image's: of dy', and of dy' xhat */
+static void
+add_image(const struct unit *u, const float *stats, const struct back *k,
+    float *sums, int add)
+{
+	float *s = sums + u->c0, b;
+	int64_t j;
+
+	for (j = 0; j < u->w; j++) {
+		b = k->b[j] * stats[2 * (j / u->cg) + 1];
+		s[j] = add ? s[j] + k->a[j] : k->a[j];
+		s[j + u->c] = add ? s[j + u->c] + b : b;
+	}
 }
 
 /* The images [i0, i1) of one run; sums [2][c] of the run, or NULL. */
 static void
 back_unit(const struct unit *u, void *dx, float *sums, const void *dy,
     const void *x, const float *stats, const float *gamma, const float *beta,
-    int64_t i0, int64_t i1)
+    int64_t i0, int64_t i1, int add)
 {
-	int64_t groups = u->c / u->cg, img, j, size = u->hw * u->c;
-	float a[CMAX + VL], b[CMAX + VL];
+	int64_t groups = u->c / u->cg, img, size = u->hw * u->c;
 	struct back k;
 
-	k.gamma = gamma + u->c0;
-	k.beta = beta + u->c0;
+	gamma += u->c0;
 	for (img = i0; img < i1; img++) {
-		spread_stats(u, stats + 2 * (img * groups + u->c0 / u->cg),
-		    k.mean, k.rstd);
+		const float *st = stats + 2 * (img * groups + u->c0 / u->cg);
+
+		spread_stats(u, st, gamma, beta + u->c0, &k.of);
 		k.dy = elem(u->dt, dy, img * size + u->c0);
 		k.x = elem(u->dt, x, img * size + u->c0);
-		BY_DTYPE(u->dt, back_sums, u, &k, a, b);
-		for (j = 0; sums != NULL && j < u->w; j++) {
-			float *s = sums + u->c0 + j;
-
-			s[0] = img == i0 ? a[j] : s[0] + a[j];
-			s[u->c] = img == i0 ? b[j] : s[u->c] + b[j];
-		}
+		BY_DTYPE(u->dt, back_sums, u, &k);
+		if (sums != NULL)
+			add_image(u, st, &k, sums, img > i0);
 		if (dx == NULL)
 			continue;
-		group_means(u, k.gamma, a, b);
+		group_means(u, st, gamma, k.a, k.b);
 		BY_DTYPE(u->dt, back_dx, u, elem(u->dt, dx, img * size +
-		    u->c0), &k, a, b);
+		    u->c0), &k, add);
 	}
 }
 
@@ -369,7 +448,6 @@ LPO_FN(lpo_group_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		return LPO_EINVAL;
 	if (groups < 1 || n % groups != 0)
 		return LPO_EINVAL;
-	begin_grad(dt, dx, n * hw * c, add);
 	if (!weights)
 		groups = n;		/* nothing to sum over images */
 	gu = groups_per_unit(b, groups, norm_groups, cg);
@@ -384,7 +462,7 @@ LPO_FN(lpo_group_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		back_unit(&u, dx,
 		    weights ? (float *)scratch + 2 * run * c : NULL, dy, x,
 		    stats, gamma, beta, run * (n / groups),
-		    (run + 1) * (n / groups));
+		    (run + 1) * (n / groups), add);
 	}
 	if (weights)
 		add_runs(dgamma, dbeta, scratch, c, groups);
