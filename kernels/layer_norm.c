@@ -6,7 +6,9 @@
 
 enum {
 	RUN = 64,		/* rows summed in f32 before a larger sum */
-	COLS = 32,		/* columns of one piece of a weight gradient */
+	TILE = 8,		/* rows read while they pass through L1 */
+	COLS = 64,		/* columns of a piece of a weight gradient */
+	ROWS = 4,		/* rows whose sums run side by side */
 	SERIAL = 16384
 };
 
@@ -20,68 +22,105 @@ min64(int64_t a, int64_t b)
 inlined vf
 keep_first(vf v, int64_t n)
 {
-	float a[VL];
-	int64_t j;
+	vi lane;
+	int j;
 
 	if (n == VL)
 		return v;
-	vf_store(a, v);
-	for (j = n; j < VL; j++)
-		a[j] = 0.0f;
-	return vf_load(a);
+	for (j = 0; j < VL; j++)
+		lane[j] = j;
+	return vf_select(lane < (int32_t)n, v, (vf){0});
 }
 
-/* s += x - mean, or its square; lanes past the row do not count */
+/* s[r] += x - mean[r], or its square; lanes past the row do not count */
 inlined void
-sum_vec(int64_t i, int64_t n, vf *s, enum lpo_dtype dt, const void *x,
-    int square, float mean)
+sum_vec(int64_t i, int64_t n, int rows, vf *s, enum lpo_dtype dt,
+    const void *x, int64_t c, int square, const vf *mean)
 {
-	vf v = keep_first(vld_n(dt, x, i, n) - mean, n);
+	vf v;
+	int r;
 
-	*s = square ? vf_fma(v, v, *s) : *s + v;
-}
-
-/* Sum of (x - mean), or of its square, over one row. */
-inlined float
-row_sum(enum lpo_dtype dt, const void *x, int64_t c, int square, float mean)
-{
-	vf s[4] = {{0}, {0}, {0}, {0}};
-	int64_t i, j;
-
-	/* four chains hide the latency of the adds */
-	for (i = 0; i + 4 * VL <= c; i += 4 * VL)
 #pragma GCC unroll 4
-		for (j = 0; j < 4; j++)
-			sum_vec(i + j * VL, VL, &s[j], dt, x, square, mean);
-	for (; i + VL <= c; i += VL)
-		sum_vec(i, VL, &s[0], dt, x, square, mean);
-	if (i < c)
-		sum_vec(i, c - i, &s[1], dt, x, square, mean);
-	return vf_hsum((s[0] + s[1]) + (s[2] + s[3]));
+	for (r = 0; r < rows; r++) {
+		v = keep_first(vld_n(dt, x, r * c + i, n) - mean[r], n);
+		s[r] = square ? vf_fma(v, v, s[r]) : s[r] + v;
+	}
 }
 
+/*
+ * mean[r] = the mean of x - mean[r], or of its square, in all lanes, for each
+ * of some rows.  Two chains a row: a row's bits do not depend on its company.
+ */
 inlined void
-apply_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *y, const void *x,
-    const float *gamma, const float *beta, float mean, float rstd)
+row_means(enum lpo_dtype dt, int rows, vf *to, const void *x, int64_t c,
+    int square, const vf *mean)
 {
-	vf v = (vld_n(dt, x, i, n) - mean) * rstd;
+	vf s[ROWS] = {{0}}, t[ROWS] = {{0}};
+	int64_t i;
+	int r;
 
-	vst_n(dt, y, i, n, vf_fma(v, vld_n(LPO_F32, gamma, i, n),
-	    vld_n(LPO_F32, beta, i, n)));
+	for (i = 0; i + 2 * VL <= c; i += 2 * VL) {
+		sum_vec(i, VL, rows, s, dt, x, c, square, mean);
+		sum_vec(i + VL, VL, rows, t, dt, x, c, square, mean);
+	}
+	if (i + VL <= c) {
+		sum_vec(i, VL, rows, s, dt, x, c, square, mean);
+		i += VL;
+	}
+	if (i < c)
+		sum_vec(i, c - i, rows, t, dt, x, c, square, mean);
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++)
+		to[r] = vf_set1(vf_hsum(s[r] + t[r]) / (float)c);
 }
 
 inlined void
-row_fwd(enum lpo_dtype dt, void *y, float *stats, const void *x,
+apply_vec(int64_t i, int64_t n, int rows, enum lpo_dtype dt, void *y,
+    const void *x, int64_t c, const float *gamma, const float *beta,
+    const vf *mean, const vf *rstd)
+{
+	vf g = vld_n(LPO_F32, gamma, i, n), b = vld_n(LPO_F32, beta, i, n), v;
+	int r;
+
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		v = (vld_n(dt, x, r * c + i, n) - mean[r]) * rstd[r];
+		vst_n(dt, y, r * c + i, n, vf_fma(v, g, b));
+	}
+}
+
+inlined void
+rows_fwd(int rows, enum lpo_dtype dt, void *y, float *stats, const void *x,
     const float *gamma, const float *beta, int64_t c, float eps)
 {
-	float mean = row_sum(dt, x, c, 0, 0.0f) / (float)c;
-	float var = row_sum(dt, x, c, 1, mean) / (float)c;
-	float rstd = 1.0f / sqrtf(var + eps);
+	vf zero[ROWS] = {{0}}, mean[ROWS], rstd[ROWS];
 	int64_t i;
+	int r;
 
-	stats[0] = mean;
-	stats[1] = rstd;
-	BY_VEC(i, c, apply_vec, dt, y, x, gamma, beta, mean, rstd);
+	row_means(dt, rows, mean, x, c, 0, zero);
+	row_means(dt, rows, rstd, x, c, 1, mean);
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		stats[2 * r] = mean[r][0];
+		stats[2 * r + 1] = 1.0f / sqrtf(rstd[r][0] + eps);
+		rstd[r] = vf_set1(stats[2 * r + 1]);
+	}
+	BY_VEC(i, c, apply_vec, rows, dt, y, x, c, gamma, beta, mean, rstd);
+}
+
+/* ROWS rows or, at the end, the rest one by one. */
+inlined void
+some_fwd(enum lpo_dtype dt, void *y, float *stats, const void *x,
+    const float *gamma, const float *beta, int64_t rows, int64_t c, float eps)
+{
+	int64_t r;
+
+	if (rows >= ROWS)
+		rows_fwd(ROWS, dt, y, stats, x, gamma, beta, c, eps);
+	else
+		for (r = 0; r < rows; r++)
+			rows_fwd(1, dt, elem(dt, y, r * c), stats + 2 * r,
+			    elem(dt, x, r * c), gamma, beta, c, eps);
 }
 
 int
@@ -93,96 +132,146 @@ LPO_FN(lpo_layer_norm_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 	(void)b;
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
-	for (r = 0; r < m; r++)
-		BY_DTYPE(dt, row_fwd, elem(dt, y, r * c), stats + 2 * r,
-		    elem(dt, x, r * c), gamma, beta, c, eps);
+	for (r = 0; r < m; r += ROWS)
+		BY_DTYPE(dt, some_fwd, elem(dt, y, r * c), stats + 2 * r,
+		    elem(dt, x, r * c), gamma, beta, m - r, c, eps);
 	return 0;
 }
 
-/* g = dy gamma and xhat of some elements of a row */
+/* What the backward needs of some rows. */
+struct back {
+	const void *dy, *x;
+	vf mean[ROWS], rstd[ROWS], a[ROWS], b[ROWS];
+};
+
+/* g = dy gamma and xhat of some elements of row r */
 inlined vf
-back_vec(enum lpo_dtype dt, int64_t i, int64_t n, vf *xhat, const void *dy,
-    const void *x, const float *stats, const float *gamma)
+back_vec(enum lpo_dtype dt, int64_t at, int64_t n, int r, vf *xhat,
+    const struct back *k, vf gamma)
 {
-	*xhat = (vld_n(dt, x, i, n) - stats[0]) * stats[1];
-	return vf_mul(vld_n(dt, dy, i, n), vld_n(LPO_F32, gamma, i, n));
+	*xhat = (vld_n(dt, k->x, at, n) - k->mean[r]) * k->rstd[r];
+	return vf_mul(vld_n(dt, k->dy, at, n), gamma);
+}
+
+/* a[r] += g, b[r] += g xhat */
+inlined void
+dx_sums(int64_t i, int64_t n, int rows, enum lpo_dtype dt, struct back *k,
+    int64_t c, const float *gamma)
+{
+	vf gam = vld_n(LPO_F32, gamma, i, n), xhat, g;
+	int r;
+
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		g = back_vec(dt, r * c + i, n, r, &xhat, k, gam);
+		k->a[r] += g;
+		k->b[r] = vf_fma(g, xhat, k->b[r]);
+	}
 }
 
 inlined void
-dx_sums(int64_t i, int64_t n, vf *sa, vf *sb, enum lpo_dtype dt,
-    const void *dy, const void *x, const float *stats, const float *gamma)
+dx_vec(int64_t i, int64_t n, int rows, enum lpo_dtype dt, void *dx,
+    const struct back *k, int64_t c, const float *gamma, int add)
 {
-	vf xhat, g = back_vec(dt, i, n, &xhat, dy, x, stats, gamma);
+	vf gam = vld_n(LPO_F32, gamma, i, n), xhat, g;
+	int r;
 
-	*sa += g;
-	*sb = vf_fma(g, xhat, *sb);
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		g = back_vec(dt, r * c + i, n, r, &xhat, k, gam);
+		g = vf_fnma(xhat, k->b[r], g - k->a[r]);
+		vput_fma(dt, add, dx, r * c + i, n, g, k->rstd[r]);
+	}
 }
 
+/* dx (+)= rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma */
 inlined void
-dx_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *dx, const void *dy,
-    const void *x, const float *stats, const float *gamma, float a, float b)
+rows_dx(int rows, enum lpo_dtype dt, void *dx, const void *dy, const void *x,
+    const float *stats, const float *gamma, int64_t c, int add)
 {
-	vf xhat, g = back_vec(dt, i, n, &xhat, dy, x, stats, gamma);
-
-	g = vf_fnma(xhat, vf_set1(b), g - a);
-	vst_n(dt, dx, i, n, vf_fma(g, vf_set1(stats[1]),
-	    vld_n(dt, dx, i, n)));
-}
-
-/* dx += rstd (g - mean(g) - xhat mean(g xhat)), g = dy gamma, of one row */
-inlined void
-row_dx(enum lpo_dtype dt, void *dx, const void *dy, const void *x,
-    const float *stats, const float *gamma, int64_t c)
-{
-	const float st[2] = { stats[0], stats[1] };	/* not aliased by dx */
-	vf sa = {0}, sb = {0};
-	float a, b;
+	struct back k = { .dy = dy, .x = x };
 	int64_t i;
+	int r;
 
-	BY_VEC(i, c, dx_sums, &sa, &sb, dt, dy, x, st, gamma);
-	a = vf_hsum(sa) / (float)c;
-	b = vf_hsum(sb) / (float)c;
-	BY_VEC(i, c, dx_vec, dt, dx, dy, x, st, gamma, a, b);
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		k.mean[r] = vf_set1(stats[2 * r]);
+		k.rstd[r] = vf_set1(stats[2 * r + 1]);
+		k.a[r] = k.b[r] = (vf){0};
+	}
+	BY_VEC(i, c, dx_sums, rows, dt, &k, c, gamma);
+#pragma GCC unroll 4
+	for (r = 0; r < rows; r++) {
+		k.a[r] = vf_set1(vf_hsum(k.a[r]) / (float)c);
+		k.b[r] = vf_set1(vf_hsum(k.b[r]) / (float)c);
+	}
+	if (add)
+		BY_VEC(i, c, dx_vec, rows, dt, dx, &k, c, gamma, 1);
+	else
+		BY_VEC(i, c, dx_vec, rows, dt, dx, &k, c, gamma, 0);
 }
 
-/* One vector of columns of the rows [r0, r1): sums of dy and of dy xhat. */
 inlined void
-column_vec(enum lpo_dtype dt, int64_t i, int64_t n, float *sums,
-    const void *dy, const void *x, const float *stats, int64_t r0, int64_t r1,
+some_dx(enum lpo_dtype dt, void *dx, const void *dy, const void *x,
+    const float *stats, const float *gamma, int64_t rows, int64_t c, int add)
+{
+	int64_t r;
+
+	if (rows >= ROWS)
+		rows_dx(ROWS, dt, dx, dy, x, stats, gamma, c, add);
+	else
+		for (r = 0; r < rows; r++)
+			rows_dx(1, dt, elem(dt, dx, r * c), elem(dt, dy,
+			    r * c), elem(dt, x, r * c), stats + 2 * r, gamma,
+			    c, add);
+}
+
+/* a[i] += dy, b[i] += dy xhat of one vector of columns, over some rows */
+inlined void
+column_vec(int64_t i, int64_t n, enum lpo_dtype dt, float *a, float *b,
+    const void *dy, const void *x, const float *stats, int64_t rows,
     int64_t c)
 {
-	vf sa = {0}, sb = {0}, ra, rb, d, xhat;
-	int64_t r, at, end;
+	vf sa = vf_load(a + i), sb = vf_load(b + i), d, xhat;
+	int64_t r;
 
-	for (at = r0; at < r1; at = end) {
-		end = min64(at + RUN, r1);
-		ra = rb = (vf){0};
-		for (r = at; r < end; r++) {
-			d = vld_n(dt, elem(dt, dy, r * c), i, n);
-			ra += d;
-			xhat = (vld_n(dt, elem(dt, x, r * c), i, n) -
-			    stats[2 * r]) * stats[2 * r + 1];
-			rb = vf_fma(d, xhat, rb);
-		}
-		sa += ra;
-		sb += rb;
+	for (r = 0; r < rows; r++) {
+		d = vld_n(dt, dy, r * c + i, n);
+		xhat = (vld_n(dt, x, r * c + i, n) - stats[2 * r]) *
+		    stats[2 * r + 1];
+		sa += d;
+		sb = vf_fma(d, xhat, sb);
 	}
-	vst_n(LPO_F32, sums, i, n, sa);
-	vst_n(LPO_F32, sums + c, i, n, sb);
+	vf_store(a + i, sa);
+	vf_store(b + i, sb);
 }
 
-/* The same for the columns [from, to); sums [2][c]. */
+/*
+ * Sums of dy and of dy xhat over `rows` rows, of the w <= COLS columns at dy
+ * and x; sums [2][c].
+ */
 inlined void
 column_sums(enum lpo_dtype dt, float *sums, const void *dy, const void *x,
-    const float *stats, int64_t r0, int64_t r1, int64_t c, int64_t from,
-    int64_t to)
+    const float *stats, int64_t rows, int64_t c, int64_t w)
 {
-	int64_t i;
+	float a[COLS + VL], b[COLS + VL];
+	int64_t run, r, end, i;
 
-	for (i = from; i + VL <= to; i += VL)
-		column_vec(dt, i, VL, sums, dy, x, stats, r0, r1, c);
-	if (i < to)
-		column_vec(dt, i, to - i, sums, dy, x, stats, r0, r1, c);
+	for (i = 0; i < w; i++)
+		sums[i] = sums[c + i] = 0.0f;
+	for (run = 0; run < rows; run = end) {
+		end = min64(run + RUN, rows);
+		memset(a, 0, sizeof(a));
+		memset(b, 0, sizeof(b));
+		for (r = run; r < end; r += TILE)
+			BY_VEC(i, w, column_vec, dt, a, b,
+			    elem(dt, dy, r * c), elem(dt, x, r * c),
+			    stats + 2 * r, min64(TILE, end - r), c);
+		for (i = 0; i < w; i++) {
+			sums[i] += a[i];
+			sums[c + i] += b[i];
+		}
+	}
 }
 
 int
@@ -198,13 +287,12 @@ LPO_FN(lpo_layer_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	if (groups < 1 || m % groups != 0)
 		return LPO_EINVAL;
 	rows = m / groups;
-	begin_grad(dt, dx, m * c, add);
 	if (dx != NULL) {
 #pragma omp parallel for schedule(static) if (m * c > SERIAL)
-		for (r = 0; r < m; r++)
-			BY_DTYPE(dt, row_dx, elem(dt, dx, r * c),
+		for (r = 0; r < m; r += ROWS)
+			BY_DTYPE(dt, some_dx, elem(dt, dx, r * c),
 			    elem(dt, dy, r * c), elem(dt, x, r * c),
-			    stats + 2 * r, gamma, c);
+			    stats + 2 * r, gamma, m - r, c, add);
 	}
 	if (dgamma == NULL && dbeta == NULL)
 		return 0;
@@ -212,9 +300,10 @@ LPO_FN(lpo_layer_norm_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	for (u = 0; u < groups * blocks; u++) {
 		int64_t run = u / blocks, from = u % blocks * COLS;
 
-		BY_DTYPE(dt, column_sums, sums + 2 * run * c, dy, x, stats,
-		    run * rows, (run + 1) * rows, c, from,
-		    min64(from + COLS, c));
+		BY_DTYPE(dt, column_sums, sums + 2 * run * c + from,
+		    elem(dt, dy, run * rows * c + from),
+		    elem(dt, x, run * rows * c + from),
+		    stats + 2 * run * rows, rows, c, min64(COLS, c - from));
 	}
 	for (k = 0; k < groups; k++)
 		for (j = 0; j < c; j++) {

@@ -9,6 +9,7 @@
 enum {
 	SERIAL = 32768,		/* elements below which threads cost more */
 	COLS = 64,		/* columns of one piece of a sum over rows */
+	TILE = 8,		/* rows read while they pass through L1 */
 	RUN = 64		/* rows summed before they join the total */
 };
 
@@ -24,24 +25,55 @@ col_blocks(int64_t c)
 	return (c + COLS - 1) / COLS;
 }
 
-/*
- * Sum over hw rows of one vector of columns, in runs: a plain f32 sum of
- * 4096 rows would lose three digits.
- */
-static inline vf
-column_sum(enum lpo_dtype dt, const void *x, int64_t hw, int64_t c, int64_t i)
+/* s[i] += the sum of one vector of columns over some rows */
+inlined void
+column_vec(int64_t i, int64_t n, enum lpo_dtype dt, float *s, const void *x,
+    int64_t rows, int64_t c)
 {
-	vf total = {0}, run;
-	int64_t p, at, end;
+	vf sum = vf_load(s + i);
+	int64_t r;
 
+	for (r = 0; r < rows; r++)
+		sum += vld_n(dt, x, r * c + i, n);
+	vf_store(s + i, sum);
+}
+
+/*
+ * Sum over hw rows of w <= COLS columns, in runs: a plain f32 sum of 4096
+ * rows would lose three digits.
+ */
+inlined void
+column_sums(enum lpo_dtype dt, float *total, const void *x, int64_t hw,
+    int64_t c, int64_t w)
+{
+	float run[COLS + VL];
+	int64_t at, p, end, i;
+
+	memset(total, 0, (COLS + VL) * sizeof(float));
 	for (at = 0; at < hw; at = end) {
 		end = min64(at + RUN, hw);
-		run = (vf){0};
-		for (p = at; p < end; p++)
-			run += vld(dt, elem(dt, x, p * c), i, c);
-		total += run;
+		memset(run, 0, sizeof(run));
+		for (p = at; p < end; p += TILE)
+			BY_VEC(i, w, column_vec, dt, run, elem(dt, x, p * c),
+			    min64(TILE, end - p), c);
+		for (i = 0; i < w; i++)
+			total[i] += run[i];
 	}
-	return total;
+}
+
+inlined void
+add_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *y, const void *x,
+    const void *r)
+{
+	vst_n(dt, y, i, n, vld_n(dt, x, i, n) + vld_n(dt, r, i, n));
+}
+
+inlined void
+add_row(enum lpo_dtype dt, void *y, const void *x, const void *r, int64_t c)
+{
+	int64_t i;
+
+	BY_VEC(i, c, add_vec, dt, y, x, r);
 }
 
 int
@@ -52,16 +84,9 @@ LPO_FN(lpo_add_rows_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 
 	(void)b;
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
-	for (p = 0; p < n * hw; p++) {
-		const void *xr = elem(dt, x, p * c);
-		const void *rr = elem(dt, r, p / hw * c);
-		void *yr = elem(dt, y, p * c);
-		int64_t i;
-
-		for (i = 0; i < c; i += VL)
-			vst(dt, yr, i, c, vld(dt, xr, i, c) +
-			    vld(dt, rr, i, c));
-	}
+	for (p = 0; p < n * hw; p++)
+		BY_DTYPE(dt, add_row, elem(dt, y, p * c), elem(dt, x, p * c),
+		    elem(dt, r, p / hw * c), c);
 	return 0;
 }
 
@@ -74,16 +99,18 @@ LPO_FN(lpo_add_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dr,
 	(void)b;
 	if (dr == NULL)
 		return 0;
-	begin_grad(dt, dr, n * c, add);
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
 	for (u = 0; u < n * blocks; u++) {
-		int64_t k = u / blocks, i = u % blocks * COLS;
-		int64_t end = min64(i + COLS, c);
-		const void *dyk = elem(dt, dy, k * hw * c);
-		void *drk = elem(dt, dr, k * c);
+		int64_t k = u / blocks, from = u % blocks * COLS, i;
+		int64_t w = min64(COLS, c - from);
+		void *drk = elem(dt, dr, k * c + from);
+		float s[COLS + VL];
 
-		for (; i < end; i += VL)
-			vacc(dt, drk, i, c, column_sum(dt, dyk, hw, c, i));
+		BY_DTYPE(dt, column_sums, s, elem(dt, dy, k * hw * c + from),
+		    hw, c, w);
+		for (i = 0; i < w; i += VL)
+			vput(dt, add, drk, i, min64(VL, w - i),
+			    vf_load(s + i));
 	}
 	return 0;
 }
@@ -97,13 +124,14 @@ LPO_FN(lpo_mean_pool_fwd)(lpo_backend *b, enum lpo_dtype dt, float *y,
 	(void)b;
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
 	for (u = 0; u < n * blocks; u++) {
-		int64_t k = u / blocks, i = u % blocks * COLS;
-		int64_t end = min64(i + COLS, c);
-		const void *xk = elem(dt, x, k * hw * c);
+		int64_t k = u / blocks, from = u % blocks * COLS, i;
+		int64_t w = min64(COLS, c - from);
+		float s[COLS + VL];
 
-		for (; i < end; i += VL)
-			vst(LPO_F32, y + k * c, i, c,
-			    column_sum(dt, xk, hw, c, i) / (float)hw);
+		BY_DTYPE(dt, column_sums, s, elem(dt, x, k * hw * c + from),
+		    hw, c, w);
+		for (i = 0; i < w; i++)
+			y[k * c + from + i] = s[i] / (float)hw;
 	}
 	return 0;
 }
@@ -117,7 +145,6 @@ LPO_FN(lpo_mean_pool_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	(void)b;
 	if (dx == NULL)
 		return 0;
-	begin_grad(dt, dx, n * hw * c, add);
 #pragma omp parallel for schedule(static) if (n * hw * c > SERIAL)
 	for (p = 0; p < n * hw; p++) {
 		const float *dyk = dy + p / hw * c;
@@ -125,7 +152,7 @@ LPO_FN(lpo_mean_pool_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		int64_t i;
 
 		for (i = 0; i < c; i += VL)
-			vacc(dt, dxr, i, c,
+			vput(dt, add, dxr, i, min64(VL, c - i),
 			    vld(LPO_F32, dyk, i, c) / (float)hw);
 	}
 	return 0;
@@ -174,22 +201,34 @@ LPO_FN(lpo_upsample_fwd)(lpo_backend *b, enum lpo_dtype dt, void *y,
 	return 0;
 }
 
-/* dx of one source pixel += the sum of its copies, row by row. */
-static void
-upsample_pixel(enum lpo_dtype dt, void *dx, const void *dy, int64_t c,
-    int64_t wo, int64_t p0, int64_t p1, int64_t q0, int64_t q1)
+inlined void
+pixel_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *dx, const void *dy,
+    int64_t rows, int64_t row, int64_t cols, int64_t col, int add)
 {
-	int64_t i, p, q;
-	vf s;
+	vf s = {0};
+	int64_t p, q;
 
-	for (i = 0; i < c; i += VL) {
-		s = (vf){0};
-		for (p = p0; p < p1; p++)
-			for (q = q0; q < q1; q++)
-				s += vld(dt, elem(dt, dy, (p * wo + q) * c),
-				    i, c);
-		vacc(dt, dx, i, c, s);
-	}
+	for (p = 0; p < rows; p++)
+		for (q = 0; q < cols; q++)
+			s += vld_n(dt, dy, p * row + q * col + i, n);
+	vput(dt, add, dx, i, n, s);
+}
+
+/*
+ * dx of one source pixel (+)= the sum of its copies, rows x cols pixels from
+ * dy on; row and col are the elements of a row and of a pixel.
+ */
+inlined void
+upsample_pixel(enum lpo_dtype dt, void *dx, const void *dy, int64_t rows,
+    int64_t row, int64_t cols, int64_t col, int add)
+{
+	int64_t i;
+
+	if (rows == 2 && cols == 2)
+		BY_VEC(i, col, pixel_vec, dt, dx, dy, 2, row, 2, col, add);
+	else
+		BY_VEC(i, col, pixel_vec, dt, dx, dy, rows, row, cols, col,
+		    add);
 }
 
 int
@@ -202,7 +241,6 @@ LPO_FN(lpo_upsample_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 	(void)b;
 	if (dx == NULL)
 		return 0;
-	begin_grad(dt, dx, n * h * w * c, add);
 #pragma omp parallel for schedule(static) if (n * ho * wo * c > SERIAL)
 	for (u = 0; u < n * h; u++) {
 		const void *img = elem(dt, dy, u / h * ho * wo * c);
@@ -212,8 +250,10 @@ LPO_FN(lpo_upsample_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		for (s = 0; s < w; s++) {
 			q0 = q1;
 			q1 = first_of(s + 1, w, wo);
-			upsample_pixel(dt, elem(dt, dx, (u * w + s) * c), img,
-			    c, wo, p0, p1, q0, q1);
+			BY_DTYPE(dt, upsample_pixel, elem(dt, dx,
+			    (u * w + s) * c), elem(dt, img,
+			    (p0 * wo + q0) * c), p1 - p0, wo * c, q1 - q0, c,
+			    add);
 		}
 	}
 	return 0;
@@ -236,13 +276,22 @@ LPO_FN(lpo_concat_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	return 0;
 }
 
-static inline void
-acc_row(enum lpo_dtype dt, void *y, const void *a, int64_t from, int64_t to)
+inlined void
+acc_vec(int64_t i, int64_t n, enum lpo_dtype dt, void *y, const void *a)
+{
+	vput(dt, 1, y, i, n, vld_n(dt, a, i, n));
+}
+
+/* y = a, or y += a if `add` */
+inlined void
+put_row(enum lpo_dtype dt, void *y, const void *a, int64_t n, int add)
 {
 	int64_t i;
 
-	for (i = from; i < to; i += VL)
-		vacc(dt, y, i, to, vld(dt, a, i, to));
+	if (add)
+		BY_VEC(i, n, acc_vec, dt, y, a);
+	else
+		memcpy(y, a, (size_t)(n * elem_bytes(dt)));
 }
 
 int
@@ -252,17 +301,16 @@ LPO_FN(lpo_concat_bwd)(lpo_backend *be, enum lpo_dtype dt, void *da, void *db,
 	int64_t r;
 
 	(void)be;
-	begin_grad(dt, da, m * ca, add & LPO_ADD_A);
-	begin_grad(dt, db, m * cb, add & LPO_ADD_B);
 #pragma omp parallel for schedule(static) if (m * (ca + cb) > SERIAL)
 	for (r = 0; r < m; r++) {
 		const void *dyr = elem(dt, dy, r * (ca + cb));
 
 		if (da != NULL)
-			acc_row(dt, elem(dt, da, r * ca), dyr, 0, ca);
+			BY_DTYPE(dt, put_row, elem(dt, da, r * ca), dyr, ca,
+			    add & LPO_ADD_A);
 		if (db != NULL)
-			acc_row(dt, elem(dt, db, r * cb), elem(dt, dyr, ca),
-			    0, cb);
+			BY_DTYPE(dt, put_row, elem(dt, db, r * cb),
+			    elem(dt, dyr, ca), cb, add & LPO_ADD_B);
 	}
 	return 0;
 }
@@ -304,8 +352,9 @@ LPO_FN(lpo_gather_rows_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dx,
 		int64_t from = u * COLS, to = min64(from + COLS, c), k;
 
 		for (k = 0; k < n; k++)
-			acc_row(dt, elem(dt, dx, index[k] * c),
-			    elem(dt, dy, k * c), from, to);
+			BY_DTYPE(dt, put_row, elem(dt, dx,
+			    index[k] * c + from), elem(dt, dy, k * c + from),
+			    to - from, 1);
 	}
 	return 0;
 }
