@@ -12,7 +12,6 @@
 enum {
 	CMAX = 2048,		/* channels of one unit; also of one group */
 	RUN = 64,		/* rows summed in f32 before a larger sum */
-	TILE = 8,		/* rows read while they pass through L1 */
 	SERIAL = 16384
 };
 
@@ -30,16 +29,19 @@ min64(int64_t a, int64_t b)
 }
 
 /*
- * Norm groups per unit: whole rows where images alone feed the threads
- * (memory is then read in order), else pieces of at least a cache line.
+ * Norm groups per unit: whole rows where images alone feed the threads evenly
+ * (memory is then read in order), else as few pieces as do, of at least a
+ * cache line, or four for each thread where that would be too many.
  */
 static int64_t
 groups_per_unit(const lpo_backend *b, int64_t items, int64_t norm_groups,
     int64_t cg)
 {
-	int64_t want = items % b->threads == 0 ? 1 :
-	    (4 * b->threads + items - 1) / items;
-	int64_t g = (norm_groups + want - 1) / want;
+	int64_t want = 1, most = (4 * b->threads + items - 1) / items, g;
+
+	while (items * want % b->threads != 0 && want < most)
+		want++;
+	g = (norm_groups + want - 1) / want;
 
 	if (g * cg < 16)
 		g = (15 + cg) / cg;
@@ -48,36 +50,18 @@ groups_per_unit(const lpo_backend *b, int64_t items, int64_t norm_groups,
 }
 
 /*
- * n columns from i on of `rows` rows at x: sum[i] += x - mean, square[i] += its
- * square, each where not NULL.  Rows by rows, so that memory is read in order.
+ * n columns from i on of a row: sum[i] += x - mean, square[i] += its square if
+ * there is `square`.  Rows are read whole and in order, as prefetchers like it.
  */
 inlined void
-moments_vec(int64_t i, int64_t n, enum lpo_dtype dt, int64_t c, float *sum,
-    float *square, const void *x, int64_t rows, const float *mean)
+moments_vec(int64_t i, int64_t n, enum lpo_dtype dt, float *sum,
+    float *square, const void *x, const float *mean)
 {
-	vf mu = vf_load(mean + i), v[4], t;
-	int64_t r, j;
+	vf v = vld_n(dt, x, i, n) - vf_load(mean + i);
 
-	for (r = 0; r + 4 <= rows; r += 4) {
-#pragma GCC unroll 4
-		for (j = 0; j < 4; j++)
-			v[j] = vld_n(dt, x, (r + j) * c + i, n) - mu;
-		t = (v[0] + v[1]) + (v[2] + v[3]);
-		if (sum != NULL)
-			vf_store(sum + i, vf_load(sum + i) + t);
-		t = vf_fma(v[1], v[1], vf_mul(v[0], v[0]));
-		t = vf_fma(v[3], v[3], vf_fma(v[2], v[2], t));
-		if (square != NULL)
-			vf_store(square + i, vf_load(square + i) + t);
-	}
-	for (; r < rows; r++) {
-		v[0] = vld_n(dt, x, r * c + i, n) - mu;
-		if (sum != NULL)
-			vf_store(sum + i, vf_load(sum + i) + v[0]);
-		if (square != NULL)
-			vf_store(square + i, vf_fma(v[0], v[0],
-			    vf_load(square + i)));
-	}
+	vf_store(sum + i, vf_load(sum + i) + v);
+	if (square != NULL)
+		vf_store(square + i, vf_fma(v, v, vf_load(square + i)));
 }
 
 /* The same sums, from zero on, over the rows [r0, r1) of a unit. */
@@ -85,17 +69,14 @@ inlined void
 moments(enum lpo_dtype dt, const struct unit *u, float *sum, float *square,
     const void *x, int64_t r0, int64_t r1, const float *mean)
 {
-	int64_t i, r, rows;
+	int64_t i, r;
 
-	if (sum != NULL)
-		memset(sum, 0, (size_t)(u->w + VL) * sizeof(float));
+	memset(sum, 0, (size_t)(u->w + VL) * sizeof(float));
 	if (square != NULL)
 		memset(square, 0, (size_t)(u->w + VL) * sizeof(float));
-	for (r = r0; r < r1; r += TILE) {
-		rows = min64(TILE, r1 - r);
-		BY_VEC(i, u->w, moments_vec, dt, u->c, sum, square, elem(dt,
-		    x, r * u->c + u->c0), rows, mean);
-	}
+	for (r = r0; r < r1; r++)
+		BY_VEC(i, u->w, moments_vec, dt, sum, square, elem(dt, x,
+		    r * u->c + u->c0), mean);
 }
 
 static double
@@ -273,22 +254,15 @@ back_vec(enum lpo_dtype dt, int silu, const struct back *k, int64_t at,
 	return vf_mul(dy, s * vf_fma(pre, 1.0f - s, vf_set1(1.0f)));
 }
 
-/* a[i] += dy', b[i] += dy' (x - mean) over the rows [r0, r1) */
+/* a[i] += dy', b[i] += dy' (x - mean), `at` elements into dy and x */
 inlined void
 sums_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu,
-    const struct back *k, int64_t r0, int64_t r1, int64_t c, float *a,
-    float *b)
+    const struct back *k, int64_t at, float *a, float *b)
 {
-	vf sa = vf_load(a + i), sb = vf_load(b + i), d, centred;
-	int64_t r;
+	vf centred, d = back_vec(dt, silu, k, at, i, n, &centred);
 
-	for (r = r0; r < r1; r++) {
-		d = back_vec(dt, silu, k, r * c, i, n, &centred);
-		sa += d;
-		sb = vf_fma(d, centred, sb);
-	}
-	vf_store(a + i, sa);
-	vf_store(b + i, sb);
+	vf_store(a + i, vf_load(a + i) + d);
+	vf_store(b + i, vf_fma(d, centred, vf_load(b + i)));
 }
 
 /* a[w] = sum over rows of dy', b[w] = of dy' (x - mean) */
@@ -297,22 +271,18 @@ back_sums(enum lpo_dtype dt, const struct unit *u, struct back *k)
 {
 	const int64_t hw = u->hw, c = u->c, w = u->w;
 	float a[CMAX + VL], b[CMAX + VL];
-	int64_t i, r, r1, run;
+	int64_t i, r, run;
 
 	fill(k->a, w + VL, 0.0);
 	fill(k->b, w + VL, 0.0);
 	for (run = 0; run < hw; run += RUN) {
 		fill(a, w + VL, 0.0);
 		fill(b, w + VL, 0.0);
-		for (r = run; r < min64(run + RUN, hw); r = r1) {
-			r1 = min64(r + TILE, hw);
+		for (r = run; r < min64(run + RUN, hw); r++)
 			if (u->silu)
-				BY_VEC(i, w, sums_vec, dt, 1, k, r, r1, c, a,
-				    b);
+				BY_VEC(i, w, sums_vec, dt, 1, k, r * c, a, b);
 			else
-				BY_VEC(i, w, sums_vec, dt, 0, k, r, r1, c, a,
-				    b);
-		}
+				BY_VEC(i, w, sums_vec, dt, 0, k, r * c, a, b);
 		for (i = 0; i < w; i++) {
 			k->a[i] += a[i];
 			k->b[i] += b[i];

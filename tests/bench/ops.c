@@ -382,7 +382,7 @@ memory(int64_t k, int64_t side, int64_t c)
 	printf("%lld images, %lld @ %lld^2\n", (long long)k, (long long)c,
 	    (long long)side);
 	for (i = 0; i < sizeof(memory_ops) / sizeof(*memory_ops); i++) {
-		ms = best_ms(memory_ops[i].run, &w, 0.15);
+		ms = best_ms(memory_ops[i].run, &w, 0.1);
 		rate = memory_ops[i].tensors * (double)count *
 		    (double)lpo_dtype_bytes(dt) / ms / 1e6;
 		copy = i == 0 ? rate : copy;
@@ -428,6 +428,7 @@ main(int argc, char **argv)
 		if (strcmp(part, "memory") != 0)
 			products();
 		if (strcmp(part, "product") != 0) {
+			memory(20, 64, 320);
 			memory(4, 64, 320);
 			memory(8, 16, 1280);
 		}
