@@ -180,14 +180,13 @@ apply_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *y,
 	vst_n(dt, y, i, n, v);
 }
 
-/* From the last row to the first: the last ones are still in the cache. */
 inlined void
 group_apply(enum lpo_dtype dt, const struct unit *u, void *y, const void *x,
     const struct affine *k)
 {
 	int64_t i, r, at;
 
-	for (r = u->hw - 1; r >= 0; r--) {
+	for (r = 0; r < u->hw; r++) {
 		at = r * u->c + u->c0;
 		if (u->silu)
 			BY_VEC(i, u->w, apply_vec, dt, 1, elem(dt, y, at),
@@ -325,8 +324,7 @@ dx_vec(int64_t i, int64_t n, enum lpo_dtype dt, int silu, void *dx,
 }
 
 /*
- * dx (+)= rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)),
- * from the last row to the first: the last ones are still in the cache.
+ * dx (+)= rstd (dy' gamma - mean(dy' gamma) - xhat mean(dy' gamma xhat)).
  */
 inlined void
 back_dx(enum lpo_dtype dt, const struct unit *u, void *dx,
@@ -335,7 +333,7 @@ back_dx(enum lpo_dtype dt, const struct unit *u, void *dx,
 	const int64_t w = u->w, c = u->c, silu = u->silu;
 	int64_t i, r;
 
-	for (r = u->hw - 1; r >= 0; r--)
+	for (r = 0; r < u->hw; r++)
 		if (silu && add)
 			BY_VEC(i, w, dx_vec, dt, 1, dx, k, r * c, 1);
 		else if (silu)

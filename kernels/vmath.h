@@ -10,7 +10,7 @@
  *	vf_sigmoid	relative 3e-7
  *	vf_cdf		relative 5e-7 + |x|^2 6e-8, also in the far left tail
  *
- * and for results that become bf16, whose half unit is 2^-9:
+ * and for results that become bf16, half of whose unit is 2^-9 at least:
  *
  *	vf_silu_bf16	relative 2^-16; at most 2e-36 off below x = -87
  *	vf_gelu_bf16	relative 2^-15; at most 1e-36 off below x = -12.9
@@ -262,14 +262,15 @@ vf_recip_bf16(vf d)
 	return vf_mul(r, vf_fnma(d, r, vf_set1(2.0f)));
 }
 
-/* x / (1 + e^-x) */
+/* x / (1 + e^-x); the factor x is bounded too where the other cannot be 0 */
 static inline vf
 vf_silu_bf16(vf x)
 {
 	const vf magic = vf_set1(12582912.0f + 127.0f);
 	vf t, a, r, p;
 
-	a = vf_max(vf_set1(-87.0f), vf_min(vf_set1(87.0f), x));
+	x = vf_max(vf_set1(-87.0f), x);
+	a = vf_min(vf_set1(87.0f), x);
 	t = vf_fnma(a, vf_set1(1.44269504f), magic);
 	r = vf_fma(t - magic, vf_set1(0.693147181f), a);
 	p = vf_horner(vf_set1(0.04145819813f), r, -0.1679115412f);

@@ -416,6 +416,48 @@ check_null(lpo_backend *be, const char *level)
 	set_free(&b);
 }
 
+/*
+ * Statistics where the mean jumps from row to row of blocks: a formula that
+ * subtracts squares of the wrong mean would lose the digits of the variance.
+ */
+static void
+check_jumps(lpo_backend *be, const char *level)
+{
+	const struct shape *s = &shapes[7];
+	double off_by = 0, mean, var, *v;
+	struct set t;
+	int64_t i, g, k, cg = s->c / s->norm_groups, m = s->hw * cg;
+	int where;
+
+	for (where = 0; where < 4; where++) {
+		t = set_new(be, s, LPO_F32, 0, 1);
+		v = t.x.v;
+		for (i = 0; i < t.x.count; i++) {
+			/* at the start, in the middle, the last row, all */
+			k = i / s->c;
+			v[i] = (float)(v[i] * 0.01 + (where == 0 ? k < 64 :
+			    where == 1 ? k >= 300 && k < 700 :
+			    where == 2 ? k == s->hw - 1 : 1) * 30.0);
+		}
+		buf_reset(&t.x);
+		run(be, LPO_F32, s, &t, 0, 1);
+		for (g = 0; g < s->norm_groups; g++) {
+			mean = var = 0;
+			for (k = 0; k < m; k++)
+				mean += v[k / cg * s->c + g * cg + k % cg] /
+				    (double)m;
+			for (k = 0; k < m; k++)
+				var += pow(v[k / cg * s->c + g * cg + k % cg] -
+				    mean, 2) / (double)m;
+			off_by = fmax(off_by, fabs(get(&t.stats, 2 * g + 1) *
+			    sqrt(var + eps) - 1));
+		}
+		set_free(&t);
+	}
+	ok(off_by < 1e-6, "%s: rstd of rows whose mean jumps is off by %.1g",
+	    level, off_by);
+}
+
 static void
 test_shape(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct shape *group)
@@ -464,6 +506,8 @@ test_level(lpo_backend *be, const char *level)
 	}
 	check_values(be, level, LPO_F32, &shapes[3], 0, 30, 1);
 	check_values(be, level, LPO_F32, &shapes[7], 0, 30, 1);
+	if (!on_cuda(be))
+		check_jumps(be, level);
 	check_null(be, level);
 }
 

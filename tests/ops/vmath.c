@@ -181,6 +181,52 @@ test_level(lpo_backend *be, const char *level)
 	dev_free(be, y);
 }
 
+/*
+ * SiLU and GELU of every bf16 value with the magnitudes they are meant for,
+ * in bf16: half a unit, and 3 % of that for the formula.  NaN and the ends
+ * behave.
+ */
+static void
+test_cpu_level_bf16(lpo_backend *be, const char *level)
+{
+	enum { N = 65536 };
+	static const enum lpo_act acts[] = { LPO_SILU, LPO_GELU };
+	double bad[2] = { 0, 0 }, v, want, e;
+	int i, k, good = 1;
+	uint16_t *x, *y;
+
+	if (on_cuda(be))
+		return;
+	x = guarded(be, N * 2);
+	y = guarded(be, N * 2);
+	for (i = 0; i < N; i++)
+		x[i] = (uint16_t)i;
+	for (k = 0; k < 2; k++) {
+		be->k->act_fwd(be, LPO_BF16, acts[k], y, x, N);
+		for (i = 0; i < N; i++) {
+			v = half_float(x[i]);
+			if (isnan(v) || v == INFINITY)
+				good &= isnan(v) ? isnan(half_float(y[i])) :
+				    half_float(y[i]) == INFINITY;
+			if (v < -87)
+				good &= fabs(half_float(y[i])) < 2e-36;
+			if (!(fabs(v) <= (k == 0 ? 86 : 12.8)) ||
+			    fabs(v) < 1e-36)
+				continue;
+			want = k == 0 ? v / (1 + exp(-v)) :
+			    0.5 * v * erfc(-v / sqrt(2));
+			e = fabs(half_float(y[i]) - want) /
+			    ldexp(1, ilogb(want) - 8);
+			bad[k] = e > bad[k] ? e : bad[k];
+		}
+	}
+	ok(good && bad[0] <= 1.03 && bad[1] <= 1.03, "%s: silu and gelu in "
+	    "bf16, %.3f and %.3f half units, NaN and the ends", level, bad[0],
+	    bad[1]);
+	dev_free(be, x);
+	dev_free(be, y);
+}
+
 int
 main(void)
 {
@@ -189,5 +235,6 @@ main(void)
 	test_f16();
 	test_bf16();
 	each_level(test_level);
+	each_level(test_cpu_level_bf16);
 	return done_testing();
 }
