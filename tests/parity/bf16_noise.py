@@ -182,7 +182,8 @@ def table(name, n, truth, f32, bf16):
                    abs(bias[0]), abs(bias[1]), MAX_BIAS, f"t = {t}")
 
 
-def measure(name):
+def setting(name):
+    """The model's folder, its UNet, a LoRA, inputs, the text of none."""
     torch.manual_seed(0)
     if name.startswith("random"):
         side = int(name[6:])
@@ -196,8 +197,14 @@ def measure(name):
     lora = small_lora(unet)
     rows, uncond = inputs(unet, length, width, n,
                           not name.startswith("random"))
+    return model, unet, lora, rows, uncond
+
+
+def measure(name):
+    model, unet, lora, rows, uncond = setting(name)
     runs = exact(unet, lora), ours(model, "f32"), ours(model, "bf16")
-    table(name, n, *(log_ratios(r, rows, uncond) for r in runs))
+    table(name, len(rows["timestep"]) // len(TIMES), *(
+        log_ratios(r, rows, uncond) for r in runs))
 
 
 def main():

@@ -266,4 +266,5 @@ def main():
                for k, v in out.items()}, to)
 
 
-main()
+if __name__ == "__main__":
+    main()
