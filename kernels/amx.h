@@ -79,7 +79,12 @@ tile_config(void)
 
 #define tile_release()		_tile_release()
 #define tile_zero(t)		_tile_zero(t)
-#define tile_load(t, p, stride)	_tile_loadd(t, p, stride)
+/* gcc's intrinsic does not say that it reads memory: what is written stays */
+#define tile_load(t, p, stride)						\
+	do {								\
+		__asm__ volatile("" : : : "memory");			\
+		_tile_loadd(t, p, stride);				\
+	} while (0)
 #define tile_store(t, p, stride) _tile_stored(t, p, stride)
 #define tile_dp(c, a, b)	_tile_dpbf16ps(c, a, b)
 

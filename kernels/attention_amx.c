@@ -1,11 +1,20 @@
 /*
- * Flash attention, forward, in bf16 on AMX tiles.  32 queries meet blocks of
- * up to 128 keys:
- *	S = Q K^T	tiles [16 queries][16 keys], over channels by 32
- *	P = 2^(S - m)	in vectors, rounded to bf16; running m and l as usual
- *	O = O + P V	tiles [16 queries][16 channels], over keys by 32
- * k and v are brought once per row and head into the order that the tile
- * product wants: pairs along its inner dimension side by side.
+ * Flash attention, forward, in bf16 on AMX tiles.  Lanes are queries: groups
+ * of 32 meet blocks of keys,
+ *	S^T = K Q^T	tiles [16 keys][16 queries], over channels by 32
+ *	P^T = 2^(S - m)	in vectors, rounded to bf16
+ *	O^T += V^T P^T	tiles [16 channels][16 queries], over keys by 32
+ * so that maxima and sums run down the lanes and P^T is stored as the tile
+ * product wants it, pairs of keys side by side.  k and v are brought into
+ * tiles once per row and head.
+ *
+ * m is the largest of a query's first block.  The sum of a later block, which
+ * is needed anyway, tells whether a score is far above it: then m grows and
+ * the block is done again.
+ *
+ * The tile products of one block stand between the vector work of another,
+ * for the processor to overlap: while block u is in the vectors, the tiles
+ * make S of u + 1 and O of u - 1.
  */
 #include "kernels/amx.h"
 #include "kernels/attention.h"
@@ -15,9 +24,15 @@
 #include <omp.h>
 
 enum {
-	BQ = 32,		/* queries of a block: two rows of tiles */
-	BK = 128		/* keys of a block */
+	BQ = 32,		/* queries of a group: two columns of tiles */
+	GROUPS = 4,		/* groups that meet a block while it is near */
+	BK = 64,		/* keys of a block */
+	BK_MOST = 96,		/* ... where they are all */
+	ELEMENTS = 512		/* of a tile */
 };
+
+/* A block is done again where p, which begins at 1, sums to more. */
+#define SUM_MOST	0x1p20f
 
 /* What these kernels leave to others. */
 #ifdef LPO_AMX_EMULATE
@@ -26,18 +41,27 @@ enum {
 #define OTHER(op)	lpo_##op##_avx512
 #endif
 
-typedef uint16_t h8 __attribute__((vector_size(16)));
-
-/* One thread's blocks; its packed k and v follow in memory. */
-struct room {
-	uint16_t q[BQ * LDA], p[BQ * BK];
-	float s[BQ * BK], o[BQ * LDA];
-	float m[BQ], l[BQ];
+/* What a group of queries keeps from block to block. */
+struct group {
+	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
+	float o[LDA * BQ];		/* [channel][query] */
+	float m[BQ], l[BQ], a[BQ];	/* a: o is to be scaled by it */
+	int scale_o, fill[15];		/* all on lines of 64 bytes */
 };
 
-/* The padded sizes of one head. */
-struct padded {
-	int64_t dk, dv, lk;	/* channels by 32 and by 16, keys by 32 */
+/* One thread's memory; its packed k and v follow. */
+struct room {
+	struct group g[GROUPS];
+	float s[2][BK_MOST * BQ];	/* [key][query] */
+	uint16_t p[2][BK_MOST * BQ];	/* [key / 32][2] tiles */
+};
+
+/* One head: padded sizes, and how its keys are cut. */
+struct plan {
+	int64_t steps, dv, lk;	/* channels / 32; by 16; keys by 32 */
+	int64_t bk, d, keys, causal;
+	float scale;
+	const uint16_t *k, *v;
 };
 
 static inline int64_t
@@ -46,269 +70,508 @@ round_up(int64_t x, int64_t to)
 	return (x + to - 1) / to * to;
 }
 
-static inline struct padded
-pad(const struct lpo_attn_shape *s)
+static inline struct plan
+plan_new(const struct lpo_attn_shape *s)
 {
-	struct padded p = { round_up(s->d, 32), round_up(s->d, 16),
-	    round_up(s->lk, 32) };
+	struct plan z = { .steps = (s->d + 31) / 32, .dv = round_up(s->d, 16),
+	    .lk = round_up(s->lk, 32), .d = s->d, .keys = s->lk,
+	    .causal = s->causal, .scale = LOG2E / sqrtf((float)s->d) };
 
-	return p;
+	z.bk = z.lk <= BK_MOST ? z.lk : BK;
+	return z;
 }
 
-/* k to [lk / 16][dk / 2][16 keys][2]: channel pairs, transposed as words. */
-static void
-pack_k(uint16_t *dst, const uint16_t *k, int64_t ld, const struct padded *z,
-    int64_t keys, int64_t d)
+/* A row of a tile: n <= 32 elements and zeros. */
+static inline void
+load_row(uint16_t *dst, const uint16_t *src, int64_t n)
 {
-	int64_t g, x, i, j;
-	uint16_t *to;
-	v4 r[4];
-
-	memset(dst, 0, (size_t)(z->lk * z->dk) * sizeof(*dst));
-	for (g = 0; g < keys; g += 4)
-		for (x = 0; x < d; x += 8) {
-			for (i = 0; i < 4; i++) {
-				r[i] = (v4){0};
-				if (g + i < keys)
-					memcpy(&r[i], k + (g + i) * ld + x,
-					    (size_t)min64(8, d - x) * 2);
-			}
-			transpose4(r);
-			to = dst + (g / 16 * (z->dk / 2) + x / 2) * 32 +
-			    g % 16 * 2;
-			for (j = 0; j < 4; j++)
-				memcpy(to + j * 32, &r[j], sizeof(v4));
-		}
-}
-
-/* v to [lk / 32][dv / 16][16 key pairs][16 channels][2] */
-static void
-pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct padded *z,
-    int64_t keys, int64_t d)
-{
-	int64_t g, x;
-	h8 a, b, lo, hi;
-	size_t bytes;
-	uint16_t *to;
-
-	memset(dst, 0, (size_t)(z->lk * z->dv) * sizeof(*dst));
-	for (g = 0; g < keys; g += 2)
-		for (x = 0; x < d; x += 8) {
-			bytes = (size_t)min64(8, d - x) * 2;
-			a = b = (h8){0};
-			memcpy(&a, v + g * ld + x, bytes);
-			if (g + 1 < keys)
-				memcpy(&b, v + (g + 1) * ld + x, bytes);
-			lo = __builtin_shufflevector(a, b, 0, 8, 1, 9, 2, 10,
-			    3, 11);
-			hi = __builtin_shufflevector(a, b, 4, 12, 5, 13, 6,
-			    14, 7, 15);
-			to = dst + (g / 32 * (z->dv / 16) + x / 16) * 512 +
-			    g % 32 / 2 * 32 + x % 16 * 2;
-			memcpy(to, &lo, sizeof(lo));
-			memcpy(to + 8, &hi, sizeof(hi));
-		}
-}
-
-/* s[32][BK] = q k^T of `keys` keys (a multiple of 32) from k0 on */
-static void
-scores(struct room *w, const uint16_t *kp, const struct padded *z, int64_t k0,
-    int64_t keys)
-{
-	int64_t step = z->dk / 2 * 32, k, x;
-
-	for (k = 0; k < keys; k += 32) {
-		const uint16_t *b = kp + (k0 + k) / 16 * step;
-
-		tile_zero(0);
-		tile_zero(1);
-		tile_zero(2);
-		tile_zero(3);
-		for (x = 0; x < z->dk; x += 32) {
-			tile_load(4, w->q + x, LDA * 2);
-			tile_load(5, w->q + 16 * LDA + x, LDA * 2);
-			tile_load(6, b + x / 2 * 32, 64);
-			tile_load(7, b + step + x / 2 * 32, 64);
-			tile_dp(0, 4, 6);
-			tile_dp(1, 4, 7);
-			tile_dp(2, 5, 6);
-			tile_dp(3, 5, 7);
-		}
-		tile_store(0, w->s + k, BK * 4);
-		tile_store(1, w->s + k + 16, BK * 4);
-		tile_store(2, w->s + 16 * BK + k, BK * 4);
-		tile_store(3, w->s + 16 * BK + k + 16, BK * 4);
-	}
-}
-
-/* o[32][dv] += p v over the same keys */
-static void
-weighted_sum(struct room *w, const uint16_t *vp, const struct padded *z,
-    int64_t k0, int64_t keys)
-{
-	int64_t step = z->dv / 16 * 512, c, k;
-
-	for (c = 0; c < z->dv; c += 32) {
-		const uint16_t *b = vp + k0 / 32 * step + c / 16 * 512;
-		int two = c + 16 < z->dv;
-		float *o = w->o + c;
-
-		tile_load(0, o, LDA * 4);
-		tile_load(2, o + 16 * LDA, LDA * 4);
-		if (two) {
-			tile_load(1, o + 16, LDA * 4);
-			tile_load(3, o + 16 * LDA + 16, LDA * 4);
-		}
-		for (k = 0; k < keys; k += 32, b += step) {
-			tile_load(4, w->p + k, BK * 2);
-			tile_load(5, w->p + 16 * BK + k, BK * 2);
-			tile_load(6, b, 64);
-			tile_dp(0, 4, 6);
-			tile_dp(2, 5, 6);
-			if (two) {
-				tile_load(7, b + 512, 64);
-				tile_dp(1, 4, 7);
-				tile_dp(3, 5, 7);
-			}
-		}
-		tile_store(0, o, LDA * 4);
-		tile_store(2, o + 16 * LDA, LDA * 4);
-		if (two) {
-			tile_store(1, o + 16, LDA * 4);
-			tile_store(3, o + 16 * LDA + 16, LDA * 4);
-		}
-	}
-}
-
-/* 2^x, x <= 0; where P is rounded to bf16, 3e-6 is exact enough. */
-static inline vf
-exp2_for_bf16(vf x)
-{
-#if defined(__AVX512F__)
-	__m512 y = _mm512_max_ps(_mm512_set1_ps(-200.0f), (__m512)x);
-	__m512 n = _mm512_roundscale_ps(y, 0);
-	vf f = (vf)_mm512_sub_ps(y, n), p;
-
-	p = vf_horner(vf_set1(0.009570102069f), f, 0.05591786033f);
-	p = vf_horner(p, f, 0.2402474482f);
-	p = vf_horner(p, f, 0.6931218147f);
-	p = vf_horner(p, f, 0.9999992614f);
-	return (vf)_mm512_scalef_ps((__m512)p, n);
+#if defined(__AVX512BW__)
+	_mm512_storeu_si512(dst, _mm512_maskz_loadu_epi16(
+	    (__mmask32)(0xffffffffu >> (32 - n)), src));
 #else
-	return vf_exp2_soft(x);
+	memset(dst, 0, 64);
+	memcpy(dst, src, (size_t)n * 2);
 #endif
 }
 
 static inline void
-store_pair(uint16_t *p, vf a, vf b)
+store_row(uint16_t *dst, const uint16_t *src, int64_t n)
 {
-#if defined(__AVX512BF16__)
-	__m512bh h = _mm512_cvtne2ps_pbh((__m512)b, (__m512)a);
-
-	memcpy(p, &h, sizeof(h));
+#if defined(__AVX512BW__)
+	_mm512_mask_storeu_epi16(dst, (__mmask32)(0xffffffffu >> (32 - n)),
+	    _mm512_loadu_si512(src));
 #else
-	vf_store_bf16(p, a);
-	vf_store_bf16(p + VL, b);
+	memcpy(dst, src, (size_t)n * 2);
 #endif
 }
 
-static inline float
-vf_largest(vf v)
+/* A tile row of 16 pairs: n <= 16 elements of a and of b, side by side. */
+static inline void
+load_pairs(uint16_t *dst, const uint16_t *a, const uint16_t *b, int64_t n)
 {
-	float a[VL], most;
+#if defined(__AVX512BW__) && defined(__AVX512VL__)
+	__mmask16 k = (__mmask16)(0xffffu >> (16 - n));
+	__m512i x = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k, a));
+	__m512i y = _mm512_cvtepu16_epi32(_mm256_maskz_loadu_epi16(k, b));
+
+	_mm512_storeu_si512(dst, _mm512_or_si512(x, _mm512_slli_epi32(y, 16)));
+#else
+	int64_t i;
+
+	memset(dst, 0, 64);
+	for (i = 0; i < n; i++) {
+		dst[2 * i] = a[i];
+		dst[2 * i + 1] = b[i];
+	}
+#endif
+}
+
+/* A tile as [16][16] words, transposed in place. */
+static void
+transpose_tile(uint16_t *tile)
+{
+#if defined(__AVX512F__)
+	__m512i r[TILE], t[TILE];
 	int i;
 
-	vf_store(a, v);
-	most = a[0];
-	for (i = 1; i < VL; i++)
-		most = a[i] > most ? a[i] : most;
-	return most;
+#pragma GCC unroll 16
+	for (i = 0; i < TILE; i++)
+		r[i] = _mm512_loadu_si512(tile + 32 * i);
+#pragma GCC unroll 16
+	for (i = 0; i < TILE; i += 2) {
+		t[i] = _mm512_unpacklo_epi32(r[i], r[i + 1]);
+		t[i + 1] = _mm512_unpackhi_epi32(r[i], r[i + 1]);
+	}
+#pragma GCC unroll 16
+	for (i = 0; i < TILE; i += 4) {		/* r[i + j]: columns 4 x + j */
+		r[i] = _mm512_unpacklo_epi64(t[i], t[i + 2]);
+		r[i + 1] = _mm512_unpackhi_epi64(t[i], t[i + 2]);
+		r[i + 2] = _mm512_unpacklo_epi64(t[i + 1], t[i + 3]);
+		r[i + 3] = _mm512_unpackhi_epi64(t[i + 1], t[i + 3]);
+	}
+#pragma GCC unroll 4
+	for (i = 0; i < 4; i++) {
+		t[0] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0x88);
+		t[1] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0x88);
+		t[2] = _mm512_shuffle_i32x4(r[i], r[i + 4], 0xdd);
+		t[3] = _mm512_shuffle_i32x4(r[i + 8], r[i + 12], 0xdd);
+		_mm512_storeu_si512(tile + 32 * i,
+		    _mm512_shuffle_i32x4(t[0], t[1], 0x88));
+		_mm512_storeu_si512(tile + 32 * (i + 4),
+		    _mm512_shuffle_i32x4(t[2], t[3], 0x88));
+		_mm512_storeu_si512(tile + 32 * (i + 8),
+		    _mm512_shuffle_i32x4(t[0], t[1], 0xdd));
+		_mm512_storeu_si512(tile + 32 * (i + 12),
+		    _mm512_shuffle_i32x4(t[2], t[3], 0xdd));
+	}
+#else
+	uint32_t a[TILE][TILE], b[TILE][TILE];
+	int i, j;
+
+	memcpy(a, tile, sizeof(a));
+	for (i = 0; i < TILE; i++)
+		for (j = 0; j < TILE; j++)
+			b[i][j] = a[j][i];
+	memcpy(tile, b, sizeof(b));
+#endif
+}
+
+/* k to tiles [lk / 16][d / 32][16 keys][32 channels] */
+static void
+pack_k(uint16_t *dst, const uint16_t *k, int64_t ld, const struct plan *z)
+{
+	int64_t g, x, i;
+
+	for (g = 0; g < z->lk; g += TILE)
+		for (x = 0; x < z->d; x += 32)
+			for (i = g; i < g + TILE; i++, dst += 32)
+				if (i < z->keys)
+					load_row(dst, k + i * ld + x,
+					    min64(32, z->d - x));
+				else
+					memset(dst, 0, 64);
+}
+
+/* v to tiles [lk / 32][dv / 16][16 channels][32 keys] */
+static void
+pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct plan *z)
+{
+	static const uint16_t none[TILE];
+	int64_t g, x, i, n;
+
+	for (g = 0; g < z->lk; g += 32)
+		for (x = 0; x < z->d; x += TILE, dst += ELEMENTS) {
+			n = min64(TILE, z->d - x);
+			for (i = 0; i < 32; i += 2)
+				load_pairs(dst + 16 * i, g + i < z->keys ?
+				    v + (g + i) * ld + x : none,
+				    g + i + 1 < z->keys ?
+				    v + (g + i + 1) * ld + x : none, n);
+			transpose_tile(dst);
+		}
+}
+
+/* q to tiles [d / 32][2][16 channel pairs][16 queries][2] */
+static void
+pack_q(uint16_t *dst, const uint16_t *q, int64_t ld, const struct plan *z,
+    int64_t rows)
+{
+	int64_t x, t, i;
+
+	for (x = 0; x < z->d; x += 32)
+		for (t = 0; t < BQ; t += TILE, dst += ELEMENTS) {
+			for (i = 0; i < TILE; i++)
+				if (t + i < rows)
+					load_row(dst + 32 * i, q +
+					    (t + i) * ld + x,
+					    min64(32, z->d - x));
+				else
+					memset(dst + 32 * i, 0, 64);
+			transpose_tile(dst);
+		}
+}
+
+/* s[32][32] = k q^T of the keys from k0 on; of 16 where that is all */
+static void
+scores(float *s, const uint16_t *q, const struct plan *z, int64_t k0)
+{
+	int64_t step = z->steps * ELEMENTS, x;
+	const uint16_t *k = z->k + k0 / TILE * step;
+	int two = k0 + TILE < z->keys;
+
+	tile_zero(0);
+	tile_zero(1);
+	tile_zero(2);
+	tile_zero(3);
+	for (x = 0; x < z->steps; x++, k += ELEMENTS, q += 2 * ELEMENTS) {
+		tile_load(4, k, 64);
+		tile_load(6, q, 64);
+		tile_dp(0, 4, 6);
+		tile_load(7, q + ELEMENTS, 64);
+		tile_dp(1, 4, 7);
+		if (two) {
+			tile_load(5, k + step, 64);
+			tile_dp(2, 5, 6);
+			tile_dp(3, 5, 7);
+		}
+	}
+	tile_store(0, s, BQ * 4);
+	tile_store(1, s + TILE, BQ * 4);
+	if (two) {
+		tile_store(2, s + TILE * BQ, BQ * 4);
+		tile_store(3, s + TILE * BQ + TILE, BQ * 4);
+	}
+}
+
+/* o[32 channels from c on][32] (+)= v p over `keys` keys from k0 on */
+static void
+weighted_sum(float *o, const uint16_t *p, const struct plan *z, int64_t c,
+    int64_t k0, int64_t keys)
+{
+	int64_t step = z->dv / TILE * ELEMENTS, k;
+	const uint16_t *v = z->v + k0 / 32 * step + c / TILE * ELEMENTS;
+	int two = c + TILE < z->dv;
+
+	o += c * BQ;
+	if (k0 == 0) {
+		tile_zero(0);
+		tile_zero(1);
+		tile_zero(2);
+		tile_zero(3);
+	} else {
+		tile_load(0, o, BQ * 4);
+		tile_load(1, o + TILE, BQ * 4);
+		if (two) {
+			tile_load(2, o + TILE * BQ, BQ * 4);
+			tile_load(3, o + TILE * BQ + TILE, BQ * 4);
+		}
+	}
+	for (k = 0; k < keys; k += 32, v += step, p += 2 * ELEMENTS) {
+		tile_load(4, v, 64);
+		tile_load(6, p, 64);
+		tile_dp(0, 4, 6);
+		tile_load(7, p + ELEMENTS, 64);
+		tile_dp(1, 4, 7);
+		if (two) {
+			tile_load(5, v + ELEMENTS, 64);
+			tile_dp(2, 5, 6);
+			tile_dp(3, 5, 7);
+		}
+	}
+	tile_store(0, o, BQ * 4);
+	tile_store(1, o + TILE, BQ * 4);
+	if (two) {
+		tile_store(2, o + TILE * BQ, BQ * 4);
+		tile_store(3, o + TILE * BQ + TILE, BQ * 4);
+	}
 }
 
 /*
- * Row i of s, whose first `seen` keys count, becomes its row of p.  The
- * scale is applied here, in f32: in q it would cost bf16 digits.
+ * 2^x for P, which is rounded to bf16: within 1e-4, none on average, and
+ * exact for integers.
+ */
+static inline vf
+exp2_for_bf16(vf x)
+{
+#if defined(__AVX512F__)
+	vf f = (vf)_mm512_reduce_ps((__m512)x, 9), p;	/* x - floor(x) */
+
+	p = vf_horner(vf_set1(0.07826796960f), f, 0.2263076816f);
+	p = vf_horner(p, f, 0.6954243488f);
+	p = vf_horner(p, f, 1.0f);
+	return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+	return vf_exp2_soft(vf_min(vf_set1(127.0f), x));
+#endif
+}
+
+/* Two rows of P^T as pairs, rounded. */
+static inline void
+store_pairs(uint16_t *p, vf a, vf b)
+{
+	vu x = (vu)a + 0x8000, y = (vu)b + 0x8000;
+#if defined(__AVX512BW__)
+	/* bytes 2 and 3 of x's words over 0 and 1 of y's */
+	const __m512i order = _mm512_set4_epi32(0x0f0e0f0e, 0x0b0a0b0a,
+	    0x07060706, 0x03020302);
+
+	y = (vu)_mm512_mask_shuffle_epi8((__m512i)y, 0x3333333333333333ull,
+	    (__m512i)x, order);
+#else
+	y = x >> 16 | (y & 0xffff0000);
+#endif
+	memcpy(p, &y, sizeof(y));
+}
+
+/* The largest of each lane of n rows of s, or what m holds. */
+static void
+largest(float *m, const float *s, int64_t n)
+{
+	vf top[BQ / VL];
+	int64_t j;
+	int x;
+
+	for (x = 0; x < BQ / VL; x++)
+		top[x] = vf_load(m + x * VL);
+	for (j = 0; j < n; j++)
+		for (x = 0; x < BQ / VL; x++)
+			top[x] = vf_max(vf_load(s + j * BQ + x * VL), top[x]);
+	for (x = 0; x < BQ / VL; x++)
+		vf_store(m + x * VL, top[x]);
+}
+
+/* P^T of rows [from, to) of s, both even, and sums of the lanes. */
+static inline void
+exponentials(uint16_t *p, float *sum, const float *s, const float *m,
+    int64_t from, int64_t to, float scale)
+{
+	vf top[BQ / VL], l[BQ / VL], a, b;
+	int64_t j;
+	int x;
+
+	for (x = 0; x < BQ / VL; x++) {
+		top[x] = vf_load(m + x * VL) * scale;
+		l[x] = vf_load(sum + x * VL);
+	}
+	for (j = from; j < to; j += 2)
+#pragma GCC unroll 8
+		for (x = 0; x < BQ / VL; x++) {
+			const float *at = s + j * BQ + x * VL;
+
+			a = vf_fma(vf_load(at), vf_set1(scale), -top[x]);
+			b = vf_fma(vf_load(at + BQ), vf_set1(scale), -top[x]);
+			a = exp2_for_bf16(a);
+			b = exp2_for_bf16(b);
+			l[x] += a + b;
+			store_pairs(p + (j / 32 * 2 + x * VL / TILE) *
+			    ELEMENTS + j % 32 * TILE + x * VL % TILE * 2, a,
+			    b);
+		}
+	for (x = 0; x < BQ / VL; x++)
+		vf_store(sum + x * VL, l[x]);
+}
+
+/* What no query may see becomes -Inf. */
+static void
+mask(float *s, const struct plan *z, int64_t k0, int64_t keys, int64_t q0)
+{
+	int64_t j;
+	int i;
+
+	for (j = 0; j < keys; j++)
+		for (i = 0; i < BQ; i++)
+			if (k0 + j >= z->keys ||
+			    (z->causal && k0 + j > q0 + i))
+				s[j * BQ + i] = -INFINITY;
+}
+
+/*
+ * The lanes whose sum is too large take the block's largest score as m; 1
+ * if there were any.
+ */
+static int
+raise(struct group *g, const float *sum, const float *s, int64_t keys,
+    float scale)
+{
+	float top[BQ];
+	int i, any = 0;
+
+	for (i = 0; i < BQ; i++)
+		any |= sum[i] > SUM_MOST;
+	if (!any)
+		return 0;
+	memcpy(top, g->m, sizeof(top));
+	largest(top, s, keys);
+	for (i = 0; i < BQ; i++) {
+		g->a[i] = 1.0f;
+		if (sum[i] > SUM_MOST) {
+			g->a[i] = exp2f((g->m[i] - top[i]) * scale);
+			g->m[i] = top[i];
+			g->l[i] *= g->a[i];
+		}
+	}
+	g->scale_o = 1;
+	return 1;
+}
+
+/* One group and one block of keys. */
+struct step {
+	struct group *g;
+	float *s;
+	uint16_t *p;
+	int64_t k0, keys, q0;
+};
+
+/* o of the step, 32 channels from c on. */
+static void
+finish_step(const struct step *t, const struct plan *z, int64_t c)
+{
+	int64_t j, x;
+
+	if (t->g->scale_o && c == 0) {
+		for (j = 0; j < z->dv * BQ; j += BQ)
+			for (x = 0; x < BQ; x += VL)
+				vf_store(t->g->o + j + x, vf_load(t->g->o +
+				    j + x) * vf_load(t->g->a + x));
+		t->g->scale_o = 0;
+	}
+	weighted_sum(t->g->o, t->p, z, c, t->k0, t->keys);
+}
+
+/*
+ * s of step t becomes p, while s of step `next` and o of step `last` are made;
+ * those may be NULL, and t.
  */
 static void
-softmax_row(struct room *w, int64_t i, int64_t keys, int64_t seen,
-    int64_t dv, float scale)
+overlap(const struct step *last, const struct step *t,
+    const struct step *next, const struct plan *z)
 {
-	float *s = w->s + i * BK, *o = w->o + i * LDA, top, a;
-	vf most = {0}, sum = {0}, p0, p1;
-	int64_t j;
+	int64_t keys = t == NULL ? 0 : round_up(min64(t->keys, z->keys -
+	    t->k0), 2), i, most = BK_MOST / 32, c = 0;
+	float sum[BQ] = {0};
 
-	for (j = seen; j < keys; j++)
-		s[j] = -INFINITY;
-	most -= INFINITY;
-	for (j = 0; j < keys; j += VL)
-		most = vf_max(vf_load(s + j), most);
-	top = vf_largest(most);
-	if (top > w->m[i]) {
-		a = exp2f((w->m[i] - top) * scale);
-		w->m[i] = top;
-		w->l[i] *= a;
-		for (j = 0; j < dv; j += VL)
-			vf_store(o + j, vf_load(o + j) * a);
+	if (t != NULL && (t->k0 + keys > z->keys ||
+	    (z->causal && t->k0 + keys > t->q0)))
+		mask(t->s, z, t->k0, keys, t->q0);
+	if (t != NULL && t->k0 == 0)
+		largest(t->g->m, t->s, keys);
+	for (i = 0; i < most; i++) {
+		if (next != NULL && i * 32 < next->keys)
+			scores(next->s + i * 32 * BQ, next->g->q, z,
+			    next->k0 + i * 32);
+		if (i * 32 < keys)
+			exponentials(t->p, sum, t->s, t->g->m, i * 32,
+			    min64(keys, i * 32 + 32), z->scale);
+		for (; last != NULL && c < z->dv && c * 2 <= z->dv * (i + 1);
+		    c += 32)
+			finish_step(last, z, c);
 	}
-	top = w->m[i] * scale;
-	for (j = 0; j < keys; j += 2 * VL) {
-		p0 = vf_fma(vf_load(s + j), vf_set1(scale), -vf_set1(top));
-		p1 = vf_fma(vf_load(s + j + VL), vf_set1(scale),
-		    -vf_set1(top));
-		p0 = exp2_for_bf16(p0);
-		p1 = exp2_for_bf16(p1);
-		sum += p0 + p1;
-		store_pair(w->p + i * BK + j, p0, p1);
+	if (t == NULL)
+		return;
+	if (t->k0 > 0 && raise(t->g, sum, t->s, keys, z->scale)) {
+		memset(sum, 0, sizeof(sum));
+		exponentials(t->p, sum, t->s, t->g->m, 0, keys, z->scale);
 	}
-	w->l[i] += vf_sum(sum);
+	for (i = 0; i < BQ; i++)
+		t->g->l[i] += sum[i];
+	for (i = keys; i < t->keys; i += 2) {
+		memset(t->p + i / 32 * 2 * ELEMENTS + i % 32 * TILE, 0, 64);
+		memset(t->p + (i / 32 * 2 + 1) * ELEMENTS + i % 32 * TILE, 0,
+		    64);
+	}
 }
 
-/* Queries q0 .. (at most 32) of one head; q, o at the first of them. */
+/* o / l to the rows of the output, log of the sums to lse. */
+static void
+finish_group(struct group *g, uint16_t *o, int64_t ld, float *lse,
+    const struct plan *z, int64_t rows)
+{
+	uint16_t t[ELEMENTS];
+	int64_t c, q, i, x;
+	float r[BQ];
+
+	for (i = 0; i < BQ; i += VL)
+		vf_store(r + i, 1.0f / vf_load(g->l + i));
+	for (i = 0; lse != NULL && i < rows; i++)
+		lse[i] = g->m[i] * z->scale * LN2 + logf(g->l[i]);
+	for (c = 0; c < z->d; c += 32)
+		for (q = 0; q < rows; q += TILE) {
+			for (i = 0; i < 32 && c + i < z->dv; i += 2)
+				for (x = 0; x < TILE; x += VL)
+					store_pairs(t + i * TILE + x * 2,
+					    vf_load(g->o + (c + i) * BQ + q +
+					    x) * vf_load(r + q + x),
+					    vf_load(g->o + (c + i + 1) * BQ +
+					    q + x) * vf_load(r + q + x));
+			transpose_tile(t);
+			for (i = 0; i < TILE && q + i < rows; i++)
+				store_row(o + (q + i) * ld + c, t + i * 32,
+				    min64(32, z->d - c));
+		}
+}
+
+/* Queries q0 .. (at most GROUPS * BQ) of one head; q, o at the first. */
 static void
 query_block(struct room *w, uint16_t *o, float *lse, const uint16_t *q,
-    const uint16_t *kp, const uint16_t *vp, const struct lpo_attn_shape *s,
-    int64_t q0)
+    const struct plan *z, const struct lpo_attn_shape *s, int64_t q0)
 {
-	int64_t rows = min64(BQ, s->lq - q0), d = s->d, i, j, k, keys, seen;
-	float scale = LOG2E / sqrtf((float)d), r;
-	struct padded z = pad(s);
+	int64_t rows = min64(GROUPS * BQ, s->lq - q0), i, j, u, steps;
+	int64_t n = (rows + BQ - 1) / BQ, ld = s->heads * s->d, seen = z->keys;
+	struct step ring[4] = {0};
 
-	memset(w->q, 0, sizeof(w->q));
-	memset(w->o, 0, sizeof(w->o));
-	for (i = 0; i < rows; i++)
-		memcpy(w->q + i * LDA, q + i * s->ldq, (size_t)d * 2);
-	for (i = 0; i < BQ; i++) {
-		w->m[i] = -INFINITY;
-		w->l[i] = 0.0f;
-	}
-	for (k = 0; k < s->lk && (!s->causal || k < q0 + rows); k += BK) {
-		keys = min64(BK, z.lk - k);
-		scores(w, kp, &z, k, keys);
-		for (i = 0; i < BQ; i++) {
-			seen = s->lk - k;
-			if (s->causal)
-				seen = min64(seen, q0 + i + 1 - k);
-			softmax_row(w, i, keys, seen < 0 ? 0 : seen, z.dv,
-			    scale);
+	for (i = 0; i < n; i++) {
+		pack_q(w->g[i].q, q + i * BQ * s->ldq, s->ldq, z,
+		    rows - i * BQ);
+		for (j = 0; j < BQ; j++) {
+			w->g[i].m[j] = -INFINITY;
+			w->g[i].l[j] = 0.0f;
 		}
-		weighted_sum(w, vp, &z, k, keys);
+		w->g[i].scale_o = 0;
 	}
-	for (i = 0; i < rows; i++) {
-		r = 1.0f / w->l[i];
-		for (j = 0; j < d; j += VL)
-			vst(LPO_BF16, o + i * s->heads * d, j, d,
-			    vld(LPO_F32, w->o + i * LDA, j, d) * r);
-		if (lse != NULL)
-			lse[i] = w->m[i] * scale * LN2 + logf(w->l[i]);
+	if (z->causal)
+		seen = min64(seen, q0 + rows);
+	steps = (seen + z->bk - 1) / z->bk * n;
+	for (u = 0; u < steps + 2; u++) {
+		i = u / n * z->bk;
+		ring[u & 3] = (struct step){ &w->g[u % n], w->s[u & 1],
+		    w->p[u & 1], i, min64(z->bk, z->lk - i),
+		    q0 + u % n * BQ };
+		overlap(u >= 2 ? &ring[(u - 2) & 3] : NULL,
+		    u >= 1 && u <= steps ? &ring[(u - 1) & 3] : NULL,
+		    u < steps ? &ring[u & 3] : NULL, z);
 	}
+	for (i = 0; i < n; i++)
+		finish_group(&w->g[i], o + i * BQ * ld, ld, lse == NULL ?
+		    NULL : lse + i * BQ, z, min64(BQ, rows - i * BQ));
 }
 
+/* k and v as tiles */
 static int64_t
 packed_elements(const struct lpo_attn_shape *s)
 {
-	struct padded z = pad(s);
+	struct plan z = plan_new(s);
 
-	return z.lk * (z.dk + z.dv);
+	return z.lk * (z.steps * 32 + z.dv);
 }
 
 /*
@@ -320,23 +583,24 @@ head_unit(char *room, void *o, float *lse, const void *q, const void *k,
     const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h,
     int64_t b0, int64_t b1)
 {
-	int64_t d = s->d, blocks = (s->lq + BQ - 1) / BQ, b, i, q0, at;
-	int64_t first = r * s->lk * s->ldk + h * d;
+	int64_t bq = GROUPS * BQ, blocks = (s->lq + bq - 1) / bq;
+	int64_t first = r * s->lk * s->ldk + h * s->d, d = s->d, b, i, q0, at;
 	struct room *w = (struct room *)room;
-	struct padded z = pad(s);
-	uint16_t *kp = (uint16_t *)(w + 1), *vp = kp + z.lk * z.dk;
+	struct plan z = plan_new(s);
+	uint16_t *kp = (uint16_t *)(w + 1), *vp = kp + z.lk * z.steps * 32;
 
+	z.k = kp;
+	z.v = vp;
 	tile_config();
-	pack_k(kp, (const uint16_t *)k + first, s->ldk, &z, s->lk, d);
-	pack_v(vp, (const uint16_t *)v + first, s->ldk, &z, s->lk, d);
+	pack_k(kp, (const uint16_t *)k + first, s->ldk, &z);
+	pack_v(vp, (const uint16_t *)v + first, s->ldk, &z);
 	for (b = b0; b < b1; b++) {
 		i = r * (s->n / s->nk) + b / blocks;
-		q0 = b % blocks * BQ;
+		q0 = b % blocks * bq;
 		at = i * s->lq + q0;
 		query_block(w, (uint16_t *)o + (at * s->heads + h) * d,
 		    lse == NULL ? NULL : lse + (i * s->heads + h) * s->lq +
-		    q0, (const uint16_t *)q + at * s->ldq + h * d, kp, vp, s,
-		    q0);
+		    q0, (const uint16_t *)q + at * s->ldq + h * d, &z, s, q0);
 	}
 	tile_release();
 }
@@ -363,7 +627,8 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 		return LPO_EINVAL;
 	bytes = room_bytes(s);
 	heads = s->nk * s->heads;
-	blocks = s->n / s->nk * ((s->lq + BQ - 1) / BQ);
+	blocks = s->n / s->nk *
+	    ((s->lq + GROUPS * BQ - 1) / (GROUPS * BQ));
 	/* few heads: several threads pack the same one, each for its part */
 	parts = min64((b->threads + heads - 1) / heads, blocks);
 #pragma omp parallel for schedule(static) num_threads(b->threads) \
