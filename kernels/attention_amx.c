@@ -1,6 +1,6 @@
 /*
- * Flash attention, forward, in bf16 on AMX tiles.  Lanes are queries: groups
- * of 32 meet blocks of keys,
+ * Flash attention, forward, in bf16 on AMX tiles.  Lanes are queries: 32 of
+ * them meet blocks of keys,
  *	S^T = K Q^T	tiles [16 keys][16 queries], over channels by 32
  *	P^T = 2^(S - m)	in vectors, rounded to bf16
  *	O^T += V^T P^T	tiles [16 channels][16 queries], over keys by 32
@@ -24,8 +24,7 @@
 #include <omp.h>
 
 enum {
-	BQ = 32,		/* queries of a group: two columns of tiles */
-	GROUPS = 4,		/* groups that meet a block while it is near */
+	BQ = 32,		/* queries of a block: two columns of tiles */
 	BK = 64,		/* keys of a block */
 	BK_MOST = 96,		/* ... where they are all */
 	ELEMENTS = 512		/* of a tile */
@@ -41,19 +40,15 @@ enum {
 #define OTHER(op)	lpo_##op##_avx512
 #endif
 
-/* What a group of queries keeps from block to block. */
-struct group {
+/* One thread's memory; its packed k and v follow.  All on 64 bytes. */
+struct room {
 	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
 	float o[LDA * BQ];		/* [channel][query] */
-	float m[BQ], l[BQ], a[BQ];	/* a: o is to be scaled by it */
-	int scale_o, fill[15];		/* all on lines of 64 bytes */
-};
-
-/* One thread's memory; its packed k and v follow. */
-struct room {
-	struct group g[GROUPS];
 	float s[2][BK_MOST * BQ];	/* [key][query] */
 	uint16_t p[2][BK_MOST * BQ];	/* [key / 32][2] tiles */
+	float m[BQ], l[BQ];
+	float a[BQ];			/* what o is to be scaled by */
+	int64_t scale_o, fill[7];
 };
 
 /* One head: padded sizes, and how its keys are cut. */
@@ -231,79 +226,58 @@ pack_q(uint16_t *dst, const uint16_t *q, int64_t ld, const struct plan *z,
 		}
 }
 
-/* s[32][32] = k q^T of the keys from k0 on; of 16 where that is all */
+/* Four tiles of a [rows][BQ] matrix: 32 rows, or 16 where not `two`. */
 static void
-scores(float *s, const uint16_t *q, const struct plan *z, int64_t k0)
+load_four(const float *c, int two)
 {
-	int64_t step = z->steps * ELEMENTS, x;
-	const uint16_t *k = z->k + k0 / TILE * step;
-	int two = k0 + TILE < z->keys;
+	tile_load(0, c, BQ * 4);
+	tile_load(1, c + TILE, BQ * 4);
+	if (two) {
+		tile_load(2, c + TILE * BQ, BQ * 4);
+		tile_load(3, c + TILE * BQ + TILE, BQ * 4);
+	}
+}
 
+static void
+store_four(float *c, int two)
+{
+	tile_store(0, c, BQ * 4);
+	tile_store(1, c + TILE, BQ * 4);
+	if (two) {
+		tile_store(2, c + TILE * BQ, BQ * 4);
+		tile_store(3, c + TILE * BQ + TILE, BQ * 4);
+	}
+}
+
+/*
+ * The four += a b: a's second row of tiles is `down` elements from the first,
+ * its next of n columns `along`; b is [n][2] tiles.
+ */
+static void
+multiply_four(const uint16_t *a, int64_t down, int64_t along,
+    const uint16_t *b, int64_t n, int two)
+{
+	for (; n > 0; n--, a += along, b += 2 * ELEMENTS) {
+		tile_load(4, a, 64);
+		tile_load(6, b, 64);
+		tile_dp(0, 4, 6);
+		tile_load(7, b + ELEMENTS, 64);
+		tile_dp(1, 4, 7);
+		if (two) {
+			tile_load(5, a + down, 64);
+			tile_dp(2, 5, 6);
+			tile_dp(3, 5, 7);
+		}
+	}
+}
+
+static void
+zero_four(void)
+{
 	tile_zero(0);
 	tile_zero(1);
 	tile_zero(2);
 	tile_zero(3);
-	for (x = 0; x < z->steps; x++, k += ELEMENTS, q += 2 * ELEMENTS) {
-		tile_load(4, k, 64);
-		tile_load(6, q, 64);
-		tile_dp(0, 4, 6);
-		tile_load(7, q + ELEMENTS, 64);
-		tile_dp(1, 4, 7);
-		if (two) {
-			tile_load(5, k + step, 64);
-			tile_dp(2, 5, 6);
-			tile_dp(3, 5, 7);
-		}
-	}
-	tile_store(0, s, BQ * 4);
-	tile_store(1, s + TILE, BQ * 4);
-	if (two) {
-		tile_store(2, s + TILE * BQ, BQ * 4);
-		tile_store(3, s + TILE * BQ + TILE, BQ * 4);
-	}
-}
-
-/* o[32 channels from c on][32] (+)= v p over `keys` keys from k0 on */
-static void
-weighted_sum(float *o, const uint16_t *p, const struct plan *z, int64_t c,
-    int64_t k0, int64_t keys)
-{
-	int64_t step = z->dv / TILE * ELEMENTS, k;
-	const uint16_t *v = z->v + k0 / 32 * step + c / TILE * ELEMENTS;
-	int two = c + TILE < z->dv;
-
-	o += c * BQ;
-	if (k0 == 0) {
-		tile_zero(0);
-		tile_zero(1);
-		tile_zero(2);
-		tile_zero(3);
-	} else {
-		tile_load(0, o, BQ * 4);
-		tile_load(1, o + TILE, BQ * 4);
-		if (two) {
-			tile_load(2, o + TILE * BQ, BQ * 4);
-			tile_load(3, o + TILE * BQ + TILE, BQ * 4);
-		}
-	}
-	for (k = 0; k < keys; k += 32, v += step, p += 2 * ELEMENTS) {
-		tile_load(4, v, 64);
-		tile_load(6, p, 64);
-		tile_dp(0, 4, 6);
-		tile_load(7, p + ELEMENTS, 64);
-		tile_dp(1, 4, 7);
-		if (two) {
-			tile_load(5, v + ELEMENTS, 64);
-			tile_dp(2, 5, 6);
-			tile_dp(3, 5, 7);
-		}
-	}
-	tile_store(0, o, BQ * 4);
-	tile_store(1, o + TILE, BQ * 4);
-	if (two) {
-		tile_store(2, o + TILE * BQ, BQ * 4);
-		tile_store(3, o + TILE * BQ + TILE, BQ * 4);
-	}
 }
 
 /*
@@ -361,48 +335,73 @@ largest(float *m, const float *s, int64_t n)
 }
 
 /* P^T of rows [from, to) of s, both even, and sums of the lanes. */
-static inline void
+static inline __attribute__((always_inline)) void
 exponentials(uint16_t *p, float *sum, const float *s, const float *m,
     int64_t from, int64_t to, float scale)
 {
+	const vf by = vf_set1(scale);
 	vf top[BQ / VL], l[BQ / VL], a, b;
-	int64_t j;
+	int64_t end;
 	int x;
 
 	for (x = 0; x < BQ / VL; x++) {
-		top[x] = vf_load(m + x * VL) * scale;
+		top[x] = vf_load(m + x * VL) * by;
 		l[x] = vf_load(sum + x * VL);
 	}
-	for (j = from; j < to; j += 2)
-#pragma GCC unroll 8
-		for (x = 0; x < BQ / VL; x++) {
-			const float *at = s + j * BQ + x * VL;
+	while (from < to) {		/* within a row of tiles */
+		uint16_t *to_p = p + from / 32 * 2 * ELEMENTS + from % 32 *
+		    TILE;
+		const float *at = s + from * BQ;
 
-			a = vf_fma(vf_load(at), vf_set1(scale), -top[x]);
-			b = vf_fma(vf_load(at + BQ), vf_set1(scale), -top[x]);
-			a = exp2_for_bf16(a);
-			b = exp2_for_bf16(b);
-			l[x] += a + b;
-			store_pairs(p + (j / 32 * 2 + x * VL / TILE) *
-			    ELEMENTS + j % 32 * TILE + x * VL % TILE * 2, a,
-			    b);
-		}
+		end = min64(to, round_up(from + 1, 32));
+		for (; from < end; from += 2, at += 2 * BQ, to_p += 2 * TILE)
+#pragma GCC unroll 8
+			for (x = 0; x < BQ / VL; x++) {
+				a = vf_fma(vf_load(at + x * VL), by, -top[x]);
+				b = vf_fma(vf_load(at + BQ + x * VL), by,
+				    -top[x]);
+				a = exp2_for_bf16(a);
+				b = exp2_for_bf16(b);
+				l[x] += a + b;
+				store_pairs(to_p + x * VL / TILE * ELEMENTS +
+				    x * VL % TILE * 2, a, b);
+			}
+	}
 	for (x = 0; x < BQ / VL; x++)
 		vf_store(sum + x * VL, l[x]);
 }
 
-/* What no query may see becomes -Inf. */
+/* What a query may not see becomes -Inf. */
 static void
 mask(float *s, const struct plan *z, int64_t k0, int64_t keys, int64_t q0)
 {
-	int64_t j;
+	int64_t j, from = z->causal && k0 + keys > q0 ? 0 : keys - 1, seen;
 	int i;
 
-	for (j = 0; j < keys; j++)
-		for (i = 0; i < BQ; i++)
-			if (k0 + j >= z->keys ||
-			    (z->causal && k0 + j > q0 + i))
-				s[j * BQ + i] = -INFINITY;
+	for (j = from; j < keys; j++) {
+		seen = k0 + j >= z->keys ? BQ : z->causal ? k0 + j - q0 : 0;
+		for (i = 0; i < BQ && i < seen; i++)
+			s[j * BQ + i] = -INFINITY;
+	}
+}
+
+static inline int
+any_above(const float *sum, float most)
+{
+	int i, any = 0;
+
+	for (i = 0; i < BQ; i += VL) {
+#if defined(__AVX512F__)
+		any |= _mm512_cmp_ps_mask(_mm512_loadu_ps(sum + i),
+		    _mm512_set1_ps(most), _CMP_GT_OQ);
+#else
+		int j;
+
+		for (j = i; j < i + VL; j++)
+			any |= sum[j] > most;
+#endif
+	}
+	return any;
 }
 
 /*
@@ -410,52 +409,91 @@ mask(float *s, const struct plan *z, int64_t k0, int64_t keys, int64_t q0)
  * if there were any.
  */
 static int
-raise(struct group *g, const float *sum, const float *s, int64_t keys,
+raise(struct room *w, const float *sum, const float *s, int64_t keys,
     float scale)
 {
 	float top[BQ];
-	int i, any = 0;
+	int i;
 
-	for (i = 0; i < BQ; i++)
-		any |= sum[i] > SUM_MOST;
-	if (!any)
+	if (!any_above(sum, SUM_MOST))
 		return 0;
-	memcpy(top, g->m, sizeof(top));
+	memcpy(top, w->m, sizeof(top));
 	largest(top, s, keys);
 	for (i = 0; i < BQ; i++) {
-		g->a[i] = 1.0f;
+		w->a[i] = 1.0f;
 		if (sum[i] > SUM_MOST) {
-			g->a[i] = exp2f((g->m[i] - top[i]) * scale);
-			g->m[i] = top[i];
-			g->l[i] *= g->a[i];
+			w->a[i] = exp2f((w->m[i] - top[i]) * scale);
+			w->m[i] = top[i];
+			w->l[i] *= w->a[i];
 		}
 	}
-	g->scale_o = 1;
+	w->scale_o = 1;
 	return 1;
 }
 
-/* One group and one block of keys. */
+/* One block of keys. */
 struct step {
-	struct group *g;
 	float *s;
 	uint16_t *p;
-	int64_t k0, keys, q0;
+	int64_t k0, keys;	/* keys: a multiple of 32 */
 };
 
-/* o of the step, 32 channels from c on. */
 static void
-finish_step(const struct step *t, const struct plan *z, int64_t c)
+scale_output(struct room *w, int64_t dv)
 {
 	int64_t j, x;
 
-	if (t->g->scale_o && c == 0) {
-		for (j = 0; j < z->dv * BQ; j += BQ)
-			for (x = 0; x < BQ; x += VL)
-				vf_store(t->g->o + j + x, vf_load(t->g->o +
-				    j + x) * vf_load(t->g->a + x));
-		t->g->scale_o = 0;
-	}
-	weighted_sum(t->g->o, t->p, z, c, t->k0, t->keys);
+	for (j = 0; j < dv * BQ; j += BQ)
+		for (x = 0; x < BQ; x += VL)
+			vf_store(w->o + j + x, vf_load(w->o + j + x) *
+			    vf_load(w->a + x));
+	w->scale_o = 0;
+}
+
+/* 32 keys of S in the tiles, from j of the step on */
+static void
+begin_scores(const struct room *w, const struct step *t,
+    const struct plan *z, int64_t j)
+{
+	int64_t k0 = t->k0 + j, row = z->steps * ELEMENTS;
+
+	zero_four();
+	multiply_four(z->k + k0 / TILE * row, row, ELEMENTS, w->q, z->steps,
+	    k0 + TILE < z->keys);
+}
+
+/* 32 channels of O in the tiles, from c on */
+static void
+begin_output(const struct room *w, const struct step *t,
+    const struct plan *z, int64_t c)
+{
+	int64_t column = z->dv / TILE * ELEMENTS;
+	int two = c + TILE < z->dv;
+
+	if (t->k0 == 0)
+		zero_four();
+	else
+		load_four(w->o + c * BQ, two);
+	multiply_four(z->v + t->k0 / 32 * column + c / TILE * ELEMENTS,
+	    ELEMENTS, column, t->p, t->keys / 32, two);
+}
+
+/* Vector work to stand between a tile product and the use of its result. */
+struct work {
+	const struct step *t;
+	int64_t keys, done, part;
+	float sum[BQ];
+};
+
+static void
+do_part(struct work *v, const struct room *w, float scale)
+{
+	int64_t to = min64(v->keys, v->done + v->part);
+
+	if (to > v->done)
+		exponentials(v->t->p, v->sum, v->t->s, w->m, v->done, to,
+		    scale);
+	v->done = to;
 }
 
 /*
@@ -463,38 +501,50 @@ finish_step(const struct step *t, const struct plan *z, int64_t c)
  * those may be NULL, and t.
  */
 static void
-overlap(const struct step *last, const struct step *t,
-    const struct step *next, const struct plan *z)
+overlap(struct room *w, const struct step *last, const struct step *t,
+    const struct step *next, const struct plan *z, int64_t q0)
 {
-	int64_t keys = t == NULL ? 0 : round_up(min64(t->keys, z->keys -
-	    t->k0), 2), i, most = BK_MOST / 32, c = 0;
-	float sum[BQ] = {0};
+	int64_t ns = next == NULL ? 0 : next->keys, i;
+	int64_t no = last == NULL ? 0 : z->dv;
+	struct work v = { .t = t };
 
-	if (t != NULL && (t->k0 + keys > z->keys ||
-	    (z->causal && t->k0 + keys > t->q0)))
-		mask(t->s, z, t->k0, keys, t->q0);
-	if (t != NULL && t->k0 == 0)
-		largest(t->g->m, t->s, keys);
-	for (i = 0; i < most; i++) {
-		if (next != NULL && i * 32 < next->keys)
-			scores(next->s + i * 32 * BQ, next->g->q, z,
-			    next->k0 + i * 32);
-		if (i * 32 < keys)
-			exponentials(t->p, sum, t->s, t->g->m, i * 32,
-			    min64(keys, i * 32 + 32), z->scale);
-		for (; last != NULL && c < z->dv && c * 2 <= z->dv * (i + 1);
-		    c += 32)
-			finish_step(last, z, c);
+	if (t != NULL) {
+		v.keys = round_up(min64(t->keys, z->keys - t->k0), 2);
+		v.part = round_up(v.keys / ((ns + 31) / 32 + (no + 31) / 32 +
+		    (ns + no == 0)), 2);
+		if (t->k0 + v.keys > z->keys ||
+		    (z->causal && t->k0 + v.keys > q0))
+			mask(t->s, z, t->k0, v.keys, q0);
+		if (t->k0 == 0)
+			largest(w->m, t->s, v.keys);
+	}
+	if (last != NULL && w->scale_o)
+		scale_output(w, z->dv);
+	for (i = 0; i < ns || i < no; i += 32) {
+		if (i < ns) {
+			begin_scores(w, next, z, i);
+			do_part(&v, w, z->scale);
+			store_four(next->s + i * BQ, next->k0 + i + TILE <
+			    z->keys);
+		}
+		if (i < no) {
+			begin_output(w, last, z, i);
+			do_part(&v, w, z->scale);
+			store_four(w->o + i * BQ, i + TILE < z->dv);
+		}
 	}
 	if (t == NULL)
 		return;
-	if (t->k0 > 0 && raise(t->g, sum, t->s, keys, z->scale)) {
-		memset(sum, 0, sizeof(sum));
-		exponentials(t->p, sum, t->s, t->g->m, 0, keys, z->scale);
+	v.part = v.keys;
+	do_part(&v, w, z->scale);
+	if (t->k0 > 0 && raise(w, v.sum, t->s, v.keys, z->scale)) {
+		memset(v.sum, 0, sizeof(v.sum));
+		v.done = 0;
+		do_part(&v, w, z->scale);
 	}
-	for (i = 0; i < BQ; i++)
-		t->g->l[i] += sum[i];
-	for (i = keys; i < t->keys; i += 2) {
+	for (i = 0; i < BQ; i += VL)
+		vf_store(w->l + i, vf_load(w->l + i) + vf_load(v.sum + i));
+	for (i = v.keys; i < t->keys; i += 2) {
 		memset(t->p + i / 32 * 2 * ELEMENTS + i % 32 * TILE, 0, 64);
 		memset(t->p + (i / 32 * 2 + 1) * ELEMENTS + i % 32 * TILE, 0,
 		    64);
@@ -503,7 +553,7 @@ overlap(const struct step *last, const struct step *t,
 
 /* o / l to the rows of the output, log of the sums to lse. */
 static void
-finish_group(struct group *g, uint16_t *o, int64_t ld, float *lse,
+finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
     const struct plan *z, int64_t rows)
 {
 	uint16_t t[ELEMENTS];
@@ -511,18 +561,21 @@ finish_group(struct group *g, uint16_t *o, int64_t ld, float *lse,
 	float r[BQ];
 
 	for (i = 0; i < BQ; i += VL)
-		vf_store(r + i, 1.0f / vf_load(g->l + i));
-	for (i = 0; lse != NULL && i < rows; i++)
-		lse[i] = g->m[i] * z->scale * LN2 + logf(g->l[i]);
+		vf_store(r + i, 1.0f / vf_load(w->l + i));
+	for (i = 0; lse != NULL && i < rows; i += VL)
+		vst(LPO_F32, lse, i, rows, vf_fma(vf_load(w->m + i),
+		    vf_set1(z->scale * LN2), vf_log(vf_load(w->l + i))));
 	for (c = 0; c < z->d; c += 32)
 		for (q = 0; q < rows; q += TILE) {
+			const float *from = w->o + c * BQ + q;
+
 			for (i = 0; i < 32 && c + i < z->dv; i += 2)
 				for (x = 0; x < TILE; x += VL)
 					store_pairs(t + i * TILE + x * 2,
-					    vf_load(g->o + (c + i) * BQ + q +
-					    x) * vf_load(r + q + x),
-					    vf_load(g->o + (c + i + 1) * BQ +
-					    q + x) * vf_load(r + q + x));
+					    vf_load(from + i * BQ + x) *
+					    vf_load(r + q + x),
+					    vf_load(from + (i + 1) * BQ + x) *
+					    vf_load(r + q + x));
 			transpose_tile(t);
 			for (i = 0; i < TILE && q + i < rows; i++)
 				store_row(o + (q + i) * ld + c, t + i * 32,
@@ -530,39 +583,33 @@ finish_group(struct group *g, uint16_t *o, int64_t ld, float *lse,
 		}
 }
 
-/* Queries q0 .. (at most GROUPS * BQ) of one head; q, o at the first. */
+/* Queries q0 .. (at most 32) of one head; q, o at the first of them. */
 static void
 query_block(struct room *w, uint16_t *o, float *lse, const uint16_t *q,
     const struct plan *z, const struct lpo_attn_shape *s, int64_t q0)
 {
-	int64_t rows = min64(GROUPS * BQ, s->lq - q0), i, j, u, steps;
-	int64_t n = (rows + BQ - 1) / BQ, ld = s->heads * s->d, seen = z->keys;
-	struct step ring[4] = {0};
+	int64_t rows = min64(BQ, s->lq - q0), i, k0, seen = z->keys;
+	struct step ring[4], *last = NULL, *now = NULL, *next;
 
-	for (i = 0; i < n; i++) {
-		pack_q(w->g[i].q, q + i * BQ * s->ldq, s->ldq, z,
-		    rows - i * BQ);
-		for (j = 0; j < BQ; j++) {
-			w->g[i].m[j] = -INFINITY;
-			w->g[i].l[j] = 0.0f;
-		}
-		w->g[i].scale_o = 0;
+	pack_q(w->q, q, s->ldq, z, rows);
+	for (i = 0; i < BQ; i++) {
+		w->m[i] = -INFINITY;
+		w->l[i] = 0.0f;
 	}
+	w->scale_o = 0;
 	if (z->causal)
 		seen = min64(seen, q0 + rows);
-	steps = (seen + z->bk - 1) / z->bk * n;
-	for (u = 0; u < steps + 2; u++) {
-		i = u / n * z->bk;
-		ring[u & 3] = (struct step){ &w->g[u % n], w->s[u & 1],
-		    w->p[u & 1], i, min64(z->bk, z->lk - i),
-		    q0 + u % n * BQ };
-		overlap(u >= 2 ? &ring[(u - 2) & 3] : NULL,
-		    u >= 1 && u <= steps ? &ring[(u - 1) & 3] : NULL,
-		    u < steps ? &ring[u & 3] : NULL, z);
+	for (k0 = i = 0; k0 < seen; k0 += z->bk, i++) {
+		next = &ring[i & 3];
+		*next = (struct step){ w->s[i & 1], w->p[i & 1], k0,
+		    min64(z->bk, z->lk - k0) };
+		overlap(w, last, now, next, z, q0);
+		last = now;
+		now = next;
 	}
-	for (i = 0; i < n; i++)
-		finish_group(&w->g[i], o + i * BQ * ld, ld, lse == NULL ?
-		    NULL : lse + i * BQ, z, min64(BQ, rows - i * BQ));
+	overlap(w, last, now, NULL, z, q0);
+	overlap(w, now, NULL, NULL, z, q0);
+	finish(w, o, s->heads * s->d, lse, z, rows);
 }
 
 /* k and v as tiles */
@@ -583,8 +630,8 @@ head_unit(char *room, void *o, float *lse, const void *q, const void *k,
     const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h,
     int64_t b0, int64_t b1)
 {
-	int64_t bq = GROUPS * BQ, blocks = (s->lq + bq - 1) / bq;
-	int64_t first = r * s->lk * s->ldk + h * s->d, d = s->d, b, i, q0, at;
+	int64_t d = s->d, blocks = (s->lq + BQ - 1) / BQ, b, i, q0, at;
+	int64_t first = r * s->lk * s->ldk + h * d;
 	struct room *w = (struct room *)room;
 	struct plan z = plan_new(s);
 	uint16_t *kp = (uint16_t *)(w + 1), *vp = kp + z.lk * z.steps * 32;
@@ -596,7 +643,7 @@ head_unit(char *room, void *o, float *lse, const void *q, const void *k,
 	pack_v(vp, (const uint16_t *)v + first, s->ldk, &z);
 	for (b = b0; b < b1; b++) {
 		i = r * (s->n / s->nk) + b / blocks;
-		q0 = b % blocks * bq;
+		q0 = b % blocks * BQ;
 		at = i * s->lq + q0;
 		query_block(w, (uint16_t *)o + (at * s->heads + h) * d,
 		    lse == NULL ? NULL : lse + (i * s->heads + h) * s->lq +
@@ -627,8 +674,7 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 		return LPO_EINVAL;
 	bytes = room_bytes(s);
 	heads = s->nk * s->heads;
-	blocks = s->n / s->nk *
-	    ((s->lq + GROUPS * BQ - 1) / (GROUPS * BQ));
+	blocks = s->n / s->nk * ((s->lq + BQ - 1) / BQ);
 	/* few heads: several threads pack the same one, each for its part */
 	parts = min64((b->threads + heads - 1) / heads, blocks);
 #pragma omp parallel for schedule(static) num_threads(b->threads) \

@@ -182,6 +182,35 @@ check_extremes(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	set_free(&t);
 }
 
+/* Also a NaN there stays in its row. */
+static void
+check_rising(lpo_backend *be, const char *level)
+{
+	const struct lpo_attn_shape *s = &rising.s;
+	struct set t = set_rising(be, LPO_BF16), u = set_rising(be, LPO_BF16);
+	struct truth w = truth_new(s, &t, 0);
+	double e, l, f, g;
+	int64_t i, bad = 0;
+	int good;
+
+	allowed(be, LPO_BF16, &f, &g);
+	good = forward(be, LPO_BF16, s, &t);
+	e = excess(s, &t.o, 1, w.o, f);
+	l = excess(s, &t.lse, 1, w.lse, 2e-5);
+	ok(good && e <= 1 && l <= 1, "%s BF16 %s: errors %.2f %.2f of the "
+	    "allowed", level, rising.what, e, l);
+	put(&u.q, 5 * 8 + 1, NAN);
+	good = forward(be, LPO_BF16, s, &u);
+	for (i = 0; i < u.o.count; i++)
+		bad += i / 8 == 5 ? !isnan(get(&u.o, i)) :
+		    get(&u.o, i) != get(&t.o, i);
+	ok(good && bad == 0, "%s BF16 %s: NaN in a query stays in its row",
+	    level, rising.what);
+	truth_free(&w);
+	set_free(&t);
+	set_free(&u);
+}
+
 /* SD1.5's and SDXL's with q, k, v in one buffer, and odd ones as long. */
 static const struct shape_case large[] = {
 	{ "4096 d 40", { 2, 2, 4096, 4096, 8, 40, 960, 960, 0 } },
@@ -323,6 +352,7 @@ test_level(lpo_backend *be, const char *level)
 	check_null(be, level);
 	check_extremes(be, level, LPO_F32);
 	check_extremes(be, level, LPO_BF16);
+	check_rising(be, level);
 	if (on_cuda(be))
 		all_large(be, level);
 }
