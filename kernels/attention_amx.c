@@ -27,6 +27,7 @@ enum {
 	BQ = 32,		/* queries of a block: two columns of tiles */
 	BK = 64,		/* keys of a block */
 	BK_MOST = 96,		/* ... where they are all */
+	NEAR = 1 << 18,		/* bytes of packed k and v to have at a time */
 	ELEMENTS = 512		/* of a tile */
 };
 
@@ -40,7 +41,7 @@ enum {
 #define OTHER(op)	lpo_##op##_avx512
 #endif
 
-/* One thread's memory; its packed k and v follow.  All on 64 bytes. */
+/* One thread's memory; packed k and v follow.  All on 64 bytes. */
 struct room {
 	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
 	float o[LDA * BQ];		/* [channel][query] */
@@ -622,41 +623,60 @@ packed_elements(const struct lpo_attn_shape *s)
 }
 
 /*
- * Head h of the rows that share row r of k and v; of their query blocks the
- * part [b0, b1).
+ * Heads that are done together, so that the lines of q and o, which the next
+ * head shares, come from memory once.
  */
-static void
-head_unit(char *room, void *o, float *lse, const void *q, const void *k,
-    const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h,
-    int64_t b0, int64_t b1)
+static int64_t
+heads_near(const struct lpo_attn_shape *s)
 {
-	int64_t d = s->d, blocks = (s->lq + BQ - 1) / BQ, b, i, q0, at;
-	int64_t first = r * s->lk * s->ldk + h * d;
-	struct room *w = (struct room *)room;
-	struct plan z = plan_new(s);
-	uint16_t *kp = (uint16_t *)(w + 1), *vp = kp + z.lk * z.steps * 32;
+	int64_t n = NEAR / (2 * packed_elements(s));
 
-	z.k = kp;
-	z.v = vp;
-	tile_config();
-	pack_k(kp, (const uint16_t *)k + first, s->ldk, &z);
-	pack_v(vp, (const uint16_t *)v + first, s->ldk, &z);
-	for (b = b0; b < b1; b++) {
-		i = r * (s->n / s->nk) + b / blocks;
-		q0 = b % blocks * BQ;
-		at = i * s->lq + q0;
-		query_block(w, (uint16_t *)o + (at * s->heads + h) * d,
-		    lse == NULL ? NULL : lse + (i * s->heads + h) * s->lq +
-		    q0, (const uint16_t *)q + at * s->ldq + h * d, &z, s, q0);
-	}
-	tile_release();
+	return n < 1 ? 1 : min64(n, s->heads);
 }
 
 static size_t
 room_bytes(const struct lpo_attn_shape *s)
 {
-	return (size_t)round_up((int64_t)sizeof(struct room) +
-	    packed_elements(s) * 2, 64);
+	return sizeof(struct room) + (size_t)(heads_near(s) *
+	    packed_elements(s)) * 2;
+}
+
+/*
+ * Heads [h0, h1) of the rows that share row r of k and v; of their query
+ * blocks the part [b0, b1).
+ */
+static void
+heads_unit(char *room, void *o, float *lse, const void *q, const void *k,
+    const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h0,
+    int64_t h1, int64_t b0, int64_t b1)
+{
+	int64_t d = s->d, blocks = (s->lq + BQ - 1) / BQ, b, i, q0, at, h;
+	int64_t first = r * s->lk * s->ldk, each = packed_elements(s);
+	struct room *w = (struct room *)room;
+	struct plan z = plan_new(s);
+	uint16_t *packed = (uint16_t *)(w + 1), *to;
+
+	tile_config();
+	for (h = h0; h < h1; h++) {
+		to = packed + (h - h0) * each;
+		pack_k(to, (const uint16_t *)k + first + h * d, s->ldk, &z);
+		pack_v(to + z.lk * z.steps * 32, (const uint16_t *)v + first +
+		    h * d, s->ldk, &z);
+	}
+	for (b = b0; b < b1; b++) {
+		i = r * (s->n / s->nk) + b / blocks;
+		q0 = b % blocks * BQ;
+		at = i * s->lq + q0;
+		for (h = h0; h < h1; h++) {
+			z.k = packed + (h - h0) * each;
+			z.v = z.k + z.lk * z.steps * 32;
+			query_block(w, (uint16_t *)o + (at * s->heads + h) * d,
+			    lse == NULL ? NULL : lse + (i * s->heads + h) *
+			    s->lq + q0, (const uint16_t *)q + at * s->ldq +
+			    h * d, &z, s, q0);
+		}
+	}
+	tile_release();
 }
 
 int
@@ -664,7 +684,7 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
     const void *q, const void *k, const void *v,
     const struct lpo_attn_shape *s, void *scratch)
 {
-	int64_t heads, blocks, parts, u;
+	int64_t near, groups, units, blocks, parts, u;
 	size_t bytes;
 
 	if (dt != LPO_BF16 || s->d > LDA)
@@ -673,18 +693,21 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 	if (bad_shape(s))
 		return LPO_EINVAL;
 	bytes = room_bytes(s);
-	heads = s->nk * s->heads;
+	near = min64(heads_near(s), s->nk * s->heads / b->threads);
+	groups = near < 1 ? s->heads : (s->heads + near - 1) / near;
+	units = s->nk * groups;
 	blocks = s->n / s->nk * ((s->lq + BQ - 1) / BQ);
-	/* few heads: several threads pack the same one, each for its part */
-	parts = min64((b->threads + heads - 1) / heads, blocks);
+	/* few of them: several threads pack the same, each for its part */
+	parts = min64((b->threads + units - 1) / units, blocks);
 #pragma omp parallel for schedule(static) num_threads(b->threads) \
-    if (heads * blocks * s->lk > 1024)
-	for (u = 0; u < heads * parts; u++) {
-		int64_t head = u / parts, p = u % parts;
+    if (s->nk * s->heads * blocks * s->lk > 1024)
+	for (u = 0; u < units * parts; u++) {
+		int64_t g = u / parts % groups, p = u % parts;
 
-		head_unit((char *)scratch +
+		heads_unit((char *)scratch +
 		    (size_t)omp_get_thread_num() * bytes, o, lse, q, k, v, s,
-		    head / s->heads, head % s->heads, p * blocks / parts,
+		    u / parts / groups, g * s->heads / groups,
+		    (g + 1) * s->heads / groups, p * blocks / parts,
 		    (p + 1) * blocks / parts);
 	}
 	return 0;
