@@ -8,13 +8,13 @@
  * product wants it, pairs of keys side by side.  k and v are brought into
  * tiles once per row and head.
  *
- * m is the largest of a query's first block.  The sum of a later block, which
- * is needed anyway, tells whether a score is far above it: then m grows and
- * the block is done again.
+ * m is the largest of a query's first 32 keys.  The sum of a block, which is
+ * needed anyway, tells whether a score is far above it: then m grows and the
+ * block is done again.
  *
- * The tile products of one block stand between the vector work of another,
- * for the processor to overlap: while block u is in the vectors, the tiles
- * make S of u + 1 and O of u - 1.
+ * The tile products of some keys stand between the vector work of others, for
+ * the processor to overlap: while 32 keys are in the vectors, the tiles make
+ * S of the next 32 and O of the block before.
  */
 #include "kernels/amx.h"
 #include "kernels/attention.h"
@@ -32,7 +32,10 @@ enum {
 };
 
 /* A block is done again where p, which begins at 1, sums to more. */
-#define SUM_MOST	0x1p20f
+#define SUM_MOST	0x1p30f
+
+/* Finite, for a query whose first scores are all -Inf. */
+#define M_LEAST		-1e38f
 
 /* What these kernels leave to others. */
 #ifdef LPO_AMX_EMULATE
@@ -45,11 +48,12 @@ enum {
 struct room {
 	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
 	float o[LDA * BQ];		/* [channel][query] */
-	float s[2][BK_MOST * BQ];	/* [key][query] */
+	float s[2][32 * BQ];		/* [key][query], 32 keys at a time */
 	uint16_t p[2][BK_MOST * BQ];	/* [key / 32][2] tiles */
 	float m[BQ], l[BQ];
 	float a[BQ];			/* what o is to be scaled by */
 	int64_t scale_o, fill[7];
+	float again[BK_MOST * BQ];	/* s of a block that is done again */
 };
 
 /* One head: padded sizes, and how its keys are cut. */
@@ -335,39 +339,34 @@ largest(float *m, const float *s, int64_t n)
 		vf_store(m + x * VL, top[x]);
 }
 
-/* P^T of rows [from, to) of s, both even, and sums of the lanes. */
+/*
+ * P^T of n rows of s, n even, and sums of the lanes.  p is where the first
+ * pair of rows is in its tiles.
+ */
 static inline __attribute__((always_inline)) void
 exponentials(uint16_t *p, float *sum, const float *s, const float *m,
-    int64_t from, int64_t to, float scale)
+    int64_t n, float scale)
 {
 	const vf by = vf_set1(scale);
 	vf top[BQ / VL], l[BQ / VL], a, b;
-	int64_t end;
+	int64_t j;
 	int x;
 
 	for (x = 0; x < BQ / VL; x++) {
 		top[x] = vf_load(m + x * VL) * by;
 		l[x] = vf_load(sum + x * VL);
 	}
-	while (from < to) {		/* within a row of tiles */
-		uint16_t *to_p = p + from / 32 * 2 * ELEMENTS + from % 32 *
-		    TILE;
-		const float *at = s + from * BQ;
-
-		end = min64(to, round_up(from + 1, 32));
-		for (; from < end; from += 2, at += 2 * BQ, to_p += 2 * TILE)
+	for (j = 0; j < n; j += 2, s += 2 * BQ, p += 2 * TILE)
 #pragma GCC unroll 8
-			for (x = 0; x < BQ / VL; x++) {
-				a = vf_fma(vf_load(at + x * VL), by, -top[x]);
-				b = vf_fma(vf_load(at + BQ + x * VL), by,
-				    -top[x]);
-				a = exp2_for_bf16(a);
-				b = exp2_for_bf16(b);
-				l[x] += a + b;
-				store_pairs(to_p + x * VL / TILE * ELEMENTS +
-				    x * VL % TILE * 2, a, b);
-			}
-	}
+		for (x = 0; x < BQ / VL; x++) {
+			a = vf_fma(vf_load(s + x * VL), by, -top[x]);
+			b = vf_fma(vf_load(s + BQ + x * VL), by, -top[x]);
+			a = exp2_for_bf16(a);
+			b = exp2_for_bf16(b);
+			l[x] += a + b;
+			store_pairs(p + x * VL / TILE * ELEMENTS + x * VL %
+			    TILE * 2, a, b);
+		}
 	for (x = 0; x < BQ / VL; x++)
 		vf_store(sum + x * VL, l[x]);
 }
@@ -376,12 +375,15 @@ exponentials(uint16_t *p, float *sum, const float *s, const float *m,
 static void
 mask(float *s, const struct plan *z, int64_t k0, int64_t keys, int64_t q0)
 {
-	int64_t j, from = z->causal && k0 + keys > q0 ? 0 : keys - 1, seen;
+	int64_t j, from, hidden;
 	int i;
 
+	if (k0 + keys <= z->keys && (!z->causal || k0 + keys <= q0))
+		return;
+	from = z->causal && k0 + keys > q0 ? 0 : keys - 1;
 	for (j = from; j < keys; j++) {
-		seen = k0 + j >= z->keys ? BQ : z->causal ? k0 + j - q0 : 0;
-		for (i = 0; i < BQ && i < seen; i++)
+		hidden = k0 + j >= z->keys ? BQ : z->causal ? k0 + j - q0 : 0;
+		for (i = 0; i < BQ && i < hidden; i++)
 			s[j * BQ + i] = -INFINITY;
 	}
 }
@@ -405,38 +407,10 @@ any_above(const float *sum, float most)
 	return any;
 }
 
-/*
- * The lanes whose sum is too large take the block's largest score as m; 1
- * if there were any.
- */
-static int
-raise(struct room *w, const float *sum, const float *s, int64_t keys,
-    float scale)
-{
-	float top[BQ];
-	int i;
-
-	if (!any_above(sum, SUM_MOST))
-		return 0;
-	memcpy(top, w->m, sizeof(top));
-	largest(top, s, keys);
-	for (i = 0; i < BQ; i++) {
-		w->a[i] = 1.0f;
-		if (sum[i] > SUM_MOST) {
-			w->a[i] = exp2f((w->m[i] - top[i]) * scale);
-			w->m[i] = top[i];
-			w->l[i] *= w->a[i];
-		}
-	}
-	w->scale_o = 1;
-	return 1;
-}
-
-/* One block of keys. */
+/* One block of keys, and where its p is. */
 struct step {
-	float *s;
 	uint16_t *p;
-	int64_t k0, keys;	/* keys: a multiple of 32 */
+	int64_t k0, keys, seen;	/* keys by 32; by 2, those that are seen */
 };
 
 static void
@@ -451,16 +425,21 @@ scale_output(struct room *w, int64_t dv)
 	w->scale_o = 0;
 }
 
-/* 32 keys of S in the tiles, from j of the step on */
+/* S of 32 keys from k0 on: in the tiles, and to memory. */
 static void
-begin_scores(const struct room *w, const struct step *t,
-    const struct plan *z, int64_t j)
+begin_scores(const struct room *w, const struct plan *z, int64_t k0)
 {
-	int64_t k0 = t->k0 + j, row = z->steps * ELEMENTS;
+	int64_t row = z->steps * ELEMENTS;
 
 	zero_four();
 	multiply_four(z->k + k0 / TILE * row, row, ELEMENTS, w->q, z->steps,
 	    k0 + TILE < z->keys);
+}
+
+static void
+end_scores(float *s, const struct plan *z, int64_t k0)
+{
+	store_four(s, k0 + TILE < z->keys);
 }
 
 /* 32 channels of O in the tiles, from c on */
@@ -479,73 +458,109 @@ begin_output(const struct room *w, const struct step *t,
 	    ELEMENTS, column, t->p, t->keys / 32, two);
 }
 
+/*
+ * The lanes whose sum is too large take the block's largest score as m, and
+ * the block's p and sum are made again.
+ */
+static void
+raise(struct room *w, float *sum, const struct step *t,
+    const struct plan *z, int64_t q0)
+{
+	float top[BQ];
+	int64_t i;
+
+	for (i = 0; i < t->seen; i += 32) {
+		begin_scores(w, z, t->k0 + i);
+		end_scores(w->again + i * BQ, z, t->k0 + i);
+	}
+	mask(w->again, z, t->k0, t->seen, q0);
+	memcpy(top, w->m, sizeof(top));
+	largest(top, w->again, t->seen);
+	for (i = 0; i < BQ; i++) {
+		w->a[i] = 1.0f;
+		if (sum[i] > SUM_MOST) {
+			w->a[i] = exp2f((w->m[i] - top[i]) * z->scale);
+			w->m[i] = top[i];
+			w->l[i] *= w->a[i];
+		}
+	}
+	w->scale_o = 1;
+	memset(sum, 0, BQ * sizeof(*sum));
+	for (i = 0; i < t->seen; i += 32)
+		exponentials(t->p + i * 2 * TILE, sum, w->again + i * BQ,
+		    w->m, min64(32, t->seen - i), z->scale);
+}
+
 /* Vector work to stand between a tile product and the use of its result. */
 struct work {
-	const struct step *t;
-	int64_t keys, done, part;
+	uint16_t *p;
+	const float *s;
+	int64_t keys, part;	/* left, and to do at a time */
 	float sum[BQ];
 };
 
 static void
 do_part(struct work *v, const struct room *w, float scale)
 {
-	int64_t to = min64(v->keys, v->done + v->part);
+	int64_t n = min64(v->keys, v->part);
 
-	if (to > v->done)
-		exponentials(v->t->p, v->sum, v->t->s, w->m, v->done, to,
-		    scale);
-	v->done = to;
+	if (n <= 0)
+		return;
+	exponentials(v->p, v->sum, v->s, w->m, n, scale);
+	v->p += n * TILE;
+	v->s += n * BQ;
+	v->keys -= n;
 }
 
 /*
- * s of step t becomes p, while s of step `next` and o of step `last` are made;
- * those may be NULL, and t.
+ * The scores of step t become p, while o of step `last` is made, and s of the
+ * 32 keys after, up to `end`.  Both steps may be NULL.
  */
 static void
 overlap(struct room *w, const struct step *last, const struct step *t,
-    const struct step *next, const struct plan *z, int64_t q0)
+    const struct plan *z, int64_t end, int64_t q0)
 {
-	int64_t ns = next == NULL ? 0 : next->keys, i;
-	int64_t no = last == NULL ? 0 : z->dv;
-	struct work v = { .t = t };
+	int64_t no = last == NULL ? 0 : z->dv, c = 0, to, k, i, n, next;
+	struct work v = { .keys = 0 };
 
-	if (t != NULL) {
-		v.keys = round_up(min64(t->keys, z->keys - t->k0), 2);
-		v.part = round_up(v.keys / ((ns + 31) / 32 + (no + 31) / 32 +
-		    (ns + no == 0)), 2);
-		if (t->k0 + v.keys > z->keys ||
-		    (z->causal && t->k0 + v.keys > q0))
-			mask(t->s, z, t->k0, v.keys, q0);
-		if (t->k0 == 0)
-			largest(w->m, t->s, v.keys);
-	}
 	if (last != NULL && w->scale_o)
 		scale_output(w, z->dv);
-	for (i = 0; i < ns || i < no; i += 32) {
-		if (i < ns) {
-			begin_scores(w, next, z, i);
-			do_part(&v, w, z->scale);
-			store_four(next->s + i * BQ, next->k0 + i + TILE <
-			    z->keys);
+	n = t == NULL ? 1 : (t->seen + 31) / 32;
+	for (i = 0; i < n; i++) {
+		to = round_up(no * (i + 1) / n, 32);
+		next = end;
+		if (t != NULL) {
+			k = t->k0 + i * 32;
+			next = k + 32;
+			v.p = t->p + i * 2 * ELEMENTS;
+			v.s = w->s[k / 32 & 1];
+			v.keys = min64(32, t->seen - i * 32);
+			v.part = round_up(v.keys / ((next < end) +
+			    (to - c) / 32 + (next >= end && to == c)), 2);
+			mask(w->s[k / 32 & 1], z, k, v.keys, q0);
+			if (k == 0)
+				largest(w->m, v.s, v.keys);
 		}
-		if (i < no) {
-			begin_output(w, last, z, i);
+		if (next < end) {
+			begin_scores(w, z, next);
 			do_part(&v, w, z->scale);
-			store_four(w->o + i * BQ, i + TILE < z->dv);
+			end_scores(w->s[next / 32 & 1], z, next);
 		}
+		for (; c < to; c += 32) {
+			begin_output(w, last, z, c);
+			do_part(&v, w, z->scale);
+			store_four(w->o + c * BQ, c + TILE < z->dv);
+		}
+		v.part = v.keys;
+		do_part(&v, w, z->scale);
 	}
 	if (t == NULL)
 		return;
-	v.part = v.keys;
-	do_part(&v, w, z->scale);
-	if (t->k0 > 0 && raise(w, v.sum, t->s, v.keys, z->scale)) {
-		memset(v.sum, 0, sizeof(v.sum));
-		v.done = 0;
-		do_part(&v, w, z->scale);
-	}
+	if (any_above(v.sum, SUM_MOST))
+		raise(w, v.sum, t, z, q0);
 	for (i = 0; i < BQ; i += VL)
 		vf_store(w->l + i, vf_load(w->l + i) + vf_load(v.sum + i));
-	for (i = v.keys; i < t->keys; i += 2) {
+	for (i = t->seen; i < t->keys; i += 2) {
 		memset(t->p + i / 32 * 2 * ELEMENTS + i % 32 * TILE, 0, 64);
 		memset(t->p + (i / 32 * 2 + 1) * ELEMENTS + i % 32 * TILE, 0,
 		    64);
@@ -589,27 +604,28 @@ static void
 query_block(struct room *w, uint16_t *o, float *lse, const uint16_t *q,
     const struct plan *z, const struct lpo_attn_shape *s, int64_t q0)
 {
-	int64_t rows = min64(BQ, s->lq - q0), i, k0, seen = z->keys;
-	struct step ring[4], *last = NULL, *now = NULL, *next;
+	int64_t rows = min64(BQ, s->lq - q0), i, k0, end = z->keys;
+	struct step ring[2], *last = NULL, *t = NULL;
 
 	pack_q(w->q, q, s->ldq, z, rows);
 	for (i = 0; i < BQ; i++) {
-		w->m[i] = -INFINITY;
+		w->m[i] = M_LEAST;
 		w->l[i] = 0.0f;
 	}
 	w->scale_o = 0;
 	if (z->causal)
-		seen = min64(seen, q0 + rows);
-	for (k0 = i = 0; k0 < seen; k0 += z->bk, i++) {
-		next = &ring[i & 3];
-		*next = (struct step){ w->s[i & 1], w->p[i & 1], k0,
-		    min64(z->bk, z->lk - k0) };
-		overlap(w, last, now, next, z, q0);
-		last = now;
-		now = next;
+		end = min64(end, q0 + rows);
+	begin_scores(w, z, 0);
+	end_scores(w->s[0], z, 0);
+	for (k0 = i = 0; k0 < end; k0 += z->bk, i ^= 1, last = t) {
+		t = &ring[i];
+		t->p = w->p[i];
+		t->k0 = k0;
+		t->keys = min64(z->bk, round_up(end - k0, 32));
+		t->seen = min64(z->bk, round_up(end - k0, 2));
+		overlap(w, last, t, z, end, q0);
 	}
-	overlap(w, last, now, NULL, z, q0);
-	overlap(w, now, NULL, NULL, z, q0);
+	overlap(w, last, NULL, z, end, q0);
 	finish(w, o, s->heads * s->d, lse, z, rows);
 }
 
