@@ -267,7 +267,7 @@ static const struct lpo_kernels tables[] = {
 		MEMORY_OPS LPO_LEVEL_OPS(ENTRY, _avx512)
 	},
 	[LPO_ISA_AMX] = {
-		MEMORY_OPS LPO_GEMM_OPS(ENTRY, _avx512)
+		MEMORY_OPS LPO_PRODUCT_OPS(ENTRY, _avx512)
 		LPO_AMX_OPS(ENTRY, _amx) LPO_NORM_OPS(ENTRY, _avx512)
 		LPO_ELEMENTWISE_OPS(ENTRY, _avx512)
 	}

@@ -14,11 +14,13 @@
 
 #include "kernels/vec.h"
 
-#define LPO_GEMM_OPS(X, s)						\
-	X(linear_fwd, s) X(linear_bwd_data, s) X(linear_bwd_weight, s)	\
-	X(linear_scratch_bytes, s)					\
-	X(conv_fwd, s) X(conv_bwd_data, s) X(conv_bwd_weight, s)	\
-	X(conv_scratch_bytes, s)
+#define LPO_PRODUCT_OPS(X, s)						\
+	X(linear_fwd, s) X(linear_bwd_data, s)				\
+	X(conv_fwd, s) X(conv_bwd_data, s)
+
+#define LPO_GRADIENT_OPS(X, s)						\
+	X(linear_bwd_weight, s) X(linear_scratch_bytes, s)		\
+	X(conv_bwd_weight, s) X(conv_scratch_bytes, s)
 
 #define LPO_ATTENTION_OPS(X, s)						\
 	X(attention_fwd, s) X(attention_bwd, s)				\
@@ -40,12 +42,11 @@
 	X(guide_fwd, s) X(guide_bwd, s)					\
 	X(convert, s) X(convert_acc, s) X(adamw, s) X(sum_squares, s)
 
-#define LPO_AMX_OPS(X, s)						\
-	X(attention_fwd, s) X(attention_bwd, s)				\
-	X(attention_scratch_bytes, s)
+#define LPO_AMX_OPS(X, s)	LPO_GRADIENT_OPS(X, s) LPO_ATTENTION_OPS(X, s)
 
 #define LPO_LEVEL_OPS(X, s)						\
-	LPO_GEMM_OPS(X, s) LPO_ATTENTION_OPS(X, s)			\
+	LPO_PRODUCT_OPS(X, s) LPO_GRADIENT_OPS(X, s)			\
+	LPO_ATTENTION_OPS(X, s)						\
 	LPO_NORM_OPS(X, s) LPO_ELEMENTWISE_OPS(X, s)
 
 #define LPO_DECLARE_OP(op, s)						\

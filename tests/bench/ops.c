@@ -81,6 +81,13 @@ run_linear(struct work *w)
 }
 
 static int
+run_linear_weight(struct work *w)
+{
+	return be.k->linear_bwd_weight(&be, dt, w->lse, NULL, w->y, w->x,
+	    w->m, w->n, w->k, 1, 1, w->scratch);
+}
+
+static int
 run_conv(struct work *w)
 {
 	return be.k->conv_fwd(&be, dt, w->y, w->x, w->w, NULL, NULL,
@@ -130,17 +137,22 @@ static void
 linear(int64_t m, int64_t n, int64_t k)
 {
 	struct work w = { .m = m, .n = n, .k = k };
+	double flops = 2.0 * (double)m * (double)(n * k);
+	size_t fwd = be.k->linear_scratch_bytes(&be, LPO_FWD, dt, m, n, k, 1);
+	size_t bwd = be.k->linear_scratch_bytes(&be, LPO_BWD_WEIGHT, dt, m,
+	    n, k, 1);
 	char text[64];
 
 	w.x = buffer(m * k);
 	w.w = buffer(n * k);
 	w.y = buffer(m * n);
-	w.scratch = be.k->alloc(&be, 64 + be.k->linear_scratch_bytes(&be,
-	    LPO_FWD, dt, m, n, k, 1));
+	w.lse = be.k->alloc(&be, (size_t)(n * k) * 4);
+	w.scratch = be.k->alloc(&be, (fwd > bwd ? fwd : bwd) + 64);
+	be.k->zero(&be, w.lse, (size_t)(n * k) * 4);
 	snprintf(text, sizeof(text), "%lld x %lld x %lld", (long long)m,
 	    (long long)n, (long long)k);
-	line("linear", text, 2.0 * (double)m * (double)(n * k),
-	    best_ms(run_linear, &w, 0.5));
+	line("linear", text, flops, best_ms(run_linear, &w, 0.5));
+	line("linear dw", text, flops, best_ms(run_linear_weight, &w, 0.5));
 	release(&w);
 }
 

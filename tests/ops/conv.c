@@ -36,6 +36,9 @@ static const struct lpo_conv_shape shapes[] = {
 	{ 1, 71, 31, 24, 16, 3, 3, 2, 0, 0, 35, 15 },
 	{ 1, 70, 32, 16, 16, 3, 3, 2, 0, 0, 35, 16 },
 	{ 1, 45, 32, 16, 16, 5, 3, 1, 2, 1, 45, 32 },
+	/* more pixels than AMX's gradients take at once */
+	{ 1, 70, 70, 16, 40, 3, 3, 2, 1, 1, 35, 35 },
+	{ 2, 34, 33, 40, 20, 1, 3, 1, 0, 1, 34, 33 },
 	/* Winograd: tiles that hang over, odd channels, many of both */
 	{ 2, 7, 9, 17, 35, 3, 3, 1, 1, 1, 7, 9 },
 	{ 1, 9, 6, 300, 21, 3, 3, 1, 1, 1, 9, 6 },

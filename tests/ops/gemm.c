@@ -14,7 +14,9 @@ static const struct problem problems[] = {
 	{ 1, 1, 1, 1 }, { 5, 3, 7, 5 }, { 64, 48, 48, 2 }, { 24, 48, 320, 4 },
 	{ 257, 33, 65, 1 }, { 130, 97, 600, 2 }, { 13, 320, 1030, 1 },
 	{ 2, 257, 257, 2 }, { 96, 4, 160, 3 }, { 96, 160, 4, 3 },
-	{ 192, 256, 512, 2 }, { 308, 640, 64, 4 }
+	{ 192, 256, 512, 2 }, { 308, 640, 64, 4 },
+	/* more rows, and more columns, than AMX's gradients take at once */
+	{ 2500, 40, 70, 2 }, { 40, 45, 1040, 2 }, { 36, 1050, 33, 1 }
 };
 
 /* SD1.5's, its LoRA's, and odd ones as long: for CUDA. */
@@ -685,6 +687,7 @@ one_level(lpo_backend *be, const char *level)
 	    { 1, 257, 65 }, { 64, 96, 96 }, { 64, 320, 640 },
 	    { 77, 128, 768 } };
 	struct problem many = { 300, 1100, 80, 2 };
+	struct problem wide = { 512, 1280, 1280, 1 };
 	enum lpo_dtype dt;
 	int i;
 
@@ -702,6 +705,9 @@ one_level(lpo_backend *be, const char *level)
 			check_threads(be, level, dt, &problems[i]);
 		check_threads(be, level, dt, &many);
 	}
+	/* AMX's threads share tiles of such a size; one alone does not. */
+	if (be->isa == LPO_ISA_AMX)
+		check_threads(be, level, LPO_BF16, &wide);
 	if (be->k->lora_fwd != NULL && be->k->lora_bwd != NULL)
 		all_loras(be, level);
 	if (on_cuda(be))
