@@ -177,6 +177,12 @@ lpo_cli_refuse(lpo_cli *cli, const struct lpo_cli_dry *d, int64_t need,
 {
 	char own[64] = "";
 
+	/* then it was not for its size: an allocation failed on the way */
+	if (need <= d->limit) {
+		lpo_clear(cli->ctx);
+		return lpo_fail(cli->ctx, LPO_ENOMEM,
+		    "out of memory while planning");
+	}
 	/* the next attempt may find itself a little larger */
 	if (cli->o.memory_bytes > 0)
 		snprintf(own, sizeof own, "--memory %lldM%s",
