@@ -28,7 +28,8 @@ enum {
 	BK = 64,		/* keys of a block */
 	BK_MOST = 96,		/* ... where they are all */
 	NEAR = 1 << 18,		/* bytes of packed k and v to have at a time */
-	ELEMENTS = 512		/* of a tile */
+	ELEMENTS = 512,		/* of a tile */
+	ONE = 0x3f80		/* in bf16 */
 };
 
 /* A block is done again where p, which begins at 1, sums to more. */
@@ -192,7 +193,10 @@ pack_k(uint16_t *dst, const uint16_t *k, int64_t ld, const struct plan *z)
 					memset(dst, 0, 64);
 }
 
-/* v to tiles [lk / 32][dv / 16][16 channels][32 keys] */
+/*
+ * v to tiles [lk / 32][dv / 16][16 channels][32 keys].  What is left over of
+ * the last tiles is 1: there o has the sum of p as rounded.
+ */
 static void
 pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct plan *z)
 {
@@ -208,6 +212,8 @@ pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct plan *z)
 				    g + i + 1 < z->keys ?
 				    v + (g + i + 1) * ld + x : none, n);
 			transpose_tile(dst);
+			for (i = n * 32; i < ELEMENTS; i++)
+				dst[i] = ONE;
 		}
 }
 
@@ -567,17 +573,21 @@ overlap(struct room *w, const struct step *last, const struct step *t,
 	}
 }
 
-/* o / l to the rows of the output, log of the sums to lse. */
+/*
+ * o / l to the rows of the output, log of the sums to lse.  Where o has the
+ * sum of p as rounded, the weights sum to 1 better with that.
+ */
 static void
 finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
     const struct plan *z, int64_t rows)
 {
 	uint16_t t[ELEMENTS];
 	int64_t c, q, i, x;
+	const float *l = z->d < z->dv ? w->o + z->d * BQ : w->l;
 	float r[BQ];
 
 	for (i = 0; i < BQ; i += VL)
-		vf_store(r + i, 1.0f / vf_load(w->l + i));
+		vf_store(r + i, 1.0f / vf_load(l + i));
 	for (i = 0; lse != NULL && i < rows; i += VL)
 		vst(LPO_F32, lse, i, rows, vf_fma(vf_load(w->m + i),
 		    vf_set1(z->scale * LN2), vf_log(vf_load(w->l + i))));
@@ -585,7 +595,7 @@ finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
 		for (q = 0; q < rows; q += TILE) {
 			const float *from = w->o + c * BQ + q;
 
-			for (i = 0; i < 32 && c + i < z->dv; i += 2)
+			for (i = 0; i < 32 && c + i < z->d; i += 2)
 				for (x = 0; x < TILE; x += VL)
 					store_pairs(t + i * TILE + x * 2,
 					    vf_load(from + i * BQ + x) *
