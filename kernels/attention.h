@@ -269,6 +269,8 @@ vi_iota(void)
 /* Scratch of the backward pass. */
 size_t	LPO_FN(lpo_attention_bwd_bytes)(const lpo_backend *,
 	    const struct lpo_attn_shape *);
+size_t	lpo_attention_bwd_bytes_amx(const lpo_backend *,
+	    const struct lpo_attn_shape *);
 
 /* A shape the kernels cannot take. */
 static inline int

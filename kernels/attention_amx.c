@@ -739,20 +739,12 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 	return 0;
 }
 
-int
-lpo_attention_bwd_amx(lpo_backend *b, enum lpo_dtype dt, void *dq, void *dk,
-    void *dv, const void *dout, const void *o, const float *lse,
-    const void *q, const void *k, const void *v,
-    const struct lpo_attn_shape *s, int add, void *scratch)
-{
-	return OTHER(attention_bwd)(b, dt, dq, dk, dv, dout, o, lse, q, k, v,
-	    s, add, scratch);
-}
-
 size_t
 lpo_attention_scratch_bytes_amx(lpo_backend *b, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
+	if (pass != LPO_FWD && dt == LPO_BF16 && !bad_shape(s))
+		return lpo_attention_bwd_bytes_amx(b, s);
 	if (pass != LPO_FWD || dt != LPO_BF16 || s->d > LDA)
 		return OTHER(attention_scratch_bytes)(b, pass, dt, s);
 	return (size_t)b->threads * room_bytes(s);

@@ -1,0 +1,820 @@
+/*
+ * Flash attention, backward, in bf16 on AMX tiles (attention_bwd.c has the
+ * formulas).  Rows are keys and lanes are queries, so that lse and delta lie
+ * in lanes:
+ *	S^T = K Q^T,  dP^T = V dO^T	over channels by 32
+ *	P, dS				in vectors, rounded to bf16
+ *	dV += P^T dO,  dK += dS^T Q	over queries by 32
+ *	dQ^T += K^T dS^T		over keys by 32
+ * A row of P^T or dS^T as it is computed is a row of a tile; two rows of dS^T
+ * with their words interleaved are a row of the last product's second factor.
+ * That interleaving goes by 16 bytes, so queries stand there in the order
+ * 0-3 8-11 16-19 24-27, 4-7 12-15 20-23 28-31 until dQ is turned around.
+ *
+ * Two schedules as in attention_bwd.c, with the same bits: an element is a
+ * chain of tile products over queries, or keys, by 32 in ascending order,
+ * wherever that chain is cut.
+ */
+#include "kernels/amx.h"
+#include "kernels/attention.h"
+#include "kernels/levels.h"
+
+#include <math.h>
+#include <omp.h>
+
+enum {
+	SIDE = 32,		/* keys and queries of a square of four tiles */
+	BQ = 64,		/* queries of a block */
+	KS = 128,		/* keys that meet it at a time */
+	BK = 256,		/* keys of a block */
+	AHEAD = 4,		/* query blocks of a unit of the second pass */
+	WORDS = 512,		/* bf16 of a tile */
+	FLOATS = 256
+};
+
+#ifdef LPO_AMX_EMULATE
+#define OTHER(op)	lpo_##op##_portable
+#else
+#define OTHER(op)	lpo_##op##_avx512
+#endif
+
+typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef uint16_t h32 __attribute__((vector_size(64)));
+typedef uint32_t w16 __attribute__((vector_size(64)));
+
+/* One thread's memory; a block of keys and `slots` of queries follow. */
+struct room {
+	float s[4 * FLOATS], dp[4 * FLOATS];
+	/* P and dS: tiles [16 keys][32 queries]; dS: [32 keys][16 queries] */
+	uint16_t p[KS * BQ], ds[KS * BQ], pairs[KS * BQ];
+	uint16_t rows[SIDE * LDA];
+	float turned[SIDE * LDA];
+};
+
+/* Tiles of a block of keys: [keys / 16][channels / 32] k and v, ... */
+struct keys {
+	uint16_t *k, *v;
+	uint16_t *kt;		/* [channels / 16][BK / 32], of k^T */
+	float *dk, *dv;		/* [keys / 16][channels / 16] */
+	int64_t first, count;
+};
+
+/* ... of a block of queries: [queries / 16][channels / 32] q^T and do^T, ... */
+struct queries {
+	float *lse2, *delta;	/* [BQ]: -lse log2 e, -sum o do */
+	uint16_t *q, *g;
+	uint16_t *qp, *gp;	/* [queries / 32][channels / 16] of q and do */
+	float *dq;		/* [queries / 32][channels / 16][2], of dq^T */
+	int64_t first, count;
+};
+
+/* The arguments of one call. */
+struct job {
+	uint16_t *dq, *dk, *dv;
+	const uint16_t *dout, *o, *q, *k, *v;
+	const float *lse;
+	const struct lpo_attn_shape *s;
+	int add;
+	char *scratch;
+	int64_t ck, cv;		/* channels by 32 and by 16 */
+	int64_t slots;		/* query blocks that a thread holds */
+	float scale;		/* d^-1/2 */
+};
+
+static inline int64_t
+parts(int64_t x, int64_t size)
+{
+	return (x + size - 1) / size;
+}
+
+/* Element of q and dq (row i, token t, head h), of o and dout, of k and v. */
+static inline int64_t
+at_q(const struct job *j, int64_t i, int64_t t, int64_t h)
+{
+	return (i * j->s->lq + t) * j->s->ldq + h * j->s->d;
+}
+
+static inline int64_t
+at_o(const struct job *j, int64_t i, int64_t t, int64_t h)
+{
+	return ((i * j->s->lq + t) * j->s->heads + h) * j->s->d;
+}
+
+static inline int64_t
+at_k(const struct job *j, int64_t i, int64_t t, int64_t h)
+{
+	return (i * j->s->lk + t) * j->s->ldk + h * j->s->d;
+}
+
+/* ---- memory */
+
+static int64_t
+keys_bytes(int64_t ck, int64_t cv)
+{
+	return BK * (2 * ck * 64 + cv * 32 + 2 * cv * 64);
+}
+
+static int64_t
+slot_bytes(int64_t ck, int64_t cv)
+{
+	return BQ * (2 * 4 + 2 * ck * 64 + 2 * cv * 32 + cv * 64);
+}
+
+static int64_t
+room_bytes(int64_t ck, int64_t cv, int64_t slots)
+{
+	return (int64_t)sizeof(struct room) + keys_bytes(ck, cv) +
+	    slots * slot_bytes(ck, cv);
+}
+
+static struct room *
+room_of_thread(const struct job *j)
+{
+	return (struct room *)(j->scratch + omp_get_thread_num() *
+	    room_bytes(j->ck, j->cv, j->slots));
+}
+
+/* The block of keys from `first` on. */
+static struct keys
+keys_in(const struct job *j, struct room *w, int64_t first)
+{
+	struct keys b;
+
+	b.k = (uint16_t *)(w + 1);
+	b.v = b.k + BK * j->ck * 32;
+	b.kt = b.v + BK * j->ck * 32;
+	b.dk = (float *)(b.kt + BK * j->cv * 16);
+	b.dv = b.dk + BK * j->cv * 16;
+	b.first = first;
+	b.count = min64(BK, j->s->lk - first);
+	return b;
+}
+
+/* The block of queries from `first` on, in a slot. */
+static struct queries
+queries_in(const struct job *j, struct room *w, int64_t slot, int64_t first)
+{
+	struct queries b;
+
+	b.lse2 = (float *)((char *)(w + 1) + keys_bytes(j->ck, j->cv) +
+	    slot * slot_bytes(j->ck, j->cv));
+	b.delta = b.lse2 + BQ;
+	b.q = (uint16_t *)(b.delta + BQ);
+	b.g = b.q + BQ * j->ck * 32;
+	b.qp = b.g + BQ * j->ck * 32;
+	b.gp = b.qp + BQ * j->cv * 16;
+	b.dq = (float *)(b.gp + BQ * j->cv * 16);
+	b.first = first;
+	b.count = min64(BQ, j->s->lq - first);
+	return b;
+}
+
+/* ---- into tiles */
+
+/* 32 words, of which n are there; the rest 0 */
+static inline void
+copy_words(uint16_t *to, const uint16_t *p, int64_t n)
+{
+#if defined(__AVX512BW__)
+	__mmask32 there = n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1;
+
+	_mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(there, p));
+#else
+	memset(to, 0, 64);
+	memcpy(to, p, (size_t)min64(n, 32) * 2);
+#endif
+}
+
+/* 32 rows of d channels, of which `count` are there: [2][ck] tiles */
+static void
+tiles_of_rows(uint16_t *to, const uint16_t *p, int64_t ld, int64_t count,
+    int64_t d, int64_t ck)
+{
+	int64_t r, x;
+
+	for (r = 0; r < SIDE; r++)
+		for (x = 0; x < ck; x++)
+			copy_words(to + (r / 16 * ck + x) * WORDS +
+			    r % 16 * 32, p + r * ld + x * 32,
+			    r < count ? d - x * 32 : 0);
+}
+
+/* A tile transposed as words of 4 bytes. */
+static void
+turn_tile(void *to, const void *from)
+{
+	const float *a = from;
+	float *b = to;
+	int64_t r, x, i;
+	v4 t[4];
+
+	for (r = 0; r < 16; r += 4)
+		for (x = 0; x < 16; x += 4) {
+			for (i = 0; i < 4; i++)
+				memcpy(&t[i], a + (r + i) * 16 + x,
+				    sizeof(v4));
+			transpose4(t);
+			for (i = 0; i < 4; i++)
+				memcpy(b + (x + i) * 16 + r, &t[i],
+				    sizeof(v4));
+		}
+}
+
+/*
+ * Channels 16 c .. of such 32 rows with pairs of rows side by side: a tile
+ * [16 pairs][16 channels][2]
+ */
+static void
+pair_rows(uint16_t *to, const uint16_t *rows, int64_t ck, int64_t c)
+{
+	const uint16_t *from;
+	int64_t i;
+	h16 a, b;
+	w16 v;
+
+	for (i = 0; i < 16; i++) {
+		from = rows + (i / 8 * ck + c / 2) * WORDS + i % 8 * 64 +
+		    c % 2 * 16;
+		memcpy(&a, from, sizeof(a));
+		memcpy(&b, from + 32, sizeof(b));
+		v = __builtin_convertvector(a, w16) |
+		    __builtin_convertvector(b, w16) << 16;
+		memcpy(to + i * 32, &v, sizeof(v));
+	}
+}
+
+/* k and v of a block; its sums begin at 0. */
+static void
+pack_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
+{
+	int64_t sides = parts(b->count, SIDE), ld = j->s->ldk, t, c, at, left;
+	uint16_t pairs[WORDS];
+
+	for (t = 0; t < sides; t++) {
+		at = at_k(j, r, b->first + t * SIDE, h);
+		left = b->count - t * SIDE;
+		tiles_of_rows(b->k + t * 2 * j->ck * WORDS, j->k + at, ld,
+		    left, j->s->d, j->ck);
+		tiles_of_rows(b->v + t * 2 * j->ck * WORDS, j->v + at, ld,
+		    left, j->s->d, j->ck);
+		for (c = 0; c < j->cv; c++) {
+			pair_rows(pairs, b->k + t * 2 * j->ck * WORDS, j->ck,
+			    c);
+			turn_tile(b->kt + (c * (BK / SIDE) + t) * WORDS,
+			    pairs);
+		}
+	}
+	memset(b->dk, 0, (size_t)(sides * 2 * j->cv * FLOATS) * 4);
+	memset(b->dv, 0, (size_t)(sides * 2 * j->cv * FLOATS) * 4);
+}
+
+/* Two orders of 32 rows, for both products that they meet in. */
+static void
+pack_rows(const struct job *j, uint16_t *turned, uint16_t *pairs,
+    uint16_t *rows, const uint16_t *p, int64_t ld, int64_t count)
+{
+	int64_t t;
+
+	tiles_of_rows(rows, p, ld, count, j->s->d, j->ck);
+	for (t = 0; t < 2 * j->ck; t++)
+		turn_tile(turned + t * WORDS, rows + t * WORDS);
+	for (t = 0; t < j->cv; t++)
+		pair_rows(pairs + t * WORDS, rows, j->ck, t);
+}
+
+/* The same of q, dout, lse and o; a query that is not there has P = 0. */
+static void
+pack_queries(const struct job *j, struct room *w, const struct queries *b,
+    int64_t i, int64_t h)
+{
+	int64_t sides = parts(b->count, SIDE), d = j->s->d, t, x, q, g;
+	int64_t ldo = j->s->heads * d;
+	const float *lse = j->lse + (i * j->s->heads + h) * j->s->lq +
+	    b->first;
+
+	for (t = 0; t < sides; t++) {
+		q = at_q(j, i, b->first + t * SIDE, h);
+		g = at_o(j, i, b->first + t * SIDE, h);
+		pack_rows(j, b->q + t * 2 * j->ck * WORDS,
+		    b->qp + t * j->cv * WORDS, w->rows, j->q + q, j->s->ldq,
+		    b->count - t * SIDE);
+		pack_rows(j, b->g + t * 2 * j->ck * WORDS,
+		    b->gp + t * j->cv * WORDS, w->rows, j->dout + g, ldo,
+		    b->count - t * SIDE);
+	}
+	for (t = 0; t < sides * SIDE; t++) {
+		vf sum = {0};
+
+		b->lse2[t] = -1e30f;
+		b->delta[t] = 0.0f;
+		if (t >= b->count)
+			continue;
+		g = at_o(j, i, b->first + t, h);
+		for (x = 0; x < d; x += VL)
+			sum = vf_fma(vld(LPO_BF16, j->o + g, x, d),
+			    vld(LPO_BF16, j->dout + g, x, d), sum);
+		b->lse2[t] = -lse[t] * LOG2E;
+		b->delta[t] = -vf_hsum(sum);
+	}
+	memset(b->dq, 0, (size_t)(sides * 2 * j->cv * FLOATS) * 4);
+}
+
+/* ---- products */
+
+/* c[2][2] = a[2][n] b[n][2], in tiles; of b the n lie together */
+static inline void
+dot(float *c, const uint16_t *a, const uint16_t *b, int64_t n)
+{
+	int64_t x;
+
+	tile_zero(0);
+	tile_zero(1);
+	tile_zero(2);
+	tile_zero(3);
+	for (x = 0; x < n; x++, a += WORDS, b += WORDS) {
+		tile_load(4, a, 64);
+		tile_load(6, b, 64);
+		tile_load(7, b + n * WORDS, 64);
+		tile_load(5, a + n * WORDS, 64);
+		tile_dp(0, 4, 6);
+		tile_dp(1, 4, 7);
+		tile_dp(2, 5, 6);
+		tile_dp(3, 5, 7);
+	}
+	tile_store(0, c, 64);
+	tile_store(1, c + FLOATS, 64);
+	tile_store(2, c + 2 * FLOATS, 64);
+	tile_store(3, c + 3 * FLOATS, 64);
+}
+
+/* What a product's tiles are apart. */
+struct strides {
+	int64_t c_row, a_row, a_step, b_step;
+};
+
+/* c[mr][nr] += a[mr][n] b[n][nr] */
+static inline __attribute__((always_inline)) void
+add_block(int mr, int nr, float *c, const uint16_t *a, const uint16_t *b,
+    int64_t n, const struct strides *z)
+{
+	float *c1 = c + z->c_row * FLOATS;
+	int64_t t;
+
+	tile_load(0, c, 64);
+	if (nr > 1)
+		tile_load(1, c + FLOATS, 64);
+	if (mr > 1)
+		tile_load(2, c1, 64);
+	if (mr > 1 && nr > 1)
+		tile_load(3, c1 + FLOATS, 64);
+	for (t = 0; t < n; t++) {
+		tile_load(4, a, 64);
+		tile_load(6, b, 64);
+		tile_dp(0, 4, 6);
+		if (nr > 1) {
+			tile_load(7, b + WORDS, 64);
+			tile_dp(1, 4, 7);
+		}
+		if (mr > 1) {
+			tile_load(5, a + z->a_row * WORDS, 64);
+			tile_dp(2, 5, 6);
+		}
+		if (mr > 1 && nr > 1)
+			tile_dp(3, 5, 7);
+		a += z->a_step * WORDS;
+		b += z->b_step * WORDS;
+	}
+	tile_store(0, c, 64);
+	if (nr > 1)
+		tile_store(1, c + FLOATS, 64);
+	if (mr > 1)
+		tile_store(2, c1, 64);
+	if (mr > 1 && nr > 1)
+		tile_store(3, c1 + FLOATS, 64);
+}
+
+/* c[2][cols] += a[2][n] b[n][cols] */
+static void
+add_row(float *c, const uint16_t *a, const uint16_t *b, int64_t cols,
+    int64_t n, const struct strides *z)
+{
+	int64_t x;
+
+	for (x = 0; x + 2 <= cols; x += 2)
+		add_block(2, 2, c + x * FLOATS, a, b + x * WORDS, n, z);
+	if (x < cols)
+		add_block(2, 1, c + x * FLOATS, a, b + x * WORDS, n, z);
+}
+
+/* c[rows][2] += a[rows][n] b[n][2] */
+static void
+add_column(float *c, const uint16_t *a, const uint16_t *b, int64_t rows,
+    int64_t n, const struct strides *z)
+{
+	int64_t x;
+
+	for (x = 0; x + 2 <= rows; x += 2)
+		add_block(2, 2, c + x * z->c_row * FLOATS,
+		    a + x * z->a_row * WORDS, b, n, z);
+	if (x < rows)
+		add_block(1, 2, c + x * z->c_row * FLOATS,
+		    a + x * z->a_row * WORDS, b, n, z);
+}
+
+/* ---- P and dS */
+
+/* 2^x; where P is rounded to bf16, 3e-6 is exact enough */
+static inline vf
+exp2_for_bf16(vf x)
+{
+#if defined(__AVX512DQ__)
+	/* x less its floor; 2^floor is applied by scalef */
+	vf f = (vf)_mm512_reduce_ps((__m512)x, 1), p;
+
+	p = vf_horner(vf_set1(0.01353416791f), f, 0.05201146062f);
+	p = vf_horner(p, f, 0.2414427569f);
+	p = vf_horner(p, f, 0.6930038345f);
+	p = vf_horner(p, f, 1.000002593f);
+	return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+#else
+	return vf_exp2_soft(x);
+#endif
+}
+
+static inline void
+round_words(h32 *h, const vf v[SIDE / VL])
+{
+#if defined(__AVX512BF16__)
+	*h = (h32)_mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
+#else
+	uint16_t a[SIDE];
+	int i;
+
+	for (i = 0; i < SIDE; i += VL)
+		vf_store_bf16(a + i, v[i / VL]);
+	memcpy(h, a, sizeof(*h));
+#endif
+}
+
+/*
+ * A row of P and dS, from S and dP; the first `unseen` queries do not see
+ * the key.
+ */
+static inline __attribute__((always_inline)) void
+grad_row(h32 *p, h32 *ds, const float *s, const float *dp,
+    const struct queries *b, vf scale, int masked, int64_t unseen)
+{
+	vf x[SIDE / VL], y[SIDE / VL];
+	int v, at;
+
+#pragma GCC unroll 8
+	for (v = 0; v < SIDE / VL; v++) {
+		at = v * VL / 16 * FLOATS + v * VL % 16;
+		x[v] = exp2_for_bf16(vf_fma(vf_load(s + at), scale,
+		    vf_load(b->lse2 + v * VL)));
+		if (masked)
+			x[v] = vf_select(vi_iota() < (int32_t)unseen - v * VL,
+			    (vf){0}, x[v]);
+		y[v] = vf_mul(x[v], vf_load(dp + at) +
+		    vf_load(b->delta + v * VL));
+	}
+	round_words(p, x);
+	round_words(ds, y);
+}
+
+/* Queries, of SIDE from q on, that do not see a key. */
+static inline int64_t
+unseen(const struct job *j, int64_t q, int64_t key)
+{
+	if (key >= j->s->lk)
+		return SIDE;
+	return j->s->causal && key > q ? min64(key - q, SIDE) : 0;
+}
+
+/*
+ * A square of P and dS: keys 32 i .. of those from `key` on, queries 32 t ..
+ * of the block.
+ */
+static inline __attribute__((always_inline)) void
+grad_square(const struct job *j, struct room *w, const struct queries *b,
+    int64_t i, int64_t t, int64_t key, int masked)
+{
+	uint16_t *p = w->p + (2 * i * (BQ / SIDE) + t) * WORDS;
+	uint16_t *ds = w->ds + (p - w->p);
+	uint16_t *pairs = w->pairs + (i * (BQ / 16) + 2 * t) * WORDS;
+	struct queries c = *b;
+	vf scale = vf_set1(j->scale * LOG2E);
+	h32 p0, p1, d0, d1, lo, hi;
+	int64_t r, at, q = b->first + t * SIDE, n0 = 0, n1 = 0;
+
+	c.lse2 += t * SIDE;
+	c.delta += t * SIDE;
+	key += i * SIDE;
+	for (r = 0; r < SIDE; r += 2) {
+		at = r / 16 * 2 * FLOATS + r % 16 * 16;
+		if (masked) {
+			n0 = unseen(j, q, key + r);
+			n1 = unseen(j, q, key + r + 1);
+		}
+		grad_row(&p0, &d0, w->s + at, w->dp + at, &c, scale, masked,
+		    n0);
+		grad_row(&p1, &d1, w->s + at + 16, w->dp + at + 16, &c, scale,
+		    masked, n1);
+		at = r / 16 * (BQ / SIDE) * WORDS + r % 16 * 32;
+		memcpy(p + at, &p0, sizeof(p0));
+		memcpy(p + at + 32, &p1, sizeof(p1));
+		memcpy(ds + at, &d0, sizeof(d0));
+		memcpy(ds + at + 32, &d1, sizeof(d1));
+		lo = __builtin_shufflevector(d0, d1, 0, 32, 1, 33, 2, 34, 3,
+		    35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48, 17, 49, 18, 50,
+		    19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
+		hi = __builtin_shufflevector(d0, d1, 4, 36, 5, 37, 6, 38, 7,
+		    39, 12, 44, 13, 45, 14, 46, 15, 47, 20, 52, 21, 53, 22,
+		    54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
+		memcpy(pairs + r * 16, &lo, sizeof(lo));
+		memcpy(pairs + WORDS + r * 16, &hi, sizeof(hi));
+	}
+}
+
+/* ---- blocks */
+
+/* The sums of KS keys from the k-th of a block on, and of a block of queries. */
+static void
+meet_some(const struct job *j, struct room *w, const struct keys *kb, int64_t k,
+    const struct queries *qb, int want_keys, int want_queries)
+{
+	int64_t nk = parts(min64(KS, kb->count - k), SIDE), i, t, q;
+	int64_t nq = parts(qb->count, SIDE), k16 = k / 16;
+	struct strides row = { j->cv, BQ / SIDE, 1, j->cv };
+	struct strides column = { 2, BK / SIDE, 1, BQ / 16 };
+
+	for (t = 0; t < nq; t++)
+		for (i = 0; i < nk; i++) {
+			int64_t a = (k16 + 2 * i) * j->ck * WORDS;
+			int64_t b = 2 * t * j->ck * WORDS;
+			int64_t key = kb->first + k;
+
+			dot(w->s, kb->k + a, qb->q + b, j->ck);
+			dot(w->dp, kb->v + a, qb->g + b, j->ck);
+			q = qb->first + t * SIDE;
+			if (unseen(j, q, key + i * SIDE + SIDE - 1) > 0)
+				grad_square(j, w, qb, i, t, key, 1);
+			else
+				grad_square(j, w, qb, i, t, key, 0);
+		}
+	for (i = 0; i < nk && want_keys; i++) {
+		int64_t c = (k16 + 2 * i) * j->cv * FLOATS;
+		int64_t a = 2 * i * (BQ / SIDE) * WORDS;
+
+		add_row(kb->dv + c, w->p + a, qb->gp, j->cv, nq, &row);
+		add_row(kb->dk + c, w->ds + a, qb->qp, j->cv, nq, &row);
+	}
+	for (t = 0; t < nq && want_queries; t++)
+		add_column(qb->dq + t * 2 * j->cv * FLOATS, kb->kt +
+		    k / SIDE * WORDS, w->pairs + 2 * t * WORDS, j->cv, nk,
+		    &column);
+}
+
+/* Keys after all queries are left out: their P is 0. */
+static void
+meet(const struct job *j, struct room *w, const struct keys *kb,
+    const struct queries *qb, int want_keys, int want_queries)
+{
+	int64_t k;
+
+	for (k = 0; k < kb->count; k += KS)
+		if (!j->s->causal || kb->first + k < qb->first + qb->count)
+			meet_some(j, w, kb, k, qb, want_keys, want_queries);
+}
+
+/* One row of d channels, set or added to. */
+static void
+store_row(uint16_t *to, const float *from, int64_t step, int64_t d,
+    float scale, int add)
+{
+	int64_t x, i;
+
+	for (x = 0; x < d; x += 16)
+		for (i = x; i < x + 16 && i < d; i += VL)
+			if (add)
+				vacc_fma(LPO_BF16, to, i, d, vf_set1(scale),
+				    vf_load(from + x / 16 * step + i - x));
+			else
+				vst(LPO_BF16, to, i, d, scale *
+				    vf_load(from + x / 16 * step + i - x));
+}
+
+static void
+store_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
+{
+	int64_t t, at, from;
+
+	for (t = 0; t < b->count; t++) {
+		at = at_k(j, r, b->first + t, h);
+		from = t / 16 * j->cv * FLOATS + t % 16 * 16;
+		if (j->dk != NULL)
+			store_row(j->dk + at, b->dk + from, FLOATS, j->s->d,
+			    j->scale, j->add & LPO_ADD_B);
+		if (j->dv != NULL)
+			store_row(j->dv + at, b->dv + from, FLOATS, j->s->d,
+			    1.0f, j->add & LPO_ADD_C);
+	}
+}
+
+/* Two tiles to rows: query 8 l + 4 half + i is lane 4 l + i of its half. */
+static void
+turn_queries(float *rows, const float *tiles)
+{
+	int64_t half, x, l, k;
+	v4 r[4];
+
+	for (half = 0; half < 2; half++)
+		for (x = 0; x < 16; x += 4)
+			for (l = 0; l < 4; l++) {
+				const float *from = tiles + half * FLOATS +
+				    x * 16 + 4 * l;
+				float *to = rows + (8 * l + 4 * half) * LDA +
+				    x;
+
+				for (k = 0; k < 4; k++)
+					memcpy(&r[k], from + k * 16,
+					    sizeof(v4));
+				transpose4(r);
+				for (k = 0; k < 4; k++)
+					memcpy(to + k * LDA, &r[k],
+					    sizeof(v4));
+			}
+}
+
+static void
+store_queries(const struct job *j, struct room *w, const struct queries *b,
+    int64_t i, int64_t h)
+{
+	int64_t t, c, k, at;
+
+	for (t = 0; t < b->count; t += SIDE) {
+		for (c = 0; c < j->cv; c++)
+			turn_queries(w->turned + c * 16, b->dq +
+			    (t / SIDE * j->cv + c) * 2 * FLOATS);
+		for (k = 0; k < min64(SIDE, b->count - t); k++) {
+			at = at_q(j, i, b->first + t + k, h);
+			store_row(j->dq + at, w->turned + k * LDA, 16,
+			    j->s->d, j->scale, j->add & LPO_ADD_A);
+		}
+	}
+}
+
+/* ---- schedules */
+
+/*
+ * dK and dV of the keys [k0, k1) of row r, and with want_queries dQ of all
+ * rows that share them.  Where queries meet several blocks of keys, each of
+ * their blocks keeps a slot of its own.
+ */
+static void
+keys_unit(const struct job *j, int64_t r, int64_t h, int64_t k0, int64_t k1,
+    int want_queries)
+{
+	int64_t share = j->s->n / j->s->nk, i, k, q, lq = j->s->lq;
+	int again = want_queries && k1 - k0 > BK;
+	struct room *w = room_of_thread(j);
+	struct queries qb;
+	struct keys kb;
+
+	for (k = k0; k < k1; k += BK) {
+		kb = keys_in(j, w, k);
+		pack_keys(j, &kb, r, h);
+		for (i = r * share; i < (r + 1) * share; i++)
+			for (q = 0; q < lq; q += BQ) {
+				qb = queries_in(j, w, again ? q / BQ : 0, q);
+				if (k == k0 || !again)
+					pack_queries(j, w, &qb, i, h);
+				meet(j, w, &kb, &qb, 1, want_queries);
+				if (want_queries && k + BK >= k1)
+					store_queries(j, w, &qb, i, h);
+			}
+		store_keys(j, &kb, r, h);
+	}
+}
+
+/* dQ of the queries [q0, q1) of row i, a slot for each of their blocks. */
+static void
+queries_unit(const struct job *j, int64_t i, int64_t h, int64_t q0,
+    int64_t q1)
+{
+	struct room *w = room_of_thread(j);
+	struct queries qb;
+	struct keys kb;
+	int64_t k, q;
+
+	for (k = 0; k < j->s->lk && (!j->s->causal || k < q1); k += BK) {
+		kb = keys_in(j, w, k);
+		pack_keys(j, &kb, i * j->s->nk / j->s->n, h);
+		for (q = q0; q < q1; q += BQ) {
+			qb = queries_in(j, w, (q - q0) / BQ, q);
+			if (k == 0)
+				pack_queries(j, w, &qb, i, h);
+			meet(j, w, &kb, &qb, 0, 1);
+		}
+	}
+	for (q = q0; q < q1; q += BQ) {
+		qb = queries_in(j, w, (q - q0) / BQ, q);
+		store_queries(j, w, &qb, i, h);
+	}
+}
+
+/*
+ * One pass does 5 products to the 7 of two, but a thread has a whole head to
+ * do; sums of keys that rows share are kept for one block only.
+ */
+static int
+can_one_pass(const lpo_backend *b, const struct lpo_attn_shape *s)
+{
+	int64_t units = s->nk * s->heads, rounds = parts(units, b->threads);
+
+	return (s->nk == s->n || s->lk <= BK) &&
+	    rounds * b->threads * 5 <= units * 7;
+}
+
+static int64_t
+slots_of(const lpo_backend *b, const struct lpo_attn_shape *s)
+{
+	int64_t blocks = parts(s->lq, BQ);
+
+	return can_one_pass(b, s) && s->lk > BK ? blocks :
+	    min64(blocks, AHEAD);
+}
+
+static void
+one_pass(const struct job *j, const lpo_backend *b)
+{
+	int64_t heads = j->s->heads, lk = j->s->lk, u;
+
+#pragma omp parallel for schedule(static) num_threads(b->threads) \
+    if (j->s->n * heads * j->s->lq * lk > 4096)
+	for (u = 0; u < j->s->nk * heads; u++) {
+		tile_config();
+		keys_unit(j, u / heads, u % heads, 0, lk, j->dq != NULL);
+		tile_release();
+	}
+}
+
+static void
+two_passes(const struct job *j, const lpo_backend *b)
+{
+	int64_t heads = j->s->heads, lk = j->s->lk, lq = j->s->lq, u;
+	int64_t bk = parts(lk, BK), bq = parts(lq, BQ * AHEAD);
+	int64_t first = j->dk != NULL || j->dv != NULL ?
+	    j->s->nk * heads * bk : 0;
+	int64_t second = j->dq != NULL ? j->s->n * heads * bq : 0;
+
+#pragma omp parallel for schedule(static, 1) num_threads(b->threads)
+	for (u = 0; u < first + second; u++) {
+		int64_t head, at;
+
+		tile_config();
+		if (u < first) {
+			head = u / bk;
+			at = u % bk * BK;
+			keys_unit(j, head / heads, head % heads, at,
+			    min64(at + BK, lk), 0);
+		} else {
+			head = (u - first) / bq;
+			at = (u - first) % bq * BQ * AHEAD;
+			queries_unit(j, head / heads, head % heads, at,
+			    min64(at + BQ * AHEAD, lq));
+		}
+		tile_release();
+	}
+}
+
+int
+lpo_attention_bwd_amx(lpo_backend *b, enum lpo_dtype dt, void *dq, void *dk,
+    void *dv, const void *dout, const void *o, const float *lse,
+    const void *q, const void *k, const void *v,
+    const struct lpo_attn_shape *s, int add, void *scratch)
+{
+	struct job j = { dq, dk, dv, dout, o, q, k, v, lse, s, add, scratch,
+	    0, 0, 0, 0.0f };
+
+	if (dt != LPO_BF16 || bad_shape(s))
+		return OTHER(attention_bwd)(b, dt, dq, dk, dv, dout, o, lse,
+		    q, k, v, s, add, scratch);
+	j.ck = parts(s->d, 32);
+	j.cv = parts(s->d, 16);
+	j.slots = slots_of(b, s);
+	j.scale = 1.0f / sqrtf((float)s->d);
+	if (can_one_pass(b, s) && (dk != NULL || dv != NULL))
+		one_pass(&j, b);
+	else
+		two_passes(&j, b);
+	return 0;
+}
+
+size_t
+lpo_attention_bwd_bytes_amx(const lpo_backend *b,
+    const struct lpo_attn_shape *s)
+{
+	return (size_t)(b->threads * room_bytes(parts(s->d, 32),
+	    parts(s->d, 16), slots_of(b, s)));
+}

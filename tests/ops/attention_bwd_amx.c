@@ -1,0 +1,127 @@
+/*
+ * The AMX attention's backward pass with its tile operations in plain C, as
+ * attention_amx.c does it for the forward pass.
+ */
+#define LPO_AMX_EMULATE
+#include "kernels/attention_bwd_amx.c"
+#include "tests/ops/attention.h"
+
+/* o and lse from the portable forward pass, gradients from tiles. */
+static int
+run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t,
+    int want, int add)
+{
+	struct scratch f = scratch_new(be, be->k->attention_scratch_bytes(be,
+	    LPO_FWD, LPO_BF16, s));
+	struct scratch w = scratch_new(be, lpo_attention_bwd_bytes_amx(be, s));
+	int rc = be->k->attention_fwd(be, LPO_BF16, t->o.p, t->lse.p, t->q.p,
+	    t->k.p, t->v.p, s, f.p);
+
+	if (rc == 0)
+		rc = lpo_attention_bwd_amx(be, LPO_BF16, want & 1 ? t->dq.p :
+		    NULL, want & 2 ? t->dk.p : NULL, want & 4 ? t->dv.p :
+		    NULL, t->g.p, t->o.p, t->lse.p, t->q.p, t->k.p, t->v.p,
+		    s, add, w.p);
+	return scratch_done(&f) && scratch_done(&w) && rc == 0;
+}
+
+static int
+same(const struct set *a, const struct set *b)
+{
+	return buf_same(&a->dq, &b->dq) && buf_same(&a->dk, &b->dk) &&
+	    buf_same(&a->dv, &b->dv);
+}
+
+static void
+check_case(lpo_backend *be, const struct shape_case *c, int add)
+{
+	struct set t = set_new(be, &c->s, LPO_BF16), b;
+	struct truth w = truth_new(&c->s, &t, add);
+	int good, threads;
+	double q, k, v;
+
+	set_start(&c->s, &t, add);
+	be->threads = 1;
+	good = run_emulated(be, &c->s, &t, 7, add);
+	q = excess(&c->s, &t.dq, c->s.ldq, w.dq, 6e-3);
+	k = excess(&c->s, &t.dk, c->s.ldk, w.dk, 6e-3);
+	v = excess(&c->s, &t.dv, c->s.ldk, w.dv, 6e-3);
+	ok(good && q <= 1 && k <= 1 && v <= 1 && guard_whole(&t.dq) &&
+	    guard_whole(&t.dk) && guard_whole(&t.dv), "emulated %s, add %d: "
+	    "errors %.2f %.2f %.2f of the allowed", c->what, add, q, k, v);
+	/* few threads make one pass, many two */
+	for (threads = 2; threads <= 32; threads *= 2) {
+		b = set_new(be, &c->s, LPO_BF16);
+		set_start(&c->s, &b, add);
+		be->threads = threads;
+		good &= run_emulated(be, &c->s, &b, 7, add) && same(&t, &b);
+		set_free(&b);
+	}
+	ok(good, "emulated %s: 1 to 32 threads, same bits", c->what);
+	truth_free(&w);
+	set_free(&t);
+}
+
+/* One row of keys at a time, and one gradient, gives the bits of the whole. */
+static void
+check_parts(lpo_backend *be, const struct shape_case *c)
+{
+	struct lpo_attn_shape one = c->s;
+	struct set a = set_new(be, &c->s, LPO_BF16);
+	struct set b = set_new(be, &c->s, LPO_BF16);
+	int64_t r, rows = c->s.n / c->s.nk;
+	int good, i;
+
+	be->threads = 2;
+	good = run_emulated(be, &c->s, &a, 7, 0);
+	one.n = rows;
+	one.nk = 1;
+	for (r = 0; r < c->s.nk; r++)
+		for (i = 0; i < 3; i++) {
+			struct set v = b;
+			int64_t q = r * n_q(&one) * 2, k = r * n_k(&one) * 2;
+
+			v.q.p = (char *)b.q.p + q;
+			v.dq.p = (char *)b.dq.p + q;
+			v.o.p = (char *)b.o.p + r * n_o(&one) * 2;
+			v.g.p = (char *)b.g.p + r * n_o(&one) * 2;
+			v.k.p = (char *)b.k.p + k;
+			v.dk.p = (char *)b.dk.p + k;
+			v.v.p = (char *)b.v.p + k;
+			v.dv.p = (char *)b.dv.p + k;
+			v.lse.p = (float *)b.lse.p + r * rows * one.heads *
+			    one.lq;
+			good &= run_emulated(be, &one, &v, 1 << i, 0);
+		}
+	ok(good && same(&a, &b), "emulated %s: row by row, one gradient at a "
+	    "time, same bits", c->what);
+	set_free(&a);
+	set_free(&b);
+}
+
+/* Several blocks of keys and of queries, none of them whole. */
+static const struct shape_case more[] = {
+	{ "keys of three blocks", { 1, 1, 70, 530, 3, 24, 72, 75, 0 } },
+	{ "queries of many blocks", { 2, 2, 300, 33, 2, 40, 80, 80, 0 } },
+	{ "one text, three blocks", { 3, 1, 40, 520, 1, 12, 12, 12, 0 } },
+	{ "causal, three blocks", { 1, 1, 550, 550, 1, 8, 8, 8, 1 } }
+};
+
+int
+main(void)
+{
+	lpo_backend be;
+	int i;
+
+	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
+		return done_testing();
+	for (i = 0; i < CASES; i++)
+		check_case(&be, &cases[i], i % 2 * 7);
+	for (i = 0; i < 4; i++)
+		check_case(&be, &more[i], 1 << i & 7);
+	check_parts(&be, &cases[2]);
+	check_parts(&be, &cases[4]);
+	check_parts(&be, &more[2]);
+	lpo_cpu_close(&be);
+	return done_testing();
+}
