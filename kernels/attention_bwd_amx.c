@@ -24,12 +24,13 @@
 
 enum {
 	SIDE = 32,		/* keys and queries of a square of four tiles */
-	BQ = 64,		/* queries of a block */
+	BQ = 256,		/* queries of a block */
 	KS = 128,		/* keys that meet it at a time */
-	BK = 256,		/* keys of a block */
-	AHEAD = 4,		/* query blocks of a unit of the second pass */
+	BK = 512,		/* keys of a block */
+	AHEAD = 2,		/* query blocks of a unit of the second pass */
 	WORDS = 512,		/* bf16 of a tile */
-	FLOATS = 256
+	FLOATS = 256,
+	PAIR = 2 * SIDE / VL	/* vectors of two keys in a square */
 };
 
 #ifdef LPO_AMX_EMULATE
@@ -51,10 +52,13 @@ struct room {
 	float turned[SIDE * LDA];
 };
 
+/* Tiles across two lines of the cache take twice the time. */
+_Static_assert(sizeof(struct room) % 64 == 0, "tiles begin with a line");
+
 /* Tiles of a block of keys: [keys / 16][channels / 32] k and v, ... */
 struct keys {
 	uint16_t *k, *v;
-	uint16_t *kt;		/* [channels / 16][BK / 32], of k^T */
+	uint16_t *kt;		/* [channels / 16][bk / 32], of k^T */
 	float *dk, *dv;		/* [keys / 16][channels / 16] */
 	int64_t first, count;
 };
@@ -77,6 +81,7 @@ struct job {
 	int add;
 	char *scratch;
 	int64_t ck, cv;		/* channels by 32 and by 16 */
+	int64_t bk;		/* keys of a block, whole sides */
 	int64_t slots;		/* query blocks that a thread holds */
 	float scale;		/* d^-1/2 */
 };
@@ -109,29 +114,29 @@ at_k(const struct job *j, int64_t i, int64_t t, int64_t h)
 /* ---- memory */
 
 static int64_t
-keys_bytes(int64_t ck, int64_t cv)
+keys_bytes(const struct job *j)
 {
-	return BK * (2 * ck * 64 + cv * 32 + 2 * cv * 64);
+	return j->bk * (2 * j->ck * 64 + j->cv * 32 + 2 * j->cv * 64);
 }
 
 static int64_t
-slot_bytes(int64_t ck, int64_t cv)
+slot_bytes(const struct job *j)
 {
-	return BQ * (2 * 4 + 2 * ck * 64 + 2 * cv * 32 + cv * 64);
+	return BQ * (2 * 4 + 2 * j->ck * 64 + 2 * j->cv * 32 + j->cv * 64);
 }
 
 static int64_t
-room_bytes(int64_t ck, int64_t cv, int64_t slots)
+room_bytes(const struct job *j)
 {
-	return (int64_t)sizeof(struct room) + keys_bytes(ck, cv) +
-	    slots * slot_bytes(ck, cv);
+	return (int64_t)sizeof(struct room) + keys_bytes(j) +
+	    j->slots * slot_bytes(j);
 }
 
 static struct room *
 room_of_thread(const struct job *j)
 {
 	return (struct room *)(j->scratch + omp_get_thread_num() *
-	    room_bytes(j->ck, j->cv, j->slots));
+	    room_bytes(j));
 }
 
 /* The block of keys from `first` on. */
@@ -141,10 +146,10 @@ keys_in(const struct job *j, struct room *w, int64_t first)
 	struct keys b;
 
 	b.k = (uint16_t *)(w + 1);
-	b.v = b.k + BK * j->ck * 32;
-	b.kt = b.v + BK * j->ck * 32;
-	b.dk = (float *)(b.kt + BK * j->cv * 16);
-	b.dv = b.dk + BK * j->cv * 16;
+	b.v = b.k + j->bk * j->ck * 32;
+	b.kt = b.v + j->bk * j->ck * 32;
+	b.dk = (float *)(b.kt + j->bk * j->cv * 16);
+	b.dv = b.dk + j->bk * j->cv * 16;
 	b.first = first;
 	b.count = min64(BK, j->s->lk - first);
 	return b;
@@ -156,8 +161,8 @@ queries_in(const struct job *j, struct room *w, int64_t slot, int64_t first)
 {
 	struct queries b;
 
-	b.lse2 = (float *)((char *)(w + 1) + keys_bytes(j->ck, j->cv) +
-	    slot * slot_bytes(j->ck, j->cv));
+	b.lse2 = (float *)((char *)(w + 1) + keys_bytes(j) +
+	    slot * slot_bytes(j));
 	b.delta = b.lse2 + BQ;
 	b.q = (uint16_t *)(b.delta + BQ);
 	b.g = b.q + BQ * j->ck * 32;
@@ -171,14 +176,20 @@ queries_in(const struct job *j, struct room *w, int64_t slot, int64_t first)
 
 /* ---- into tiles */
 
+#if defined(__AVX512BW__)
+static inline __mmask32
+words_mask(int64_t n)
+{
+	return n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1;
+}
+#endif
+
 /* 32 words, of which n are there; the rest 0 */
 static inline void
 copy_words(uint16_t *to, const uint16_t *p, int64_t n)
 {
 #if defined(__AVX512BW__)
-	__mmask32 there = n >= 32 ? ~(__mmask32)0 : ((__mmask32)1 << n) - 1;
-
-	_mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(there, p));
+	_mm512_storeu_si512(to, _mm512_maskz_loadu_epi16(words_mask(n), p));
 #else
 	memset(to, 0, 64);
 	memcpy(to, p, (size_t)min64(n, 32) * 2);
@@ -193,10 +204,13 @@ tiles_of_rows(uint16_t *to, const uint16_t *p, int64_t ld, int64_t count,
 	int64_t r, x;
 
 	for (r = 0; r < SIDE; r++)
-		for (x = 0; x < ck; x++)
+		for (x = 0; x < ck; x++) {
+			/* rows are far apart: the next ones */
+			__builtin_prefetch(p + (r + SIDE) * ld + x * 32);
 			copy_words(to + (r / 16 * ck + x) * WORDS +
 			    r % 16 * 32, p + r * ld + x * 32,
 			    r < count ? d - x * 32 : 0);
+		}
 }
 
 /* A tile transposed as words of 4 bytes. */
@@ -260,7 +274,7 @@ pack_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
 		for (c = 0; c < j->cv; c++) {
 			pair_rows(pairs, b->k + t * 2 * j->ck * WORDS, j->ck,
 			    c);
-			turn_tile(b->kt + (c * (BK / SIDE) + t) * WORDS,
+			turn_tile(b->kt + (c * (j->bk / SIDE) + t) * WORDS,
 			    pairs);
 		}
 	}
@@ -310,6 +324,8 @@ pack_queries(const struct job *j, struct room *w, const struct queries *b,
 		if (t >= b->count)
 			continue;
 		g = at_o(j, i, b->first + t, h);
+		for (x = 0; x < d; x += 32)
+			__builtin_prefetch(j->o + g + SIDE * ldo + x);
 		for (x = 0; x < d; x += VL)
 			sum = vf_fma(vld(LPO_BF16, j->o + g, x, d),
 			    vld(LPO_BF16, j->dout + g, x, d), sum);
@@ -321,123 +337,151 @@ pack_queries(const struct job *j, struct room *w, const struct queries *b,
 
 /* ---- products */
 
-/* c[2][2] = a[2][n] b[n][2], in tiles; of b the n lie together */
-static inline void
-dot(float *c, const uint16_t *a, const uint16_t *b, int64_t n)
-{
-	int64_t x;
-
-	tile_zero(0);
-	tile_zero(1);
-	tile_zero(2);
-	tile_zero(3);
-	for (x = 0; x < n; x++, a += WORDS, b += WORDS) {
-		tile_load(4, a, 64);
-		tile_load(6, b, 64);
-		tile_load(7, b + n * WORDS, 64);
-		tile_load(5, a + n * WORDS, 64);
-		tile_dp(0, 4, 6);
-		tile_dp(1, 4, 7);
-		tile_dp(2, 5, 6);
-		tile_dp(3, 5, 7);
-	}
-	tile_store(0, c, 64);
-	tile_store(1, c + FLOATS, 64);
-	tile_store(2, c + 2 * FLOATS, 64);
-	tile_store(3, c + 3 * FLOATS, 64);
-}
-
-/* What a product's tiles are apart. */
-struct strides {
-	int64_t c_row, a_row, a_step, b_step;
+/*
+ * A store waits for its sum, and what comes after the store waits with it: so
+ * the second row of a block, tiles 2 and 3, is stored when the next block has
+ * begun with the first.
+ */
+struct late {
+	float *c;		/* NULL: nothing to store */
+	int cols;
 };
 
-/* c[mr][nr] += a[mr][n] b[n][nr] */
 static inline __attribute__((always_inline)) void
-add_block(int mr, int nr, float *c, const uint16_t *a, const uint16_t *b,
-    int64_t n, const struct strides *z)
+store_late(struct late *l)
+{
+	if (l->c == NULL)
+		return;
+	tile_store(2, l->c, 64);
+	if (l->cols > 1)
+		tile_store(3, l->c + FLOATS, 64);
+	l->c = NULL;
+}
+
+/* What the tiles of a product are apart, in tiles. */
+struct strides {
+	int64_t c_row, a_row, a_step, b_col, b_step;
+};
+
+/*
+ * c[rows][cols] (+)= a[rows][n] b[n][cols], in tiles; rows, cols and add are
+ * constants
+ */
+static inline __attribute__((always_inline)) void
+multiply(int rows, int cols, int add, float *c, const uint16_t *a,
+    const uint16_t *b, int64_t n, const struct strides *z, struct late *l)
 {
 	float *c1 = c + z->c_row * FLOATS;
 	int64_t t;
 
-	tile_load(0, c, 64);
-	if (nr > 1)
-		tile_load(1, c + FLOATS, 64);
-	if (mr > 1)
-		tile_load(2, c1, 64);
-	if (mr > 1 && nr > 1)
-		tile_load(3, c1 + FLOATS, 64);
+	if (add) {
+		tile_load(0, c, 64);
+		if (cols > 1)
+			tile_load(1, c + FLOATS, 64);
+	} else {
+		tile_zero(0);
+		tile_zero(1);
+	}
 	for (t = 0; t < n; t++) {
 		tile_load(4, a, 64);
 		tile_load(6, b, 64);
-		tile_dp(0, 4, 6);
-		if (nr > 1) {
-			tile_load(7, b + WORDS, 64);
-			tile_dp(1, 4, 7);
-		}
-		if (mr > 1) {
+		if (cols > 1)
+			tile_load(7, b + z->b_col * WORDS, 64);
+		if (rows > 1)
 			tile_load(5, a + z->a_row * WORDS, 64);
-			tile_dp(2, 5, 6);
+		tile_dp(0, 4, 6);
+		if (cols > 1)
+			tile_dp(1, 4, 7);
+		if (t == 0) {
+			store_late(l);
+			if (rows > 1 && !add) {
+				tile_zero(2);
+				tile_zero(3);
+			} else if (rows > 1) {
+				tile_load(2, c1, 64);
+				if (cols > 1)
+					tile_load(3, c1 + FLOATS, 64);
+			}
 		}
-		if (mr > 1 && nr > 1)
-			tile_dp(3, 5, 7);
+		if (rows > 1) {
+			tile_dp(2, 5, 6);
+			if (cols > 1)
+				tile_dp(3, 5, 7);
+		}
 		a += z->a_step * WORDS;
 		b += z->b_step * WORDS;
 	}
 	tile_store(0, c, 64);
-	if (nr > 1)
+	if (cols > 1)
 		tile_store(1, c + FLOATS, 64);
-	if (mr > 1)
-		tile_store(2, c1, 64);
-	if (mr > 1 && nr > 1)
-		tile_store(3, c1 + FLOATS, 64);
+	if (rows > 1) {
+		l->c = c1;
+		l->cols = cols;
+	}
 }
 
 /* c[2][cols] += a[2][n] b[n][cols] */
-static void
+static inline void
 add_row(float *c, const uint16_t *a, const uint16_t *b, int64_t cols,
-    int64_t n, const struct strides *z)
+    int64_t n, const struct strides *z, struct late *l)
 {
 	int64_t x;
 
 	for (x = 0; x + 2 <= cols; x += 2)
-		add_block(2, 2, c + x * FLOATS, a, b + x * WORDS, n, z);
+		multiply(2, 2, 1, c + x * FLOATS, a, b + x * WORDS, n, z, l);
 	if (x < cols)
-		add_block(2, 1, c + x * FLOATS, a, b + x * WORDS, n, z);
+		multiply(2, 1, 1, c + x * FLOATS, a, b + x * WORDS, n, z, l);
 }
 
 /* c[rows][2] += a[rows][n] b[n][2] */
-static void
+static inline void
 add_column(float *c, const uint16_t *a, const uint16_t *b, int64_t rows,
-    int64_t n, const struct strides *z)
+    int64_t n, const struct strides *z, struct late *l)
 {
 	int64_t x;
 
 	for (x = 0; x + 2 <= rows; x += 2)
-		add_block(2, 2, c + x * z->c_row * FLOATS,
-		    a + x * z->a_row * WORDS, b, n, z);
+		multiply(2, 2, 1, c + x * z->c_row * FLOATS,
+		    a + x * z->a_row * WORDS, b, n, z, l);
 	if (x < rows)
-		add_block(1, 2, c + x * z->c_row * FLOATS,
-		    a + x * z->a_row * WORDS, b, n, z);
+		multiply(1, 2, 1, c + x * z->c_row * FLOATS,
+		    a + x * z->a_row * WORDS, b, n, z, l);
 }
 
 /* ---- P and dS */
 
-/* 2^x; where P is rounded to bf16, 3e-6 is exact enough */
-static inline vf
-exp2_for_bf16(vf x)
+/*
+ * x = 2^x; where P is rounded to bf16, 3e-6 is exact enough.  A step is done
+ * for all before the next, or the steps of one wait for each other.
+ */
+static inline __attribute__((always_inline)) void
+exp2_for_bf16(vf x[PAIR])
 {
 #if defined(__AVX512DQ__)
-	/* x less its floor; 2^floor is applied by scalef */
-	vf f = (vf)_mm512_reduce_ps((__m512)x, 1), p;
+	static const float c[] = { 0.05201146062f, 0.2414427569f,
+	    0.6930038345f, 1.000002593f };
+	vf f[PAIR], p[PAIR];
+	int v, i;
 
-	p = vf_horner(vf_set1(0.01353416791f), f, 0.05201146062f);
-	p = vf_horner(p, f, 0.2414427569f);
-	p = vf_horner(p, f, 0.6930038345f);
-	p = vf_horner(p, f, 1.000002593f);
-	return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
+	/* x less its floor; 2^floor is applied by scalef */
+#pragma GCC unroll 16
+	for (v = 0; v < PAIR; v++) {
+		f[v] = (vf)_mm512_reduce_ps((__m512)x[v], 1);
+		p[v] = vf_set1(0.01353416791f);
+	}
+#pragma GCC unroll 4
+	for (i = 0; i < 4; i++)
+#pragma GCC unroll 16
+		for (v = 0; v < PAIR; v++)
+			p[v] = vf_horner(p[v], f[v], c[i]);
+#pragma GCC unroll 16
+	for (v = 0; v < PAIR; v++)
+		x[v] = (vf)_mm512_scalef_ps((__m512)p[v], (__m512)x[v]);
 #else
-	return vf_exp2_soft(x);
+	int v;
+
+	for (v = 0; v < PAIR; v++)
+		x[v] = vf_exp2_soft(x[v]);
 #endif
 }
 
@@ -456,30 +500,52 @@ round_words(h32 *h, const vf v[SIDE / VL])
 #endif
 }
 
+/* n of 32 words */
+static inline void
+store_words(uint16_t *to, const vf v[SIDE / VL], int64_t n)
+{
+	h32 h;
+
+	round_words(&h, v);
+#if defined(__AVX512BW__)
+	_mm512_mask_storeu_epi16(to, words_mask(n), (__m512i)h);
+#else
+	memcpy(to, &h, (size_t)min64(n, 32) * 2);
+#endif
+}
+
 /*
- * A row of P and dS, from S and dP; the first `unseen` queries do not see
+ * Two rows of P and dS, from S and dP; the first unseen[] queries do not see
  * the key.
  */
 static inline __attribute__((always_inline)) void
-grad_row(h32 *p, h32 *ds, const float *s, const float *dp,
-    const struct queries *b, vf scale, int masked, int64_t unseen)
+grad_pair(h32 p[2], h32 ds[2], const float *s, const float *dp,
+    const float *lse2, const float *delta, vf scale, int masked,
+    const int64_t unseen[2])
 {
-	vf x[SIDE / VL], y[SIDE / VL];
-	int v, at;
+	vf x[PAIR], y[PAIR];
+	int v, q, at;
 
-#pragma GCC unroll 8
-	for (v = 0; v < SIDE / VL; v++) {
-		at = v * VL / 16 * FLOATS + v * VL % 16;
-		x[v] = exp2_for_bf16(vf_fma(vf_load(s + at), scale,
-		    vf_load(b->lse2 + v * VL)));
-		if (masked)
-			x[v] = vf_select(vi_iota() < (int32_t)unseen - v * VL,
-			    (vf){0}, x[v]);
-		y[v] = vf_mul(x[v], vf_load(dp + at) +
-		    vf_load(b->delta + v * VL));
+#pragma GCC unroll 16
+	for (v = 0; v < PAIR; v++) {
+		q = v * VL % SIDE;
+		at = v * VL / SIDE * 16 + q / 16 * FLOATS + q % 16;
+		x[v] = vf_fma(vf_load(s + at), scale, vf_load(lse2 + q));
+		y[v] = vf_load(dp + at) + vf_load(delta + q);
 	}
-	round_words(p, x);
-	round_words(ds, y);
+	exp2_for_bf16(x);
+#pragma GCC unroll 16
+	for (v = 0; v < PAIR; v++) {
+		q = v * VL % SIDE;
+		if (masked)
+			x[v] = vf_select(vi_iota() <
+			    (int32_t)unseen[v * VL / SIDE] - q, (vf){0}, x[v]);
+		y[v] = vf_mul(x[v], y[v]);
+	}
+	round_words(&p[0], x);
+	round_words(&p[1], x + PAIR / 2);
+	round_words(&ds[0], y);
+	round_words(&ds[1], y + PAIR / 2);
 }
 
 /* Queries, of SIDE from q on, that do not see a key. */
@@ -489,6 +555,21 @@ unseen(const struct job *j, int64_t q, int64_t key)
 	if (key >= j->s->lk)
 		return SIDE;
 	return j->s->causal && key > q ? min64(key - q, SIDE) : 0;
+}
+
+/* Words of two rows interleaved, 8 by 8. */
+static inline __attribute__((always_inline)) void
+store_pairs(uint16_t *to, const h32 v[2])
+{
+	h32 lo = __builtin_shufflevector(v[0], v[1], 0, 32, 1, 33, 2, 34, 3,
+	    35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48, 17, 49, 18, 50, 19, 51,
+	    24, 56, 25, 57, 26, 58, 27, 59);
+	h32 hi = __builtin_shufflevector(v[0], v[1], 4, 36, 5, 37, 6, 38, 7,
+	    39, 12, 44, 13, 45, 14, 46, 15, 47, 20, 52, 21, 53, 22, 54, 23,
+	    55, 28, 60, 29, 61, 30, 62, 31, 63);
+
+	memcpy(to, &lo, sizeof(lo));
+	memcpy(to + WORDS, &hi, sizeof(hi));
 }
 
 /*
@@ -502,60 +583,59 @@ grad_square(const struct job *j, struct room *w, const struct queries *b,
 	uint16_t *p = w->p + (2 * i * (BQ / SIDE) + t) * WORDS;
 	uint16_t *ds = w->ds + (p - w->p);
 	uint16_t *pairs = w->pairs + (i * (BQ / 16) + 2 * t) * WORDS;
-	struct queries c = *b;
+	const float *lse2 = b->lse2 + t * SIDE, *delta = b->delta + t * SIDE;
 	vf scale = vf_set1(j->scale * LOG2E);
-	h32 p0, p1, d0, d1, lo, hi;
-	int64_t r, at, q = b->first + t * SIDE, n0 = 0, n1 = 0;
+	int64_t r, at, q = b->first + t * SIDE, hidden[2] = {0};
+	h32 p2[2], ds2[2];
 
-	c.lse2 += t * SIDE;
-	c.delta += t * SIDE;
 	key += i * SIDE;
 	for (r = 0; r < SIDE; r += 2) {
 		at = r / 16 * 2 * FLOATS + r % 16 * 16;
 		if (masked) {
-			n0 = unseen(j, q, key + r);
-			n1 = unseen(j, q, key + r + 1);
+			hidden[0] = unseen(j, q, key + r);
+			hidden[1] = unseen(j, q, key + r + 1);
 		}
-		grad_row(&p0, &d0, w->s + at, w->dp + at, &c, scale, masked,
-		    n0);
-		grad_row(&p1, &d1, w->s + at + 16, w->dp + at + 16, &c, scale,
-		    masked, n1);
+		grad_pair(p2, ds2, w->s + at, w->dp + at, lse2, delta, scale,
+		    masked, hidden);
 		at = r / 16 * (BQ / SIDE) * WORDS + r % 16 * 32;
-		memcpy(p + at, &p0, sizeof(p0));
-		memcpy(p + at + 32, &p1, sizeof(p1));
-		memcpy(ds + at, &d0, sizeof(d0));
-		memcpy(ds + at + 32, &d1, sizeof(d1));
-		lo = __builtin_shufflevector(d0, d1, 0, 32, 1, 33, 2, 34, 3,
-		    35, 8, 40, 9, 41, 10, 42, 11, 43, 16, 48, 17, 49, 18, 50,
-		    19, 51, 24, 56, 25, 57, 26, 58, 27, 59);
-		hi = __builtin_shufflevector(d0, d1, 4, 36, 5, 37, 6, 38, 7,
-		    39, 12, 44, 13, 45, 14, 46, 15, 47, 20, 52, 21, 53, 22,
-		    54, 23, 55, 28, 60, 29, 61, 30, 62, 31, 63);
-		memcpy(pairs + r * 16, &lo, sizeof(lo));
-		memcpy(pairs + WORDS + r * 16, &hi, sizeof(hi));
+		memcpy(p + at, &p2[0], sizeof(h32));
+		memcpy(p + at + 32, &p2[1], sizeof(h32));
+		memcpy(ds + at, &ds2[0], sizeof(h32));
+		memcpy(ds + at + 32, &ds2[1], sizeof(h32));
+		store_pairs(pairs + r * 16, ds2);
 	}
 }
 
 /* ---- blocks */
 
-/* The sums of KS keys from the k-th of a block on, and of a block of queries. */
+/* S^T and dP^T: keys 16 k16 .. of a block, queries 32 t .. of another. */
+static inline void
+dots(const struct job *j, struct room *w, const struct keys *kb, int64_t k16,
+    const struct queries *qb, int64_t t)
+{
+	int64_t n = j->ck, a = k16 * n * WORDS, b = 2 * t * n * WORDS;
+	struct strides z = { 2, n, 1, n, 1 };
+	struct late late = { NULL, 0 };
+
+	multiply(2, 2, 0, w->s, kb->k + a, qb->q + b, n, &z, &late);
+	multiply(2, 2, 0, w->dp, kb->v + a, qb->g + b, n, &z, &late);
+	store_late(&late);
+}
+
+/* Sums of KS keys, from the k-th of a block on, and of a block of queries. */
 static void
 meet_some(const struct job *j, struct room *w, const struct keys *kb, int64_t k,
     const struct queries *qb, int want_keys, int want_queries)
 {
-	int64_t nk = parts(min64(KS, kb->count - k), SIDE), i, t, q;
-	int64_t nq = parts(qb->count, SIDE), k16 = k / 16;
-	struct strides row = { j->cv, BQ / SIDE, 1, j->cv };
-	struct strides column = { 2, BK / SIDE, 1, BQ / 16 };
+	int64_t nk = parts(min64(KS, kb->count - k), SIDE), i, t, a, c;
+	int64_t nq = parts(qb->count, SIDE), key = kb->first + k, q;
+	struct strides row = { j->cv, BQ / SIDE, 1, 1, j->cv };
+	struct strides column = { 2, j->bk / SIDE, 1, 1, BQ / 16 };
+	struct late late = { NULL, 0 };
 
 	for (t = 0; t < nq; t++)
 		for (i = 0; i < nk; i++) {
-			int64_t a = (k16 + 2 * i) * j->ck * WORDS;
-			int64_t b = 2 * t * j->ck * WORDS;
-			int64_t key = kb->first + k;
-
-			dot(w->s, kb->k + a, qb->q + b, j->ck);
-			dot(w->dp, kb->v + a, qb->g + b, j->ck);
+			dots(j, w, kb, k / 16 + 2 * i, qb, t);
 			q = qb->first + t * SIDE;
 			if (unseen(j, q, key + i * SIDE + SIDE - 1) > 0)
 				grad_square(j, w, qb, i, t, key, 1);
@@ -563,16 +643,17 @@ meet_some(const struct job *j, struct room *w, const struct keys *kb, int64_t k,
 				grad_square(j, w, qb, i, t, key, 0);
 		}
 	for (i = 0; i < nk && want_keys; i++) {
-		int64_t c = (k16 + 2 * i) * j->cv * FLOATS;
-		int64_t a = 2 * i * (BQ / SIDE) * WORDS;
-
-		add_row(kb->dv + c, w->p + a, qb->gp, j->cv, nq, &row);
-		add_row(kb->dk + c, w->ds + a, qb->qp, j->cv, nq, &row);
+		c = (k / 16 + 2 * i) * j->cv * FLOATS;
+		a = 2 * i * (BQ / SIDE) * WORDS;
+		add_row(kb->dv + c, w->p + a, qb->gp, j->cv, nq, &row, &late);
+		add_row(kb->dk + c, w->ds + a, qb->qp, j->cv, nq, &row,
+		    &late);
 	}
 	for (t = 0; t < nq && want_queries; t++)
 		add_column(qb->dq + t * 2 * j->cv * FLOATS, kb->kt +
 		    k / SIDE * WORDS, w->pairs + 2 * t * WORDS, j->cv, nk,
-		    &column);
+		    &column, &late);
+	store_late(&late);
 }
 
 /* Keys after all queries are left out: their P is 0. */
@@ -587,21 +668,27 @@ meet(const struct job *j, struct room *w, const struct keys *kb,
 			meet_some(j, w, kb, k, qb, want_keys, want_queries);
 }
 
-/* One row of d channels, set or added to. */
+/* One row of d channels, set or added to; tiles of 16 are `step` apart. */
 static void
 store_row(uint16_t *to, const float *from, int64_t step, int64_t d,
     float scale, int add)
 {
-	int64_t x, i;
+	vf v[SIDE / VL];
+	int64_t x, c;
+	int i;
 
-	for (x = 0; x < d; x += 16)
-		for (i = x; i < x + 16 && i < d; i += VL)
-			if (add)
-				vacc_fma(LPO_BF16, to, i, d, vf_set1(scale),
-				    vf_load(from + x / 16 * step + i - x));
-			else
-				vst(LPO_BF16, to, i, d, scale *
-				    vf_load(from + x / 16 * step + i - x));
+	for (x = 0; x < d; x += SIDE) {
+		for (i = 0; i < SIDE / VL; i++) {
+			c = x + i * VL;
+			v[i] = (vf){0};
+			if (c >= d)
+				continue;
+			v[i] = vf_fma(vf_load(from + c / 16 * step + c % 16),
+			    vf_set1(scale), add ? vld(LPO_BF16, to, c, d) :
+			    (vf){0});
+		}
+		store_words(to + x, v, d - x);
+	}
 }
 
 static void
@@ -745,6 +832,20 @@ slots_of(const lpo_backend *b, const struct lpo_attn_shape *s)
 	    min64(blocks, AHEAD);
 }
 
+/* What follows from a shape. */
+static struct job
+job_of(const lpo_backend *b, const struct lpo_attn_shape *s)
+{
+	struct job j = { .s = s };
+
+	j.ck = parts(s->d, 32);
+	j.cv = parts(s->d, 16);
+	j.bk = min64(BK, parts(s->lk, SIDE) * SIDE);
+	j.slots = slots_of(b, s);
+	j.scale = 1.0f / sqrtf((float)s->d);
+	return j;
+}
+
 static void
 one_pass(const struct job *j, const lpo_backend *b)
 {
@@ -794,16 +895,23 @@ lpo_attention_bwd_amx(lpo_backend *b, enum lpo_dtype dt, void *dq, void *dk,
     const void *q, const void *k, const void *v,
     const struct lpo_attn_shape *s, int add, void *scratch)
 {
-	struct job j = { dq, dk, dv, dout, o, q, k, v, lse, s, add, scratch,
-	    0, 0, 0, 0.0f };
+	struct job j;
 
 	if (dt != LPO_BF16 || bad_shape(s))
 		return OTHER(attention_bwd)(b, dt, dq, dk, dv, dout, o, lse,
 		    q, k, v, s, add, scratch);
-	j.ck = parts(s->d, 32);
-	j.cv = parts(s->d, 16);
-	j.slots = slots_of(b, s);
-	j.scale = 1.0f / sqrtf((float)s->d);
+	j = job_of(b, s);
+	j.dq = dq;
+	j.dk = dk;
+	j.dv = dv;
+	j.dout = dout;
+	j.o = o;
+	j.q = q;
+	j.k = k;
+	j.v = v;
+	j.lse = lse;
+	j.add = add;
+	j.scratch = scratch;
 	if (can_one_pass(b, s) && (dk != NULL || dv != NULL))
 		one_pass(&j, b);
 	else
@@ -815,6 +923,7 @@ size_t
 lpo_attention_bwd_bytes_amx(const lpo_backend *b,
     const struct lpo_attn_shape *s)
 {
-	return (size_t)(b->threads * room_bytes(parts(s->d, 32),
-	    parts(s->d, 16), slots_of(b, s)));
+	struct job j = job_of(b, s);
+
+	return (size_t)(b->threads * room_bytes(&j));
 }
