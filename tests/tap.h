@@ -2,6 +2,7 @@
 #ifndef LPO_TAP_H
 #define LPO_TAP_H
 
+#include <math.h>
 #include <stdarg.h>
 #include <stdio.h>
 
@@ -39,6 +40,13 @@ done_testing(void)
 {
 	printf("1..%d\n", tap_n);
 	return tap_bad != 0;
+}
+
+/* The larger of two errors; a NaN is the largest, and stays. */
+static inline double
+worse(double a, double b)
+{
+	return isnan(a) || b <= a ? a : b;
 }
 
 #endif

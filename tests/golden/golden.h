@@ -266,9 +266,7 @@ g_compare(const struct golden *g, const char *name, const float *have,
 		    name, (long long)n);
 	}
 	for (i = 0; i < n; i++) {
-		/* NaN must lose */
-		if (!(fabs((double)have[i] - (double)want[i]) <= worst))
-			worst = fabs((double)have[i] - (double)want[i]);
+		worst = worse(worst, fabs((double)have[i] - (double)want[i]));
 		largest = fmax(largest, fabs((double)want[i]));
 	}
 	limit = 4 * (double)err[0] + 1e-5 * largest;
@@ -319,8 +317,7 @@ g_digest(const char *key, const float *x, int64_t n, const float *d)
 	for (s = 0; s < G_SAMPLES; s++) {
 		i = (int64_t)(g_word(name, (uint64_t)s) % (uint64_t)n);
 		off = fabs((double)x[i] - (double)d[s]) / (limit + 1e-30);
-		if (!(off <= worst))
-			worst = off;
+		worst = worse(worst, off);
 	}
 	for (s = 0; s < 2; s++) {
 		snprintf(name, sizeof(name), "sign%d.%s", s, key);
@@ -329,8 +326,7 @@ g_digest(const char *key, const float *x, int64_t n, const float *d)
 		limit = 4 * (double)d[G_SAMPLES + 5 + s] + 4 * err *
 		    sqrt((double)n) + 1e-5 * norm;
 		off = fabs(sum - (double)d[G_SAMPLES + s]) / (limit + 1e-30);
-		if (!(off <= worst))
-			worst = off;
+		worst = worse(worst, off);
 	}
 	return worst;
 }
@@ -361,10 +357,9 @@ g_check_grads(const struct golden *g, lpo_params *params,
 		off = lpo_param_export_grad(params, p, x) < 0 ? INFINITY :
 		    g_digest(key, x, p->count, d + n * G_DIGEST);
 		free(x);
-		if (!(off <= worst)) {
-			worst = off;
+		if (worse(worst, off) != worst)
 			strcpy(worst_key, key);
-		}
+		worst = worse(worst, off);
 		checked++;
 	}
 	free(d);

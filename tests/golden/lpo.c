@@ -37,7 +37,7 @@ worst(const float *got, const double *want)
 	int i;
 
 	for (i = 0; i < N; i++) {
-		err = fmax(err, fabs(got[i] - want[i]));
+		err = worse(err, fabs(got[i] - want[i]));
 		max = fmax(max, fabs(want[i]));
 	}
 	return err / fmax(max, 1e-30);
@@ -150,7 +150,7 @@ thresholds(lpo_ctx *c, const struct lpo_schedule *s)
 	ok(lpo_threshold_parse(c, &th, "sigma:0.35:0.5") == 0, "a threshold");
 	lpo_threshold_table(&th, got, dd, 20);
 	for (i = 0; i < 20; i++)
-		err = fmax(err, fabs(got[i] - want[i]));
+		err = worse(err, fabs(got[i] - want[i]));
 	ok(err < 5.1e-5, "the official table within its rounding (%.1e)",
 	    err);
 	lpo_threshold_parse(c, &th, "linear:0.2:0.6");

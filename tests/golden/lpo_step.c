@@ -54,7 +54,7 @@ error(const float *got, const float *ref, int64_t n)
 	int64_t i;
 
 	for (i = 0; i < n; i++) {
-		e = fmax(e, fabs((double)got[i] - ref[i]));
+		e = worse(e, fabs((double)got[i] - ref[i]));
 		max = fmax(max, fabs(ref[i]));
 	}
 	return e / max;

@@ -173,7 +173,7 @@ distance(const float *a, const float *b, int64_t n)
 
 	for (i = 0; i < n; i++) {
 		top = fmax(top, fabs((double)b[i]));
-		most = fmax(most, fabs((double)a[i] - (double)b[i]));
+		most = worse(most, fabs((double)a[i] - (double)b[i]));
 	}
 	return most / top;
 }
@@ -279,7 +279,7 @@ gradients(lpo_lrm *m, const struct golden_case *g)
 			/* an all but zero gradient is rounding: 1e-6 is fine */
 			e = fabs(got[k] - (double)rows[n * 5 + k]) /
 			    ((double)rows[n * 5] + 1e-2);
-			if (e > worst) {
+			if (worse(worst, e) != worst) {
 				worst = e;
 				snprintf(at, sizeof(at), "%s", name);
 			}

@@ -353,8 +353,7 @@ farthest(const struct lpo_scores *a, const struct lpo_scores *b, int64_t n)
 		if (memcmp(&v, &b->value[i], sizeof(v)) == 0)
 			continue;
 		e = fabs(b->value[i] - v) / fmax(1, fabs(v)) + 1e-300;
-		if (!(e <= far))
-			far = e;
+		far = worse(far, e);
 	}
 	return far;
 }

@@ -44,8 +44,7 @@ off(const struct buf *b, const double *want)
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (1e-6 * (fabs(want[i]) + 1) +
 		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0));
-		if (!(e <= bad))
-			bad = e;
+		bad = worse(bad, e);
 	}
 	return guard_whole(b) ? bad : INFINITY;
 }
@@ -88,13 +87,13 @@ test_act(lpo_backend *be, const char *level, enum lpo_dtype dt)
 				for (j = 0; j < n; j++)
 					want[j] = start_of(&dx, j, add) +
 					    y.v[j] * slope(f, x.v[j]);
-				bwd = fmax(bwd, off(&dx, want));
+				bwd = worse(bwd, off(&dx, want));
 			}
 			buf_poison(&y);
 			be->k->act_fwd(be, dt, f, y.p, x.p, n);
 			for (j = 0; j < n; j++)
 				want[j] = act(f, x.v[j]);
-			fwd = fmax(fwd, off(&y, want));
+			fwd = worse(fwd, off(&y, want));
 			free(want);
 			buf_free(&x);
 			buf_free(&y);
@@ -134,7 +133,7 @@ test_geglu(lpo_backend *be, const char *level, enum lpo_dtype dt)
 				want[k + c] = start_of(&dx, k + c, add) +
 				    y.v[r] * a * slope(LPO_GELU, g);
 			}
-			bwd = fmax(bwd, off(&dx, want));
+			bwd = worse(bwd, off(&dx, want));
 		}
 		buf_poison(&y);
 		be->k->geglu_fwd(be, dt, y.p, x.p, m, c);
@@ -142,7 +141,7 @@ test_geglu(lpo_backend *be, const char *level, enum lpo_dtype dt)
 			for (j = 0; j < c; j++)
 				want[r * c + j] = x.v[2 * r * c + j] *
 				    act(LPO_GELU, x.v[(2 * r + 1) * c + j]);
-		fwd = fmax(fwd, off(&y, want));
+		fwd = worse(fwd, off(&y, want));
 		free(want);
 		buf_free(&x);
 		buf_free(&y);
@@ -169,12 +168,12 @@ test_sums(lpo_backend *be, const char *level, enum lpo_dtype dt)
 		be->k->acc(be, dt, y.p, a.p, n);
 		for (j = 0; j < n; j++)
 			want[j] = y.v[j] + a.v[j];
-		acc = fmax(acc, off(&y, want));
+		acc = worse(acc, off(&y, want));
 		buf_poison(&y);
 		be->k->add(be, dt, y.p, a.p, b.p, n);
 		for (j = 0; j < n; j++)
 			want[j] = a.v[j] + b.v[j];
-		add = fmax(add, off(&y, want));
+		add = worse(add, off(&y, want));
 		free(want);
 		buf_free(&a);
 		buf_free(&b);
@@ -205,7 +204,7 @@ test_guide(lpo_backend *be, const char *level)
 			want[c] = start_of(&dx, c, add) + g * y.v[k];
 			want[u] = start_of(&dx, u, add) + (1 - g) * y.v[k];
 		}
-		e = fmax(e, off(&dx, want));
+		e = worse(e, off(&dx, want));
 	}
 	buf_poison(&y);
 	be->k->guide_fwd(be, y.p, x.p, (float)g, GROUPS, R, C);
@@ -215,7 +214,7 @@ test_guide(lpo_backend *be, const char *level)
 			u = c + R * C;
 			want[k * R * C + j] = x.v[u] + g * (x.v[c] - x.v[u]);
 		}
-	e = fmax(e, off(&y, want));
+	e = worse(e, off(&y, want));
 	ok(e <= 1, "%s guide: %.2f of the allowed", level, e);
 	buf_free(&x);
 	buf_free(&y);
@@ -337,8 +336,8 @@ test_adamw(lpo_backend *be, const char *level)
 				    (double)(o.step % 3 - 1));
 			adamw_truth(want, one, two, g[i].p, size[i], &o);
 		}
-		e = fmax(e, fmax(off(&p[i], want), off(&m[i], one)));
-		e = fmax(e, fmax(off(&v[i], two), i % 3 ? off(&w[i], want) :
+		e = worse(e, worse(off(&p[i], want), off(&m[i], one)));
+		e = worse(e, worse(off(&v[i], two), i % 3 ? off(&w[i], want) :
 		    0));
 		good &= guard_whole(&g[i]) && guard_whole(&w[i]);
 		free(one);
@@ -376,7 +375,7 @@ test_squares(lpo_backend *be, const char *level)
 			    &counts[i], 1) == 0;
 			one[i] = threads == 1 ? *got : one[i];
 			good &= *got == one[i];
-			bad = fmax(bad, fabs((double)(*got / want - 1)));
+			bad = worse(bad, fabs((double)(*got / want - 1)));
 		}
 		all += one[i];
 	}

@@ -231,8 +231,7 @@ worst(const struct buf *b, const double *want, const double *magnitude,
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (2e-6 * magnitude[i] + 1e-30 +
 		    roundings(b, want[i], added != NULL ? added[i] : 0));
-		if (!(e <= bad))
-			bad = e;
+		bad = worse(bad, e);
 	}
 	return bad;
 }
@@ -252,8 +251,7 @@ worst_of(const struct buf *b, const struct buf *want, double magnitude,
 		w = ((float *)want->p)[i];
 		e = fabs(get(b, i) - w) / (4e-6 * magnitude +
 		    roundings(b, w, added));
-		if (!(e <= bad))
-			bad = e;
+		bad = worse(bad, e);
 	}
 	return guard_whole(b) ? bad : INFINITY;
 }

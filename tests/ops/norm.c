@@ -203,8 +203,7 @@ off(const struct buf *b, const double *want, double rel, double top)
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (rel * top +
 		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0));
-		if (!(e <= bad))
-			bad = e;
+		bad = worse(bad, e);
 	}
 	return bad;
 }
@@ -449,7 +448,7 @@ check_jumps(lpo_backend *be, const char *level)
 			for (k = 0; k < m; k++)
 				var += pow(v[k / cg * s->c + g * cg + k % cg] -
 				    mean, 2) / (double)m;
-			off_by = fmax(off_by, fabs(get(&t.stats, 2 * g + 1) *
+			off_by = worse(off_by, fabs(get(&t.stats, 2 * g + 1) *
 			    sqrt(var + eps) - 1));
 		}
 		set_free(&t);
@@ -540,7 +539,7 @@ test_truth(void)
 			d = nudged(s, to[k] + i, 1e-5, t.x.v, t.gamma.v,
 			    t.beta.v, t.dy.v) - nudged(s, to[k] + i, -1e-5,
 			    t.x.v, t.gamma.v, t.beta.v, t.dy.v);
-			bad = fmax(bad, fabs(got[k][i] - was[k][i] -
+			bad = worse(bad, fabs(got[k][i] - was[k][i] -
 			    d / 2e-5));
 		}
 	ok(bad < 1e-7, "the f64 gradients agree with central differences: "

@@ -14,8 +14,7 @@ off(const struct buf *b, const double *want, double rel)
 	for (i = 0; i < b->count; i++) {
 		e = fabs(get(b, i) - want[i]) / (rel * (fabs(want[i]) + 1) +
 		    (b->dt == LPO_BF16 ? fabs(want[i]) / 256 : 0));
-		if (!(e <= bad))
-			bad = e;
+		bad = worse(bad, e);
 	}
 	return guard_whole(b) ? bad : INFINITY;
 }
@@ -52,27 +51,27 @@ rows_case(lpo_backend *be, enum lpo_dtype dt, const int64_t shape[3],
 		be->k->mean_pool_bwd(be, dt, dx.p, f.p, n, hw, c, add);
 		for (j = 0; j < n * hw * c; j++)
 			want[j] += f.v[j / (hw * c) * c + j % c] / (double)hw;
-		e[3] = fmax(e[3], off(&dx, want, 1e-6));
+		e[3] = worse(e[3], off(&dx, want, 1e-6));
 		free(want);
 	}
 	want = start(&y, 0);
 	be->k->add_rows_fwd(be, dt, y.p, x.p, r.p, n, hw, c);
 	for (j = 0; j < n * hw * c; j++)
 		want[j] = x.v[j] + r.v[j / (hw * c) * c + j % c];
-	e[0] = fmax(e[0], off(&y, want, 1e-6));
+	e[0] = worse(e[0], off(&y, want, 1e-6));
 	free(want);
 	want = start(&f, 0);
 	be->k->mean_pool_fwd(be, dt, f.p, x.p, n, hw, c);
 	for (j = 0; j < n * hw * c; j++)
 		want[j / (hw * c) * c + j % c] += x.v[j] / (double)hw;
-	e[1] = fmax(e[1], off(&f, want, 1e-6));
+	e[1] = worse(e[1], off(&f, want, 1e-6));
 	free(want);
 	for (add = 0; add < 2; add++) {
 		want = start(&r, add);
 		be->k->add_rows_bwd(be, dt, r.p, x.p, n, hw, c, add);
 		for (j = 0; j < n * hw * c; j++)
 			want[j / (hw * c) * c + j % c] += x.v[j];
-		e[2] = fmax(e[2], off(&r, want, 1e-5));
+		e[2] = worse(e[2], off(&r, want, 1e-5));
 		free(want);
 	}
 	buf_free(&x);
@@ -142,7 +141,7 @@ test_upsample(lpo_backend *be, const char *level, enum lpo_dtype dt)
 				src = src * w + nearest(pix % wo, w, wo);
 				want[src * c + j % c] += y.v[j];
 			}
-			bwd = fmax(bwd, off(&x, want, 1e-6));
+			bwd = worse(bwd, off(&x, want, 1e-6));
 			free(want);
 		}
 		buf_poison(&y);
@@ -155,7 +154,7 @@ test_upsample(lpo_backend *be, const char *level, enum lpo_dtype dt)
 			src = src * w + nearest(pix % wo, w, wo);
 			want[j] = x.v[src * c + j % c];
 		}
-		fwd = fmax(fwd, off(&y, want, 1e-9));
+		fwd = worse(fwd, off(&y, want, 1e-9));
 		free(want);
 		buf_free(&x);
 		buf_free(&y);
@@ -195,7 +194,7 @@ concat_case(lpo_backend *be, enum lpo_dtype dt, int64_t m, int64_t ca,
 			else
 				wb[j / (ca + cb) * cb + c - ca] += y.v[j];
 		}
-		e = fmax(e, fmax(off(&a, wa, 1e-6), off(&b, wb, 1e-6)));
+		e = worse(e, worse(off(&a, wa, 1e-6), off(&b, wb, 1e-6)));
 		free(wa);
 		free(wb);
 	}
@@ -208,7 +207,7 @@ concat_case(lpo_backend *be, enum lpo_dtype dt, int64_t m, int64_t ca,
 		wy[j] = c < ca ? a.v[j / (ca + cb) * ca + c] :
 		    b.v[j / (ca + cb) * cb + c - ca];
 	}
-	e = fmax(e, off(&y, wy, 1e-9));
+	e = worse(e, off(&y, wy, 1e-9));
 	free(wy);
 	buf_free(&a);
 	buf_free(&b);
@@ -221,9 +220,9 @@ test_concat(lpo_backend *be, const char *level, enum lpo_dtype dt)
 {
 	double e = concat_case(be, dt, 301, 37, 80);
 
-	e = fmax(e, concat_case(be, dt, 64, 24, 40));
+	e = worse(e, concat_case(be, dt, 64, 24, 40));
 	if (on_cuda(be))
-		e = fmax(e, concat_case(be, dt, 8192, 640, 320));
+		e = worse(e, concat_case(be, dt, 8192, 640, 320));
 	ok(e <= 1, "%s %s concat: %.2f of the allowed", level,
 	    lpo_dtype_name(dt), e);
 }
@@ -250,7 +249,7 @@ test_gather(lpo_backend *be, const char *level, enum lpo_dtype dt)
 			for (j = 0; j < C; j++)
 				want[order[i] * C + j] += y.v[i * C + j];
 		/* in bf16 every addition rounds, at values up to 4 */
-		e = fmax(e, off(&x, want, dt == LPO_F32 ? 1e-6 : 3.0 / 128));
+		e = worse(e, off(&x, want, dt == LPO_F32 ? 1e-6 : 3.0 / 128));
 		free(want);
 	}
 	buf_reset(&x);
@@ -259,7 +258,7 @@ test_gather(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	for (i = 0; i < N; i++)
 		for (j = 0; j < C; j++)
 			want[i * C + j] = x.v[order[i] * C + j];
-	e = fmax(e, off(&y, want, 1e-9));
+	e = worse(e, off(&y, want, 1e-9));
 	free(want);
 	/* a checked CUDA looks at the indices before it starts, too */
 	refused = be->k->gather_rows_fwd(be, dt, y.p, x.p, bad, 2, C, ROWS) ==
@@ -292,7 +291,7 @@ test_embed(lpo_backend *be, const char *level, enum lpo_dtype dt)
 			wt[id[i] * C + j] += y.v[i * C + j];
 			wp[i % L * C + j] += y.v[i * C + j];
 		}
-	e = fmax(off(&t, wt, 2e-6), off(&p, wp, 2e-6));
+	e = worse(off(&t, wt, 2e-6), off(&p, wp, 2e-6));
 	buf_reset(&t);
 	buf_reset(&p);
 	buf_poison(&y);
@@ -300,12 +299,12 @@ test_embed(lpo_backend *be, const char *level, enum lpo_dtype dt)
 	for (i = 0; i < N * L; i++)
 		for (j = 0; j < C; j++)
 			wy[i * C + j] = t.v[id[i] * C + j] + p.v[i % L * C + j];
-	e = fmax(e, off(&y, wy, 1e-6));
+	e = worse(e, off(&y, wy, 1e-6));
 	be->k->embed_fwd(be, dt, y.p, id, t.p, NULL, N, L, C);
 	for (i = 0; i < N * L; i++)
 		for (j = 0; j < C; j++)
 			wy[i * C + j] = t.v[id[i] * C + j];
-	e = fmax(e, off(&y, wy, 1e-6));
+	e = worse(e, off(&y, wy, 1e-6));
 	ok(e <= 1, "%s %s embed: %.2f of the allowed", level,
 	    lpo_dtype_name(dt), e);
 	free(wt);

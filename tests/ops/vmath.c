@@ -46,7 +46,7 @@ test_exp(void)
 	for (i = 0; i < 2000000; i++) {
 		x = -110 + 200 * (float)i / 2000000;
 		e = ulps(one(vf_exp, x)[0], exp(x));
-		bad = e > bad ? e : bad;
+		bad = worse(bad, e);
 		x = -124.9f + 126 * (float)i / 2000000;
 		e = fabs(one(vf_exp2_soft, x)[0] / exp2(x) - 1);
 		bad2 = e > bad2 ? e : bad2;
@@ -82,10 +82,10 @@ test_normal(void)
 		x = (float)i * 1.2e-5f;
 		e = fabs(one(cdf, x)[0] / (0.5 * erfc(-x / sqrt(2))) - 1);
 		e /= 5e-7 + x * x * 6e-8;
-		cdf_bad = e > cdf_bad ? e : cdf_bad;
+		cdf_bad = worse(cdf_bad, e);
 		x *= 5;
 		e = fabs(one(vf_sigmoid, x)[0] * (1 + exp(-x)) - 1);
-		sig_bad = e > sig_bad ? e : sig_bad;
+		sig_bad = worse(sig_bad, e);
 	}
 	ok(cdf_bad <= 1, "normal distribution: %.2f of the allowed", cdf_bad);
 	ok(sig_bad <= 3e-7, "sigmoid: relative error %.2g", sig_bad);

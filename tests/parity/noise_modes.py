@@ -89,8 +89,8 @@ def measure(name):
         print(f"{name:10} {mode:16} rms h: median {np.median(h):.3f}, most "
               f"{h.max():.3f}; |bias of ln r| {abs(d.mean((1, 2))).max():.1e}"
               f"; above {noise.MAX_H} at {len(over)} of {len(h)} timesteps"
-              f"{': ' if over else ''}"
-              f"{', '.join(map(str, over)) if len(over) < 6 else '...'}")
+              f"{': ' if 0 < len(over) < 6 else ''}"
+              f"{', '.join(map(str, over)) if len(over) < 6 else ''}")
 
 
 for model in sys.argv[1:] or ["demo", "random16", "random32"]:

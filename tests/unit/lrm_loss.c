@@ -104,7 +104,7 @@ worst(lpo_ctx *c, float *x, const float *grad, int n,
 		down = loss_of(c, crit, coeff, s);
 		x[i] = keep;
 		e = fabs((up - down) / h - (double)grad[i]);
-		most = fmax(most, e);
+		most = worse(most, e);
 	}
 	return most;
 }
@@ -144,10 +144,10 @@ single(lpo_ctx *c)
 		    &v[i][0][0], t[i], D, 2.0, l0[i], l1[i], w[i]);
 	ok(fabs(sc[1] - score(N - 1, N - 1, 1, 2.0)) < 1e-12, "its scores");
 	for (i = 0; i < N * 2 * D; i++)
-		most = fmax(most, fabs((double)((&dv[0][0][0])[i] -
+		most = worse(most, fabs((double)((&dv[0][0][0])[i] -
 		    (&dv1[0][0][0])[i])));
 	for (i = 0; i < N * D; i++)
-		most = fmax(most, fabs((double)((&dt[0][0])[i] -
+		most = worse(most, fabs((double)((&dt[0][0])[i] -
 		    (&dt1[0][0])[i])));
 	ok(fabs(loss - loss1) < 1e-12 && fabs(ds - ds1) < 1e-12 &&
 	    most < 1e-6, "pair by pair, the same");

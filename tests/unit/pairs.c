@@ -72,7 +72,7 @@ worst_latent(const struct lpo_pair_opts *o, const float *m, int64_t t,
 		z = (double)m[i] + exp(v / 2) * (double)e1[i];
 		v = sqrt(a) * z * (double)o->scaling_factor + sqrt(1 - a) *
 		    noise;
-		worst = fmax(worst, fabs(v - (double)x[i]) / (1 + fabs(v)));
+		worst = worse(worst, fabs(v - (double)x[i]) / (1 + fabs(v)));
 	}
 	return worst;
 }
@@ -92,7 +92,7 @@ latent(void)
 		m[C * HW + i] = (float)(-50 + 75.0 * i / (C * HW));
 	for (i = 0; i < 20; i++) {
 		lpo_pair_latent(&o, x, m, C, HW, 3, 1, 1, steps[i], work);
-		worst = fmax(worst, worst_latent(&o, m, steps[i], 3, 1, 1, x));
+		worst = worse(worst, worst_latent(&o, m, steps[i], 3, 1, 1, x));
 	}
 	ok(worst < 1e-6, "x_t, 20 timesteps: %.1g off at most", worst);
 	o.noise_offset = 0.05f;

@@ -49,8 +49,8 @@ normals(void)
 		u = (lpo_draw_u32(&d, (uint64_t)i) + 1.0) / 4294967296.0;
 		v = lpo_draw_u32(&d, (uint64_t)i + 1) / 4294967296.0;
 		r = sqrt(-2 * log(u));
-		worst = fmax(worst, fabs(x[i] - r * cos(2 * M_PI * v)));
-		worst = fmax(worst, fabs(x[i + 1] - r * sin(2 * M_PI * v)));
+		worst = worse(worst, fabs(x[i] - r * cos(2 * M_PI * v)));
+		worst = worse(worst, fabs(x[i + 1] - r * sin(2 * M_PI * v)));
 	}
 	ok(worst < 1e-6, "a million normals: %.2g from libm at most", worst);
 	for (i = 0; i < N; i++) {

@@ -201,7 +201,7 @@ worst(struct run *r, lpo_params *ps, lpo_param *p)
 		lpo_param_import(ps, p, v);
 		num = (num - forward(r, 0, G, 0, y)) / (2 * e);
 		v[i] = keep;
-		err = fmax(err, fabs(num - g[i]));
+		err = worse(err, fabs(num - g[i]));
 		max = fmax(max, fabs(num));
 	}
 	lpo_param_import(ps, p, v);
@@ -241,7 +241,7 @@ differences(void)
 		x0[i] = keep - (float)e;
 		num = (num - forward(&r, 0, G, 0, y)) / (2 * e);
 		x0[i] = keep;
-		err = fmax(err, fabs(num - gx[i]));
+		err = worse(err, fabs(num - gx[i]));
 		max = fmax(max, fabs(num));
 	}
 	ok(err < 5e-3 * max, "gradient of the input (%.1e)", err / max);
@@ -294,8 +294,7 @@ distance(const float *a, const float *b, int64_t n)
 	for (i = 0; i < n; i++) {
 		top = fmax(top, fabs((double)b[i]));
 		e = fabs((double)a[i] - (double)b[i]);
-		if (!(e <= most))	/* NaN must lose */
-			most = e;
+		most = worse(most, e);
 	}
 	return most / top;
 }

@@ -47,7 +47,7 @@ main(void)
 		    (int)v[i].at, (int)v[i].n);
 	lpo_torch_cuda_randn(x, 12, 0, 0);
 	for (i = 0; i < 12; i++)
-		worst = fmax(worst, fabs((double)x[i] - cuda[i]));
+		worst = worse(worst, fabs((double)x[i] - cuda[i]));
 	ok(worst < 5e-6, "CUDA's generator: %.1g off at most", worst);
 	ok(lpo_torch_randn(c, x, 15, 1, 0) == LPO_EINVAL,
 	    "fewer than 16 are drawn in another way: %s", lpo_errmsg(c));
