@@ -89,15 +89,6 @@ fetch_weight(const struct lpo_src *s, float *dst, int64_t ld, int64_t r0,
 	}
 }
 
-/* 1x1 on every pixel: a linear layer on the rows of x. */
-static int
-is_linear(const struct lpo_conv_shape *s)
-{
-	return s->kh == 1 && s->kw == 1 && s->stride == 1 &&
-	    s->pad_top == 0 && s->pad_left == 0 && s->ho == s->h &&
-	    s->wo == s->w;
-}
-
 /* Patches of x under the output pixels. */
 static struct lpo_src
 patches(const struct lpo_conv_shape *s, enum lpo_dtype dt, const void *x)
@@ -128,7 +119,7 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	struct lpo_src b = { .base = w, .dt = dt, .ld = k };
 	int add, rc;
 
-	if (is_linear(s))
+	if (lpo_conv_is_linear(s))
 		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, residual,
 		    m, s->co, s->ci, 1, scratch);
 	if (LPO_FN(lpo_winograd)(be, LPO_FWD, dt, y, x, w, bias, residual, s,
@@ -207,7 +198,7 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	int64_t ph, pw;
 	int rc;
 
-	if (is_linear(s))
+	if (lpo_conv_is_linear(s))
 		return LPO_FN(lpo_linear_bwd_data)(be, dt, dx, dy, w, s->n *
 		    s->h * s->w, s->co, s->ci, 1, add, scratch);
 	if (LPO_FN(lpo_winograd)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL,
@@ -241,7 +232,7 @@ LPO_FN(lpo_conv_bwd_weight)(lpo_backend *be, enum lpo_dtype dt, float *dw,
 
 	if (groups < 1 || s->n % groups != 0)
 		return LPO_EINVAL;
-	if (is_linear(s))
+	if (lpo_conv_is_linear(s))
 		return LPO_FN(lpo_linear_bwd_weight)(be, dt, dw, db, dy, x, m,
 		    s->co, s->ci, 1, groups, scratch);
 	if (dw != NULL)
@@ -264,7 +255,7 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
 	size_t most, one;
 	int64_t ph, pw;
 
-	if (is_linear(s))
+	if (lpo_conv_is_linear(s))
 		return LPO_FN(lpo_linear_scratch_bytes)(be, pass, dt, m, s->co,
 		    s->ci, groups);
 	if (pass == LPO_BWD_WEIGHT)

@@ -103,6 +103,13 @@ struct lpo_gemm_groups {
 		    enum lpo_pass, enum lpo_dtype,			\
 		    const struct lpo_conv_shape *);
 
+/*
+ * Scratch of the AMX products of linear layers, FWD or BWD_DATA, with m rows
+ * or fewer; 0: these are not for AMX.
+ */
+size_t	lpo_linear_tiles_bytes(const lpo_backend *, enum lpo_pass,
+	    enum lpo_dtype, int64_t m, int64_t n, int64_t k);
+
 LPO_GEMM_INTERNALS(_portable)
 LPO_GEMM_INTERNALS(_avx2)
 LPO_GEMM_INTERNALS(_avx512)
@@ -114,6 +121,15 @@ lpo_residual(enum lpo_dtype dt, void *y, const void *residual, int64_t count)
 	if (residual != NULL && residual != y)
 		memcpy(y, residual, (size_t)count * lpo_dtype_bytes(dt));
 	return residual != NULL;
+}
+
+/* 1x1 on every pixel: a linear layer on the rows of x. */
+static inline int
+lpo_conv_is_linear(const struct lpo_conv_shape *s)
+{
+	return s->kh == 1 && s->kw == 1 && s->stride == 1 &&
+	    s->pad_top == 0 && s->pad_left == 0 && s->ho == s->h &&
+	    s->wo == s->w;
 }
 
 /* n elements from element `off` of base, widened. */

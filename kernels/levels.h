@@ -42,7 +42,9 @@
 	X(guide_fwd, s) X(guide_bwd, s)					\
 	X(convert, s) X(convert_acc, s) X(adamw, s) X(sum_squares, s)
 
-#define LPO_AMX_OPS(X, s)	LPO_GRADIENT_OPS(X, s) LPO_ATTENTION_OPS(X, s)
+#define LPO_AMX_OPS(X, s)						\
+	LPO_PRODUCT_OPS(X, s) LPO_GRADIENT_OPS(X, s)			\
+	LPO_ATTENTION_OPS(X, s)
 
 #define LPO_LEVEL_OPS(X, s)						\
 	LPO_PRODUCT_OPS(X, s) LPO_GRADIENT_OPS(X, s)			\

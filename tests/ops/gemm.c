@@ -16,7 +16,9 @@ static const struct problem problems[] = {
 	{ 2, 257, 257, 2 }, { 96, 4, 160, 3 }, { 96, 160, 4, 3 },
 	{ 192, 256, 512, 2 }, { 308, 640, 64, 4 },
 	/* more rows, and more columns, than AMX's gradients take at once */
-	{ 2500, 40, 70, 2 }, { 40, 45, 1040, 2 }, { 36, 1050, 33, 1 }
+	{ 2500, 40, 70, 2 }, { 40, 45, 1040, 2 }, { 36, 1050, 33, 1 },
+	/* deeper than its products take at once */
+	{ 40, 2656, 96, 2 }, { 35, 48, 2656, 1 }
 };
 
 /* SD1.5's, its LoRA's, and odd ones as long: for CUDA. */

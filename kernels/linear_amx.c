@@ -1,0 +1,592 @@
+/*
+ * Linear layers of bf16 rows on AMX tiles, forward and to x:
+ *	y[m][cols] = x[m][depth] W + bias + residual
+ * Rows of x are tiles as they lie.  A unit of work is some columns of some
+ * rows.  W's tiles of these columns are made once and stay in L2, the panel:
+ *	[strip of 32 columns][step of 32][2 tiles][16 pairs][16 columns][2]
+ * A deep product takes a block of the depth at a time; between them sums lie
+ * in memory, in f32.
+ *
+ * An element is one sum in the order of the depth, whatever the blocks, the
+ * threads and the rows beside it; then bias and residual are added and the
+ * result is rounded once.
+ */
+#include "kernels/amx.h"
+#include "kernels/gemm.h"
+#include "kernels/levels.h"
+#include "kernels/onednn.h"
+
+#include <omp.h>
+
+enum {
+	STEP = 32,		/* of the depth, in a tile product */
+	PAIR = 32,		/* rows or columns of two tiles */
+	TILE_SIZE = 512,	/* elements of a tile */
+	SUMS = 4 * 256,		/* floats of 2 x 2 tiles of sums */
+#ifdef LPO_AMX_EMULATE
+	MOST_STEPS = 2,		/* small: to meet all of it in small tests */
+	PANEL_KB = 12
+#else
+	MOST_STEPS = 80,	/* of a block */
+	PANEL_KB = 1100		/* of L2; rows and sums need some too */
+#endif
+};
+
+#ifdef LPO_AMX_EMULATE
+#define SERIAL_FLOPS	5e5
+#define OTHER(op)	lpo_##op##_portable
+#else
+#define SERIAL_FLOPS	2e6		/* waking threads costs more */
+#define OTHER(op)	lpo_##op##_avx512
+#endif
+
+typedef uint16_t h16 __attribute__((vector_size(32)));
+typedef uint32_t w16 __attribute__((vector_size(64)));
+typedef uint32_t w4 __attribute__((vector_size(16)));
+
+static inline int64_t
+min64(int64_t a, int64_t b)
+{
+	return a < b ? a : b;
+}
+
+static inline int64_t
+div_up(int64_t a, int64_t b)
+{
+	return (a + b - 1) / b;
+}
+
+struct plan {
+	enum lpo_pass pass;
+	int64_t m, cols, depth;
+	const uint16_t *x, *w, *more;	/* more: the residual, or NULL */
+	const float *bias;
+	uint16_t *y;
+	int64_t steps, block;		/* of the depth: all, in a block */
+	int64_t strips, rows;		/* of a unit, in pairs of tiles */
+	int64_t col_parts, row_parts;	/* of the units */
+	int threads;
+	float *sums;			/* kept, by pairs of rows and columns */
+	char *room;			/* of the threads */
+};
+
+static inline int64_t
+panel_elements(const struct plan *p)
+{
+	return p->strips * p->block * 2 * TILE_SIZE;
+}
+
+static inline size_t
+thread_bytes(const struct plan *p)
+{
+	return lpo_aligned((size_t)(2 * (panel_elements(p) + p->block * 2 *
+	    TILE_SIZE) + 4 * 2 * SUMS));
+}
+
+/* What is kept from one block of the depth to the next, of all units. */
+static inline size_t
+sums_bytes(const struct plan *p)
+{
+	return p->block == p->steps ? 0 : (size_t)(div_up(p->m, PAIR) *
+	    div_up(p->cols, PAIR) * SUMS * 4);
+}
+
+/*
+ * Cycles per step of the slowest thread, about: tiles made of W, rows fetched
+ * into L2, products.
+ */
+static double
+cycles(const struct plan *p)
+{
+	double units = (double)div_up(p->col_parts * p->row_parts, p->threads);
+	double again = (double)div_up(p->col_parts, p->threads);
+	double strips = (double)p->strips, rows = (double)p->rows;
+
+	/* A thread makes a panel once for all its units with these columns. */
+	if (p->block < p->steps || again > units)
+		again = units;
+	return again * strips * 200 + units * rows * (200 + strips * 110);
+}
+
+/* Of the panel, at most. */
+static int64_t
+most_strips(const struct plan *p)
+{
+	int64_t most = (PANEL_KB << 10) / (p->block * 4 * TILE_SIZE);
+
+	return most < 1 ? 1 : most;
+}
+
+/*
+ * The units, which change no bit: columns in so many parts, and rows in one or
+ * in so many that a thread gets one or two units.
+ */
+static void
+choose_units(struct plan *p)
+{
+	int64_t wide = div_up(p->cols, PAIR), high = div_up(p->m, PAIR);
+	int64_t least = div_up(wide, most_strips(p)), c, i;
+	double best = -1, cost;
+	struct plan q = *p;
+
+	for (c = least; c <= wide && c <= least + 2 * p->threads; c++)
+		for (i = 0; i <= 2; i++) {
+			q.strips = div_up(wide, c);
+			q.col_parts = div_up(wide, q.strips);
+			q.rows = div_up(high, i == 0 ? 1 : div_up(i *
+			    p->threads, q.col_parts));
+			q.row_parts = div_up(high, q.rows);
+			cost = cycles(&q);
+			if (best >= 0 && cost >= best)
+				continue;
+			best = cost;
+			*p = q;
+		}
+	/* One panel for all: small units cost nothing, and wait for no one. */
+	if (p->col_parts == 1 && p->block == p->steps) {
+		p->rows = min64(p->rows, div_up(high, 8 * p->threads));
+		p->row_parts = div_up(high, p->rows);
+	}
+}
+
+static void
+make_plan(struct plan *p, const lpo_backend *be, enum lpo_pass pass,
+    int64_t m, int64_t n, int64_t k)
+{
+	double flops = 2. * (double)m * (double)(n * k);
+
+	memset(p, 0, sizeof(*p));
+	p->pass = pass;
+	p->m = m;
+	p->cols = pass == LPO_FWD ? n : k;
+	p->depth = pass == LPO_FWD ? k : n;
+	p->steps = p->depth / STEP;
+	p->block = div_up(p->steps, div_up(p->steps, MOST_STEPS));
+	p->threads = flops < SERIAL_FLOPS ? 1 : be->threads;
+	choose_units(p);
+}
+
+/* Words 4 g .. 4 g + 3 of rows i, i+4, i+8, i+12, one row per quarter. */
+static inline __attribute__((always_inline)) void
+quarters(w16 *to, const uint16_t *w, int64_t ld, int64_t i, int64_t g)
+{
+	w4 a, b, c, d;
+
+	w += i * ld + 8 * g;
+	memcpy(&a, w, sizeof(a));
+	memcpy(&b, w + 4 * ld, sizeof(b));
+	memcpy(&c, w + 8 * ld, sizeof(c));
+	memcpy(&d, w + 12 * ld, sizeof(d));
+#ifdef __AVX512F__
+	{
+		__m512i v = _mm512_castsi128_si512((__m128i)a);
+
+		v = _mm512_mask_broadcast_i32x4(v, 0x00f0, (__m128i)b);
+		v = _mm512_mask_broadcast_i32x4(v, 0x0f00, (__m128i)c);
+		v = _mm512_mask_broadcast_i32x4(v, 0xf000, (__m128i)d);
+		*to = (w16)v;
+	}
+#else
+	*to = (w16){ a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3],
+	    c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3] };
+#endif
+}
+
+/* 16 rows of 32 to a tile: pairs are words, which are transposed. */
+static inline __attribute__((always_inline)) void
+turn_tile(uint16_t *to, const uint16_t *w, int64_t ld)
+{
+	int g;
+
+#pragma GCC unroll 4
+	for (g = 0; g < 4; g++) {
+		w16 a, b, c, d, ab, cd, r;
+
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, \
+    8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, \
+    10, 26, 11, 27, 14, 30, 15, 31)
+#define EVEN(x, y) __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, \
+    8, 9, 24, 25, 12, 13, 28, 29)
+#define ODD(x, y) __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, \
+    10, 11, 26, 27, 14, 15, 30, 31)
+		quarters(&a, w, ld, 0, g);
+		quarters(&b, w, ld, 1, g);
+		quarters(&c, w, ld, 2, g);
+		quarters(&d, w, ld, 3, g);
+		ab = LOW(a, b);
+		cd = LOW(c, d);
+		r = EVEN(ab, cd);
+		memcpy(to + (4 * g) * STEP, &r, sizeof(r));
+		r = ODD(ab, cd);
+		memcpy(to + (4 * g + 1) * STEP, &r, sizeof(r));
+		ab = HIGH(a, b);
+		cd = HIGH(c, d);
+		r = EVEN(ab, cd);
+		memcpy(to + (4 * g + 2) * STEP, &r, sizeof(r));
+		r = ODD(ab, cd);
+		memcpy(to + (4 * g + 3) * STEP, &r, sizeof(r));
+#undef LOW
+#undef HIGH
+#undef EVEN
+#undef ODD
+	}
+}
+
+/* 32 rows of 16 to a tile: two rows side by side. */
+static inline __attribute__((always_inline)) void
+pair_tile(uint16_t *to, const uint16_t *w, int64_t ld)
+{
+	h16 a, b;
+	w16 r;
+	int i;
+
+#pragma GCC unroll 16
+	for (i = 0; i < TILE; i++) {
+		memcpy(&a, w + 2 * i * ld, sizeof(a));
+		memcpy(&b, w + (2 * i + 1) * ld, sizeof(b));
+		r = __builtin_convertvector(a, w16) |
+		    __builtin_convertvector(b, w16) << 16;
+		memcpy(to + i * STEP, &r, sizeof(r));
+	}
+}
+
+/* Tiles of columns c .. c+n-1 and steps k .. k+steps-1. */
+static void
+make_panel(const struct plan *p, uint16_t *to, int64_t c, int64_t n,
+    int64_t k, int64_t steps)
+{
+	int64_t i, s;
+
+#define AT(i, s) (to + (((i) / PAIR * steps + (s)) * 2 + (i) / TILE % 2) * \
+    TILE_SIZE)
+	if (p->pass == LPO_FWD)
+		for (i = 0; i < n; i += TILE)
+			for (s = 0; s < steps; s++)
+				turn_tile(AT(i, s), p->w + (c + i) * p->depth +
+				    (k + s) * STEP, p->depth);
+	else
+		for (s = 0; s < steps; s++)
+			for (i = 0; i < n; i += TILE)
+				pair_tile(AT(i, s), p->w + (k + s) * STEP *
+				    p->cols + c + i, p->cols);
+#undef AT
+}
+
+/*
+ * Sums that become y beside the next products, some rows at each step: the
+ * vector units have little else to do, and memory is slow to take them.
+ */
+struct beside {
+	const float *c;			/* [2][2][16][16] */
+	const float *bias;
+	const uint16_t *more;
+	uint16_t *y;
+	int64_t ld, cols, row, rows, each;
+};
+
+/* A row's 32 columns or 16: bias and residual in f32, then it is rounded. */
+static inline __attribute__((always_inline)) void
+finish_row(const struct beside *e, int64_t i)
+{
+	const float *c = e->c + i / TILE * 512 + i % TILE * TILE;
+	int64_t at = i * e->ld, j;
+	vf v[PAIR / VL];
+
+#pragma GCC unroll 8
+	for (j = 0; j < PAIR / VL; j++) {
+		if (j * VL >= TILE && e->cols <= TILE)
+			break;
+		v[j] = vf_load(c + j * VL / TILE * 256 + j * VL % TILE);
+		if (e->bias != NULL)
+			v[j] += vf_load(e->bias + j * VL);
+		if (e->more != NULL)
+			v[j] += vf_load_bf16(e->more + at + j * VL);
+	}
+#ifdef __AVX512BF16__
+	if (e->cols > TILE) {
+		__m512bh h = _mm512_cvtne2ps_pbh((__m512)v[1], (__m512)v[0]);
+
+		memcpy(e->y + at, &h, sizeof(h));
+	} else {
+		__m256bh h = _mm512_cvtneps_pbh((__m512)v[0]);
+
+		memcpy(e->y + at, &h, sizeof(h));
+	}
+#else
+	for (j = 0; j < e->cols / VL; j++)
+		vf_store_bf16(e->y + at + j * VL, v[j]);
+#endif
+}
+
+static inline __attribute__((always_inline)) void
+finish_rows(struct beside *e, int64_t count)
+{
+	int64_t end = min64(e->row + count, e->rows), i;
+
+	for (i = e->row; i < end; i++)
+		finish_row(e, i);
+	e->row = end;
+}
+
+/* c[2][2][16][16] (+)= 32 rows of x, ld apart, times the tiles of a strip. */
+static inline __attribute__((always_inline)) void
+products(int two_a, int two_b, const uint16_t *a, int64_t ld,
+    const uint16_t *b, int64_t steps, float *c, int more, struct beside *e)
+{
+	const uint16_t *a2 = a + TILE * ld;
+	int64_t k;
+
+	if (more) {
+		tile_load(0, c, 64);
+		tile_load(1, c + 256, 64);
+		tile_load(2, c + 512, 64);
+		tile_load(3, c + 768, 64);
+	} else {
+		tile_zero(0);
+		tile_zero(1);
+		tile_zero(2);
+		tile_zero(3);
+	}
+	for (k = 0; k < steps; k++) {
+		tile_load(4, a, ld * 2);
+		tile_load(6, b, 64);
+		tile_dp(0, 4, 6);
+		if (two_b) {
+			tile_load(7, b + TILE_SIZE, 64);
+			tile_dp(1, 4, 7);
+		}
+		if (two_a) {
+			tile_load(5, a2, ld * 2);
+			tile_dp(2, 5, 6);
+			if (two_b)
+				tile_dp(3, 5, 7);
+		}
+		a += STEP;
+		a2 += STEP;
+		b += 2 * TILE_SIZE;
+		finish_rows(e, e->each);
+	}
+	tile_store(0, c, 64);
+	tile_store(1, c + 256, 64);
+	tile_store(2, c + 512, 64);
+	tile_store(3, c + 768, 64);
+}
+
+static void
+run_products(int two_a, int two_b, const uint16_t *a, int64_t ld,
+    const uint16_t *b, int64_t steps, float *c, int more, struct beside *e)
+{
+	if (two_a && two_b)
+		products(1, 1, a, ld, b, steps, c, more, e);
+	else if (two_a)
+		products(1, 0, a, ld, b, steps, c, more, e);
+	else if (two_b)
+		products(0, 1, a, ld, b, steps, c, more, e);
+	else
+		products(0, 0, a, ld, b, steps, c, more, e);
+}
+
+/* What a thread has: a panel, of which part; rows filled up; two of sums. */
+struct own {
+	uint16_t *panel, *rows;
+	float *sums;
+	int64_t part;
+};
+
+/* Rows of x, ld apart: where they lie, or copied and filled up with zeros. */
+static const uint16_t *
+rows_of_x(const struct plan *p, const struct own *o, int64_t r, int64_t k,
+    int64_t steps, int64_t *ld)
+{
+	const uint16_t *x = p->x + r * p->depth + k * STEP;
+	int64_t i;
+
+	*ld = p->depth;
+	if (p->m - r >= PAIR)
+		return x;
+	*ld = steps * STEP;
+	memset(o->rows, 0, (size_t)(PAIR * *ld) * 2);
+	for (i = 0; i < p->m - r; i++)
+		memcpy(o->rows + i * *ld, x + i * p->depth, (size_t)*ld * 2);
+	return o->rows;
+}
+
+/* All that is left of the last sums; then those of this place are next. */
+static void
+finish_next(const struct plan *p, struct beside *e, const float *c,
+    int64_t row, int64_t rows, int64_t col, int64_t cols)
+{
+	int64_t at = row * p->cols + col;
+
+	finish_rows(e, e->rows);
+	e->c = c;
+	e->bias = p->bias != NULL ? p->bias + col : NULL;
+	e->more = p->more != NULL ? p->more + at : NULL;
+	e->y = p->y + at;
+	e->cols = cols;
+	e->rows = rows;
+	e->row = 0;
+}
+
+/*
+ * One block of the depth of a unit.  Sums that no block follows lie in one of
+ * two places: one becomes y while the other fills.
+ */
+static void
+run_block(const struct plan *p, const struct own *o, int64_t r, int64_t rows,
+    int64_t c, int64_t cols, int64_t k, int64_t steps)
+{
+	int kept = p->block < p->steps, done = k + steps == p->steps;
+	struct beside e = { .ld = p->cols, .each = div_up(PAIR, steps) };
+	int64_t i, j, v = 0, ld, left, wide = div_up(p->cols, PAIR);
+	const uint16_t *a;
+	float *sums;
+
+	for (i = 0; i < rows; i += PAIR) {
+		left = min64(PAIR, rows - i);
+		a = rows_of_x(p, o, r + i, k, steps, &ld);
+		for (j = 0; j < cols; j += PAIR, v++) {
+			sums = kept ? p->sums + ((r + i) / PAIR * wide +
+			    (c + j) / PAIR) * SUMS : o->sums + v % 2 * SUMS;
+			run_products(left > TILE, cols - j > TILE, a, ld,
+			    o->panel + j * steps * STEP, steps, sums, k > 0,
+			    &e);
+			if (done)
+				finish_next(p, &e, sums, r + i, left, c + j,
+				    min64(PAIR, cols - j));
+		}
+	}
+	finish_rows(&e, e.rows);
+}
+
+static void
+run_unit(const struct plan *p, struct own *o, int64_t v)
+{
+	int64_t part = v / p->row_parts, k, steps;
+	int64_t r = v % p->row_parts * p->rows * PAIR;
+	int64_t c = part * p->strips * PAIR;
+	int64_t rows = min64(p->rows * PAIR, p->m - r);
+	int64_t cols = min64(p->strips * PAIR, p->cols - c);
+
+	for (k = 0; k < p->steps; k += p->block) {
+		steps = min64(p->block, p->steps - k);
+		if (part != o->part || p->block < p->steps)
+			make_panel(p, o->panel, c, cols, k, steps);
+		o->part = part;
+		run_block(p, o, r, rows, c, cols, k, steps);
+	}
+}
+
+static void
+run_plan(struct plan *p, void *scratch)
+{
+	int64_t v;
+
+	p->sums = (float *)(void *)lpo_align_up(scratch);
+	p->room = (char *)p->sums + sums_bytes(p);
+#pragma omp parallel num_threads(p->threads) if (p->threads > 1)
+	{
+		uint16_t *room = (uint16_t *)(void *)(p->room +
+		    thread_bytes(p) * (size_t)omp_get_thread_num());
+		struct own o = { .panel = room, .part = -1 };
+
+		o.rows = o.panel + panel_elements(p);
+		o.sums = (float *)(void *)(o.rows + p->block * 2 * TILE_SIZE);
+		tile_config();
+#pragma omp for schedule(dynamic)
+		for (v = 0; v < p->col_parts * p->row_parts; v++)
+			run_unit(p, &o, v);
+		tile_release();
+	}
+}
+
+/* By the layer alone: its bits do not depend on the number of rows. */
+static int
+is_candidate(enum lpo_pass pass, enum lpo_dtype dt, int64_t n, int64_t k)
+{
+	int64_t cols = pass == LPO_FWD ? n : k;
+	int64_t depth = pass == LPO_FWD ? k : n;
+
+	return pass != LPO_BWD_WEIGHT && dt == LPO_BF16 && cols > 0 &&
+	    cols % TILE == 0 && depth > 0 && depth % STEP == 0;
+}
+
+/* 0: not for tiles.  Enough for fewer rows, too. */
+size_t
+lpo_linear_tiles_bytes(const lpo_backend *be, enum lpo_pass pass,
+    enum lpo_dtype dt, int64_t m, int64_t n, int64_t k)
+{
+	size_t bytes, with_alpha;
+	struct plan p;
+
+	if (m < 1 || !is_candidate(pass, dt, n, k))
+		return 0;
+	make_plan(&p, be, pass, m, n, k);
+	p.strips = min64(most_strips(&p), div_up(p.cols, PAIR));
+	bytes = 64 + sums_bytes(&p) + thread_bytes(&p) * (size_t)be->threads;
+	with_alpha = OTHER(gemm_scratch_bytes)(m, p.cols, p.depth,
+	    be->threads);
+	return bytes > with_alpha ? bytes : with_alpha;
+}
+
+int
+lpo_linear_fwd_amx(lpo_backend *be, enum lpo_dtype dt, void *y,
+    const void *x, const void *w, const float *bias, const void *residual,
+    int64_t m, int64_t n, int64_t k, float alpha, void *scratch)
+{
+	struct plan p;
+
+	if (alpha != 1 || m < 1 || !is_candidate(LPO_FWD, dt, n, k))
+		return OTHER(linear_fwd)(be, dt, y, x, w, bias, residual, m,
+		    n, k, alpha, scratch);
+	make_plan(&p, be, LPO_FWD, m, n, k);
+	p.x = x;
+	p.w = w;
+	p.bias = bias;
+	p.more = residual;
+	p.y = y;
+	run_plan(&p, scratch);
+	return 0;
+}
+
+int
+lpo_linear_bwd_data_amx(lpo_backend *be, enum lpo_dtype dt, void *dx,
+    const void *dy, const void *w, int64_t m, int64_t n, int64_t k,
+    float alpha, int add, void *scratch)
+{
+	struct plan p;
+
+	if (alpha != 1 || m < 1 || !is_candidate(LPO_BWD_DATA, dt, n, k))
+		return OTHER(linear_bwd_data)(be, dt, dx, dy, w, m, n, k,
+		    alpha, add, scratch);
+	make_plan(&p, be, LPO_BWD_DATA, m, n, k);
+	p.x = dy;
+	p.w = w;
+	p.more = add ? dx : NULL;
+	p.y = dx;
+	run_plan(&p, scratch);
+	return 0;
+}
+
+int
+lpo_conv_fwd_amx(lpo_backend *be, enum lpo_dtype dt, void *y, const void *x,
+    const void *w, const float *bias, const void *residual,
+    const struct lpo_conv_shape *s, void *scratch)
+{
+	if (lpo_conv_is_linear(s))
+		return lpo_linear_fwd_amx(be, dt, y, x, w, bias, residual,
+		    s->n * s->h * s->w, s->co, s->ci, 1, scratch);
+	return OTHER(conv_fwd)(be, dt, y, x, w, bias, residual, s, scratch);
+}
+
+int
+lpo_conv_bwd_data_amx(lpo_backend *be, enum lpo_dtype dt, void *dx,
+    const void *dy, const void *w, const struct lpo_conv_shape *s, int add,
+    void *scratch)
+{
+	if (lpo_conv_is_linear(s))
+		return lpo_linear_bwd_data_amx(be, dt, dx, dy, w,
+		    s->n * s->h * s->w, s->co, s->ci, 1, add, scratch);
+	return OTHER(conv_bwd_data)(be, dt, dx, dy, w, s, add, scratch);
+}
