@@ -90,4 +90,74 @@ tile_config(void)
 
 #endif
 
+typedef uint32_t w16 __attribute__((vector_size(64)));
+typedef uint32_t w4 __attribute__((vector_size(16)));
+
+/* Words 4 g .. 4 g + 3 of rows i, i+4, i+8, i+12, one row per quarter. */
+static inline __attribute__((always_inline)) void
+tile_quarters(w16 *to, const uint16_t *w, int64_t ld, int64_t i, int64_t g)
+{
+	w4 a, b, c, d;
+
+	w += i * ld + 8 * g;
+	memcpy(&a, w, sizeof(a));
+	memcpy(&b, w + 4 * ld, sizeof(b));
+	memcpy(&c, w + 8 * ld, sizeof(c));
+	memcpy(&d, w + 12 * ld, sizeof(d));
+#ifdef __AVX512F__
+	{
+		__m512i v = _mm512_castsi128_si512((__m128i)a);
+
+		v = _mm512_mask_broadcast_i32x4(v, 0x00f0, (__m128i)b);
+		v = _mm512_mask_broadcast_i32x4(v, 0x0f00, (__m128i)c);
+		v = _mm512_mask_broadcast_i32x4(v, 0xf000, (__m128i)d);
+		*to = (w16)v;
+	}
+#else
+	*to = (w16){ a[0], a[1], a[2], a[3], b[0], b[1], b[2], b[3],
+	    c[0], c[1], c[2], c[3], d[0], d[1], d[2], d[3] };
+#endif
+}
+
+/* 16 rows of 32 to a tile: pairs are words, which are transposed. */
+static inline __attribute__((always_inline)) void
+tile_turn(uint16_t *to, const uint16_t *w, int64_t ld)
+{
+	int g;
+
+#pragma GCC unroll 4
+	for (g = 0; g < 4; g++) {
+		w16 a, b, c, d, ab, cd, r;
+
+#define LOW(x, y) __builtin_shufflevector(x, y, 0, 16, 1, 17, 4, 20, 5, 21, \
+    8, 24, 9, 25, 12, 28, 13, 29)
+#define HIGH(x, y) __builtin_shufflevector(x, y, 2, 18, 3, 19, 6, 22, 7, 23, \
+    10, 26, 11, 27, 14, 30, 15, 31)
+#define EVEN(x, y) __builtin_shufflevector(x, y, 0, 1, 16, 17, 4, 5, 20, 21, \
+    8, 9, 24, 25, 12, 13, 28, 29)
+#define ODD(x, y) __builtin_shufflevector(x, y, 2, 3, 18, 19, 6, 7, 22, 23, \
+    10, 11, 26, 27, 14, 15, 30, 31)
+		tile_quarters(&a, w, ld, 0, g);
+		tile_quarters(&b, w, ld, 1, g);
+		tile_quarters(&c, w, ld, 2, g);
+		tile_quarters(&d, w, ld, 3, g);
+		ab = LOW(a, b);
+		cd = LOW(c, d);
+		r = EVEN(ab, cd);
+		memcpy(to + (4 * g) * 32, &r, sizeof(r));
+		r = ODD(ab, cd);
+		memcpy(to + (4 * g + 1) * 32, &r, sizeof(r));
+		ab = HIGH(a, b);
+		cd = HIGH(c, d);
+		r = EVEN(ab, cd);
+		memcpy(to + (4 * g + 2) * 32, &r, sizeof(r));
+		r = ODD(ab, cd);
+		memcpy(to + (4 * g + 3) * 32, &r, sizeof(r));
+#undef LOW
+#undef HIGH
+#undef EVEN
+#undef ODD
+	}
+}
+
 #endif

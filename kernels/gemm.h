@@ -109,6 +109,16 @@ struct lpo_gemm_groups {
  */
 size_t	lpo_linear_tiles_bytes(const lpo_backend *, enum lpo_pass,
 	    enum lpo_dtype, int64_t m, int64_t n, int64_t k);
+/*
+ * A 3x3 convolution on AMX tiles, FWD, or BWD_DATA with y = dx and x = dy,
+ * plus bias and `more` (may be NULL; more may be y).  1: done, 0: not for AMX;
+ * then it needs no scratch.
+ */
+int	lpo_conv_tiles(const lpo_backend *, enum lpo_pass, enum lpo_dtype,
+	    void *y, const void *x, const void *w, const float *bias,
+	    const void *more, const struct lpo_conv_shape *, void *scratch);
+size_t	lpo_conv_tiles_bytes(const lpo_backend *, enum lpo_pass,
+	    enum lpo_dtype, const struct lpo_conv_shape *);
 
 LPO_GEMM_INTERNALS(_portable)
 LPO_GEMM_INTERNALS(_avx2)

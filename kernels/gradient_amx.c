@@ -867,18 +867,23 @@ lpo_linear_scratch_bytes_amx(lpo_backend *be, enum lpo_pass pass,
 	    is_candidate(dt, &s, groups))
 		return shape_bytes(be, &s, groups);
 	bytes = lpo_linear_tiles_bytes(be, pass, dt, m, n, k);
-	return bytes > 0 ? bytes : OTHER(linear_scratch_bytes)(be, pass, dt, m, n, k, groups);
+	return bytes > 0 ? bytes : OTHER(linear_scratch_bytes)(be, pass, dt, m,
+	    n, k, groups);
 }
 
 size_t
 lpo_conv_scratch_bytes_amx(lpo_backend *be, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_conv_shape *s, int64_t groups)
 {
+	size_t bytes;
+
 	if (pass == LPO_BWD_WEIGHT && groups > 0 &&
 	    is_candidate(dt, s, groups))
 		return shape_bytes(be, s, groups);
 	if (pass != LPO_BWD_WEIGHT && lpo_conv_is_linear(s))
 		return lpo_linear_scratch_bytes_amx(be, pass, dt,
 		    s->n * s->h * s->w, s->co, s->ci, groups);
-	return OTHER(conv_scratch_bytes)(be, pass, dt, s, groups);
+	bytes = lpo_conv_tiles_bytes(be, pass, dt, s);
+	return bytes > 0 ? bytes : OTHER(conv_scratch_bytes)(be, pass, dt, s,
+	    groups);
 }
