@@ -2,6 +2,7 @@
 #include "lib/train/schedule.h"
 
 #include <assert.h>
+#include <float.h>
 #include <math.h>
 #include <string.h>
 
@@ -42,7 +43,7 @@ lpo_schedule_init(lpo_ctx *c, struct lpo_schedule *s)
 	double product = 1;
 	float b, alpha;
 	int64_t i;
-	int scaled = s->beta_schedule == LPO_BETA_SCALED_LINEAR;
+	int scaled = s->beta_schedule == LPO_BETA_SCALED_LINEAR, rc;
 
 	if (s->train_steps < 2 || s->train_steps > MAX_TRAIN_STEPS)
 		return lpo_fail(c, LPO_EFORMAT, "'num_train_timesteps' is "
@@ -72,7 +73,16 @@ lpo_schedule_init(lpo_ctx *c, struct lpo_schedule *s)
 		product *= (double)alpha;
 		s->abar[i] = (float)product;
 	}
-	return 0;
+	/* all that is computed divides by them, and by 1 less them */
+	if (s->abar[0] < 1 && s->abar[s->train_steps - 1] >= FLT_MIN)
+		return 0;
+	rc = lpo_fail(c, LPO_EFORMAT, "'num_train_timesteps' %lld from "
+	    "'beta_start' %g to 'beta_end' %g: the cumulative alphas go from "
+	    "%g to %g, without noise at the beginning or without signal at "
+	    "the end", (long long)s->train_steps, s->beta_start, s->beta_end,
+	    (double)s->abar[0], (double)s->abar[s->train_steps - 1]);
+	lpo_schedule_free(s);
+	return rc;
 }
 
 void

@@ -205,6 +205,8 @@ main(void)
 	bad(c, "{\"beta_schedule\": \"cosine\"}", "cosine");
 	bad(c, "{\"beta_start\": \"x\"}", "beta_start");
 	bad(c, "{\"beta_end\": 2}", "beta_end");
+	bad(c, "{\"num_train_timesteps\": 90000}", "without signal");
+	bad(c, "{\"beta_start\": 1e-9, \"beta_end\": 1e-9}", "without noise");
 	bad(c, "{\"num_train_timesteps\": 0}", "num_train_timesteps");
 	bad(c, "{\"prediction_type\": \"sample\"}", "sample");
 	bad(c, "{\"rescale_betas_zero_snr\": true}", "rescale");
