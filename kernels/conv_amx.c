@@ -278,7 +278,7 @@ make_plan(struct plan *p, const lpo_backend *be, enum lpo_pass pass,
 	if (weight_bytes(p) <= OWN_KB << 10) {
 		cut_bands(p, min64(OWN_KB << 11, s->n * (s->h + 1) *
 		    p->pitch * p->steps * STEP * 2 / (2 * p->threads)));
-	p->own = band_count(p) >= 2 * p->threads;
+		p->own = band_count(p) >= 2 * p->threads;
 	}
 	if (!p->own) {
 		cut_bands(p, PLANE_KB << 10);
