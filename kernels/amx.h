@@ -3,6 +3,14 @@
  * [16][32] times [16 pairs][16][2] to [16][16] in f32: of its second operand
  * the pairs along the inner dimension lie side by side.
  *
+ *	linear_amx.c		linear layers and 1x1 convolutions, both ways;
+ *				where a convolution goes
+ *	conv_amx.c		3x3 convolutions, both ways
+ *	gradient_amx.c		gradients of weights
+ *	attention_amx.c		attention, forward
+ *	attention_bwd_amx.c	and backward
+ * What they do not take, and all that is not a product, is avx512's.
+ *
  * With LPO_AMX_EMULATE they are plain C, so that the op tests check all
  * around them on machines without AMX.
  */
