@@ -97,7 +97,7 @@ static int
 recalled(struct lrm_run *r)
 {
 	const struct lpo_lrm_train_opts asked = r->t;
-	int host = r->dry.dry.host, same, rc;
+	int host = r->dry.dry.host, same, rc = 0;
 	lpo_cli *cli = r->cli;
 	const char *s;
 	int64_t pairs;
@@ -105,7 +105,7 @@ recalled(struct lrm_run *r)
 
 	if (r->state == NULL || (rc = lpo_cli_recall(cli, r->state, &j)) < 0 ||
 	    j == NULL)
-		return r->state == NULL ? 0 : rc;
+		return rc;
 	pairs = json_integer_value(json_object_get(j, "pairs"));
 	s = json_string_value(json_object_get(j, "segments"));
 	r->t.segments = s != NULL && strcmp(s, "on") == 0 ? LPO_SEGMENTS_ON :

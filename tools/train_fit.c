@@ -115,14 +115,14 @@ read_cut(lpo_ctx *c, struct lpo_lpo_cut *cut, const json_t *j)
 static int
 recalled(struct train_run *r)
 {
-	int host = r->dry.dry.host, same = 1, rc;
+	int host = r->dry.dry.host, same = 1, rc = 0;
 	struct lpo_lpo_cut was;
 	lpo_cli *cli = r->cli;
 	json_t *j;
 
 	if (r->state == NULL || (rc = lpo_cli_recall(cli, r->state, &j)) < 0 ||
 	    j == NULL)
-		return r->state == NULL ? 0 : rc;
+		return rc;
 	rc = read_cut(cli->ctx, &was, j);
 	json_decref(j);
 	if (rc < 0)

@@ -53,6 +53,8 @@ ok $? "$(wc -l <"$dir/kernels" | tr -d ' ') kernels"
 # addresses lie in local memory.
 # matmul: with tiles of 160 columns a thread has 160 sums in registers; two
 # values that only a tile's beginning and end need lie in local memory.
+# Elsewhere than on Hopper, where kernels were tuned, the compiler may keep half
+# as much more, and two addresses anywhere.
 cat >"$dir/may" <<'END'
 10mma_kernelI 64
 9wg_kernelI 8
@@ -73,6 +75,8 @@ awk 'NR == FNR { may[$1] = $2; next }
 	for (k in may)
 		if (index($2, k) && may[k] > most)
 			most = may[k]
+	if ($1 !~ /^sm_90/)
+		most = most * 1.5 > 16 ? most * 1.5 : 16
 	if ($4 > most)
 		print $1, $2 ": " $4 " bytes of local memory, " most " allowed"
 }' "$dir/may" "$dir/kernels" >"$dir/bad"
