@@ -157,7 +157,7 @@ def clip(name, config, files, prompts):
     for what, key in (("CLIP cosine", "clip"), ("CLIP logit", "clip.logit"),
                       ("aesthetic score", "aesthetic")):
         parity.check(what, name, ours[key], truth[key], own[key])
-    one = scores("--scorer", f"clip:{folder}", "-j", "1", "--memory", "1")
+    one = scores("--scorer", f"clip:{folder}", "-j", "1", "--memory", "64M")
     parity.equal("scores, any threads and memory", name, one["clip"],
                  ours["clip"])
 
