@@ -39,12 +39,12 @@ static const struct lpo_conv_shape shapes[] = {
 	/* more pixels than AMX's gradients take at once */
 	{ 1, 70, 70, 16, 40, 3, 3, 2, 1, 1, 35, 35 },
 	{ 2, 34, 33, 40, 20, 1, 3, 1, 0, 1, 34, 33 },
-	/* Winograd: tiles that hang over, odd channels, many of both */
-	{ 2, 7, 9, 17, 35, 3, 3, 1, 1, 1, 7, 9 },
-	{ 1, 9, 6, 300, 21, 3, 3, 1, 1, 1, 9, 6 },
-	{ 1, 6, 13, 20, 131, 3, 3, 1, 1, 1, 6, 13 },
-	{ 5, 30, 31, 19, 16, 3, 3, 1, 1, 1, 30, 31 },
-	{ 3, 4, 3, 20, 18, 3, 3, 1, 1, 1, 4, 3 }
+	/* Winograd, from 64 channels on: tiles that hang over, many of both */
+	{ 2, 7, 9, 65, 83, 3, 3, 1, 1, 1, 7, 9 },
+	{ 1, 9, 6, 300, 69, 3, 3, 1, 1, 1, 9, 6 },
+	{ 1, 6, 13, 68, 131, 3, 3, 1, 1, 1, 6, 13 },
+	{ 5, 30, 31, 67, 64, 3, 3, 1, 1, 1, 30, 31 },
+	{ 3, 4, 3, 68, 66, 3, 3, 1, 1, 1, 4, 3 }
 };
 
 /* SD1.5's, and odd ones as long: for CUDA, whose tensor cores want size. */
