@@ -413,16 +413,17 @@ LPO_FN(lpo_gemm_groups)(const struct lpo_gemm_groups *g)
  * the registers hold, so that memory is read in long pieces.
  */
 #define SUM_NV	8
+#define SUM_ROWS 16
 
 static void
-sum_rows(float *s, enum lpo_dtype dt, const void *dy, int64_t row,
+sum_rows(double *s, enum lpo_dtype dt, const void *dy, int64_t row,
     int64_t rows, int64_t n, int64_t j, int64_t nj)
 {
 	float tmp[SUM_NV * VL] = {0};
 	vf sum[SUM_NV] = {{0}};
 	const float *from = tmp;
 	int64_t i;
-	int v;
+	int v, l;
 
 	for (i = row; i < row + rows; i++) {
 		if (dt == LPO_F32 && nj == SUM_NV * VL)
@@ -433,12 +434,15 @@ sum_rows(float *s, enum lpo_dtype dt, const void *dy, int64_t row,
 			sum[v] += vf_load(from + v * VL);
 	}
 	for (v = 0; v < SUM_NV; v++)
-		vf_store(s + v * VL, vf_load(s + v * VL) + sum[v]);
+		vf_store(tmp + v * VL, sum[v]);
+	for (l = 0; l < SUM_NV * VL; l++)
+		s[l] += (double)tmp[l];
 }
 
 /*
  * db[n] += alpha * column sums of dy[groups * m, n], group by group; in a
- * group 64 rows at a time, for the precision of long sums.
+ * group in f64, of SUM_ROWS rows each: what is left of large terms that cancel
+ * should be as exact as they are.
  */
 void
 LPO_FN(lpo_column_sums)(float *db, enum lpo_dtype dt, const void *dy,
@@ -452,13 +456,13 @@ LPO_FN(lpo_column_sums)(float *db, enum lpo_dtype dt, const void *dy,
 		int64_t l, nj = min64(SUM_NV * VL, n - j);
 
 		for (q = 0; q < groups; q++) {
-			float s[SUM_NV * VL] = {0};
+			double s[SUM_NV * VL] = {0};
 
-			for (i = 0; i < m; i += 64)
+			for (i = 0; i < m; i += SUM_ROWS)
 				sum_rows(s, dt, dy, q * m + i,
-				    min64(64, m - i), n, j, nj);
+				    min64(SUM_ROWS, m - i), n, j, nj);
 			for (l = 0; l < nj; l++)
-				db[j + l] += s[l] * alpha;
+				db[j + l] += (float)s[l] * alpha;
 		}
 	}
 }
