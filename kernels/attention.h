@@ -12,6 +12,7 @@
 #ifndef LPO_ATTENTION_H
 #define LPO_ATTENTION_H
 
+#include "kernels/ints.h"
 #include "kernels/load.h"
 
 enum {
@@ -34,12 +35,6 @@ enum {
 #define LN2	0.693147180559945309f
 
 typedef float v4 __attribute__((vector_size(16)));
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 /*
  * C[mr][nr vectors] (+)= A B: A(i, p) = a[i * ai + p * ap], B rows of STRIP.

@@ -18,6 +18,7 @@
  */
 #include "kernels/amx.h"
 #include "kernels/attention.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
 
 #include <math.h>
@@ -64,12 +65,6 @@ struct plan {
 	float scale;
 	const uint16_t *k, *v;
 };
-
-static inline int64_t
-round_up(int64_t x, int64_t to)
-{
-	return (x + to - 1) / to * to;
-}
 
 static inline struct plan
 plan_new(const struct lpo_attn_shape *s)

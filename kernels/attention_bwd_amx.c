@@ -86,12 +86,6 @@ struct job {
 	float scale;		/* d^-1/2 */
 };
 
-static inline int64_t
-parts(int64_t x, int64_t size)
-{
-	return (x + size - 1) / size;
-}
-
 /* Element of q and dq (row i, token t, head h), of o and dout, of k and v. */
 static inline int64_t
 at_q(const struct job *j, int64_t i, int64_t t, int64_t h)
@@ -261,7 +255,7 @@ pair_rows(uint16_t *to, const uint16_t *rows, int64_t ck, int64_t c)
 static void
 pack_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
 {
-	int64_t sides = parts(b->count, SIDE), ld = j->s->ldk, t, c, at, left;
+	int64_t sides = div_up(b->count, SIDE), ld = j->s->ldk, t, c, at, left;
 	uint16_t pairs[WORDS];
 
 	for (t = 0; t < sides; t++) {
@@ -301,7 +295,7 @@ static void
 pack_queries(const struct job *j, struct room *w, const struct queries *b,
     int64_t i, int64_t h)
 {
-	int64_t sides = parts(b->count, SIDE), d = j->s->d, t, x, q, g;
+	int64_t sides = div_up(b->count, SIDE), d = j->s->d, t, x, q, g;
 	int64_t ldo = j->s->heads * d;
 	const float *lse = j->lse + (i * j->s->heads + h) * j->s->lq +
 	    b->first;
@@ -627,8 +621,8 @@ static void
 meet_some(const struct job *j, struct room *w, const struct keys *kb, int64_t k,
     const struct queries *qb, int want_keys, int want_queries)
 {
-	int64_t nk = parts(min64(KS, kb->count - k), SIDE), i, t, a, c;
-	int64_t nq = parts(qb->count, SIDE), key = kb->first + k, q;
+	int64_t nk = div_up(min64(KS, kb->count - k), SIDE), i, t, a, c;
+	int64_t nq = div_up(qb->count, SIDE), key = kb->first + k, q;
 	struct strides row = { j->cv, BQ / SIDE, 1, 1, j->cv };
 	struct strides column = { 2, j->bk / SIDE, 1, 1, BQ / 16 };
 	struct late late = { NULL, 0 };
@@ -817,7 +811,7 @@ queries_unit(const struct job *j, int64_t i, int64_t h, int64_t q0,
 static int
 can_one_pass(const lpo_backend *b, const struct lpo_attn_shape *s)
 {
-	int64_t units = s->nk * s->heads, rounds = parts(units, b->threads);
+	int64_t units = s->nk * s->heads, rounds = div_up(units, b->threads);
 
 	return (s->nk == s->n || s->lk <= BK) &&
 	    rounds * b->threads * 5 <= units * 7;
@@ -826,7 +820,7 @@ can_one_pass(const lpo_backend *b, const struct lpo_attn_shape *s)
 static int64_t
 slots_of(const lpo_backend *b, const struct lpo_attn_shape *s)
 {
-	int64_t blocks = parts(s->lq, BQ);
+	int64_t blocks = div_up(s->lq, BQ);
 
 	return can_one_pass(b, s) && s->lk > BK ? blocks :
 	    min64(blocks, AHEAD);
@@ -838,9 +832,9 @@ job_of(const lpo_backend *b, const struct lpo_attn_shape *s)
 {
 	struct job j = { .s = s };
 
-	j.ck = parts(s->d, 32);
-	j.cv = parts(s->d, 16);
-	j.bk = min64(BK, parts(s->lk, SIDE) * SIDE);
+	j.ck = div_up(s->d, 32);
+	j.cv = div_up(s->d, 16);
+	j.bk = min64(BK, div_up(s->lk, SIDE) * SIDE);
 	j.slots = slots_of(b, s);
 	j.scale = 1.0f / sqrtf((float)s->d);
 	return j;
@@ -864,7 +858,7 @@ static void
 two_passes(const struct job *j, const lpo_backend *b)
 {
 	int64_t heads = j->s->heads, lk = j->s->lk, lq = j->s->lq, u;
-	int64_t bk = parts(lk, BK), bq = parts(lq, BQ * AHEAD);
+	int64_t bk = div_up(lk, BK), bq = div_up(lq, BQ * AHEAD);
 	int64_t first = j->dk != NULL || j->dv != NULL ?
 	    j->s->nk * heads * bk : 0;
 	int64_t second = j->dq != NULL ? j->s->n * heads * bq : 0;

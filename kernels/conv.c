@@ -5,19 +5,8 @@
  * pixel of dx collects the pixels of dy that it was read for.
  */
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-max64(int64_t a, int64_t b)
-{
-	return a > b ? a : b;
-}
 
 /*
  * Columns c0 .. c0+nc-1 of line `t` of a patch (its tw * c values, contiguous

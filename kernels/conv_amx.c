@@ -14,6 +14,7 @@
  */
 #include "kernels/amx.h"
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
 #include "kernels/onednn.h"
 
@@ -57,24 +58,6 @@ enum {
 #else
 #define SERIAL_FLOPS	2e6		/* waking threads costs more */
 #endif
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-max64(int64_t a, int64_t b)
-{
-	return a > b ? a : b;
-}
-
-static inline int64_t
-div_up(int64_t a, int64_t b)
-{
-	return (a + b - 1) / b;
-}
 
 /*
  * A call, in bands: whole images, or lines of one.  Tiles cover runs of the

@@ -2,6 +2,7 @@
  * Ops on flat arrays: activations, GEGLU, sums, guidance, conversion, AdamW.
  * Each cuts its array into fixed chunks; a chunk is one thread's.
  */
+#include "kernels/ints.h"
 #include "kernels/load.h"
 #include "kernels/levels.h"
 
@@ -12,12 +13,6 @@ enum {
 	SERIAL = 4 * CHUNK,	/* below this a parallel region costs more */
 	SUM_SLICES = 64
 };
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 /* What becomes bf16 needs no more digits than that has. */
 inlined vf

@@ -8,6 +8,7 @@
 #include <omp.h>
 
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/tile.h"
 
 #define KC	LPO_GEMM_KC
@@ -22,24 +23,6 @@
 #define B_FLOATS (2 << 20)		/* NC shrinks for long K: 8 MB */
 #define AHEAD	8			/* rows to prefetch */
 #define SERIAL_FLOPS 200000		/* waking threads costs more */
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-div_up(int64_t a, int64_t b)
-{
-	return (a + b - 1) / b;
-}
-
-static inline int64_t
-round_up(int64_t a, int64_t b)
-{
-	return div_up(a, b) * b;
-}
 
 /* A by columns, s floats apart. */
 #define COL_TILE(m, nv)							\

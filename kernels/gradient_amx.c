@@ -15,6 +15,7 @@
  */
 #include "kernels/amx.h"
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
 #include "kernels/onednn.h"
 
@@ -55,24 +56,6 @@ enum {
 
 typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint32_t w16 __attribute__((vector_size(64)));
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-max64(int64_t a, int64_t b)
-{
-	return a > b ? a : b;
-}
-
-static inline int64_t
-div_up(int64_t a, int64_t b)
-{
-	return (a + b - 1) / b;
-}
 
 struct plan {
 	struct lpo_conv_shape s;	/* n: images of one group */

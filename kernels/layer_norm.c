@@ -1,4 +1,5 @@
 /* LayerNorm over the channels of each token, forward and backward. */
+#include "kernels/ints.h"
 #include "kernels/load.h"
 #include "kernels/levels.h"
 
@@ -10,12 +11,6 @@ enum {
 	ROWS = 4,		/* rows whose sums are added up side by side */
 	SERIAL = 16384
 };
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 /* v with the lanes at or past n set to 0 */
 inlined vf

@@ -6,6 +6,7 @@
 #define LPO_LINEAR_H
 
 #include "kernels/cuda.h"
+#include "kernels/ints.h"
 
 typedef __nv_bfloat16 bf16;
 
@@ -52,12 +53,6 @@ int	cuda_linear_general(struct cuda *, const struct call *);
 int	cuda_linear_bias(struct cuda *, enum lpo_dtype, float *db,
 	    const void *dy, int64_t m, int64_t n, float alpha,
 	    unsigned *counters, const char *what);
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 /* ---- bf16 on tensor cores */
 

@@ -13,6 +13,7 @@
  */
 #include "kernels/amx.h"
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
 #include "kernels/onednn.h"
 
@@ -41,18 +42,6 @@ enum {
 #endif
 
 typedef uint16_t h16 __attribute__((vector_size(32)));
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-div_up(int64_t a, int64_t b)
-{
-	return (a + b - 1) / b;
-}
 
 struct plan {
 	enum lpo_pass pass;

@@ -4,6 +4,7 @@
  * one run) times a range of whole norm groups; every sum of a unit is inside
  * it, so how the channels are cut never shows in the bits.
  */
+#include "kernels/ints.h"
 #include "kernels/load.h"
 #include "kernels/levels.h"
 
@@ -21,12 +22,6 @@ struct unit {
 	int64_t hw, c, c0, w, cg;	/* cg channels per norm group */
 	int silu;
 };
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 /*
  * Norm groups per unit: whole rows where images alone feed the threads evenly

@@ -3,6 +3,7 @@
  * mean over positions, gather, token embedding.  Sums over rows are cut by
  * columns, never by rows, so threads never meet in one element.
  */
+#include "kernels/ints.h"
 #include "kernels/load.h"
 #include "kernels/levels.h"
 
@@ -12,12 +13,6 @@ enum {
 	TILE = 8,		/* rows read while they pass through L1 */
 	RUN = 64		/* rows summed before they join the total */
 };
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
 
 static inline int64_t
 col_blocks(int64_t c)

@@ -19,6 +19,7 @@
 #include <omp.h>
 
 #include "kernels/gemm.h"
+#include "kernels/ints.h"
 #include "kernels/levels.h"
 #include "kernels/tile.h"
 
@@ -53,24 +54,6 @@ struct plan {
 	int64_t ld_v, ld_m, ld_u;	/* floats from point to point */
 	int threads;
 };
-
-static inline int64_t
-min64(int64_t a, int64_t b)
-{
-	return a < b ? a : b;
-}
-
-static inline int64_t
-div_up(int64_t a, int64_t b)
-{
-	return (a + b - 1) / b;
-}
-
-static inline int64_t
-round_up(int64_t a, int64_t b)
-{
-	return div_up(a, b) * b;
-}
 
 static struct plan
 make_plan(const struct lpo_conv_shape *s, int64_t k, int64_t n, int threads)
