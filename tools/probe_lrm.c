@@ -227,7 +227,7 @@ probe_lrm_loss(struct lpo_probe *p)
 	    .schedule = LPO_LR_CONSTANT,
 	    .criterion = (enum lpo_lrm_criterion)p->o->criterion,
 	    .batch_coeff = p->o->batch_coeff, .aux_coeff = p->o->aux_coeff,
-	    .freeze_text = p->o->freeze_text };
+	    .freeze_text = p->o->freeze_text, .grads_only = 1 };
 	struct loss_run r = { .n = 0 };
 	int32_t *ids[2] = { NULL, NULL };
 	lpo_lrm *m = NULL;

@@ -456,7 +456,7 @@ probe_unet(struct lpo_probe *p)
 	    p->o->lora, 1, p->o->grad)) != 0)
 		goto out;
 	if (p->o->full &&
-	    (rc = lpo_params_train_all(lpo_unet_params(r.unet))) != 0)
+	    (rc = lpo_params_want_grads(lpo_unet_params(r.unet))) != 0)
 		goto out;
 	r.t = lpo_tape_new(p->ctx, &p->cli->be, dt, r.n);
 	rc = r.t == NULL ? LPO_ENOMEM : unet_record_and_run(&r, s, sample, t,

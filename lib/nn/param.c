@@ -455,10 +455,36 @@ lpo_param_export_grad(lpo_params *ps, const lpo_param *p, float *host)
 	return export_from(ps, p, p->grad, LPO_F32, host);
 }
 
+static int
+want_grad(lpo_params *ps, lpo_param *p)
+{
+	if (p->grad == NULL)
+		p->grad = device_alloc(ps, p->count, LPO_F32);
+	return p->grad == NULL ? LPO_ENOMEM : 0;
+}
+
+int
+lpo_params_want_grads(lpo_params *ps)
+{
+	int64_t i;
+	int rc;
+
+	for (i = 0; i < ps->n; i++)
+		if ((rc = want_grad(ps, ps->p[i])) < 0)
+			return rc;
+	return 0;
+}
+
+static int
+trains(const lpo_param *p)
+{
+	return p->v != NULL;
+}
+
 int
 lpo_param_train(lpo_params *ps, lpo_param *p)
 {
-	if (p->grad != NULL)
+	if (trains(p))
 		return 0;
 	if (p->dtype == LPO_F32)
 		p->master = p->w;
@@ -466,7 +492,7 @@ lpo_param_train(lpo_params *ps, lpo_param *p)
 	    device(ps, ps->be->k->convert(ps->be, p->master, LPO_F32, p->w,
 	    p->dtype, p->count), "convert") < 0)
 		return lpo_errcode(ps->ctx);
-	if ((p->grad = device_alloc(ps, p->count, LPO_F32)) == NULL ||
+	if (want_grad(ps, p) < 0 ||
 	    (p->m = device_alloc(ps, p->count, LPO_F32)) == NULL ||
 	    (p->v = device_alloc(ps, p->count, LPO_F32)) == NULL)
 		return LPO_ENOMEM;
@@ -581,7 +607,7 @@ lpo_params_adamw(lpo_params *ps, const struct lpo_adamw *opt)
 		return LPO_ENOMEM;
 	for (i = 0; i < ps->n; i++) {
 		p = ps->p[i];
-		if (p->grad == NULL)
+		if (!trains(p))
 			continue;
 		list[n].p = p->master;
 		list[n].m = p->m;
@@ -602,7 +628,7 @@ lpo_params_state_count(const lpo_params *ps, int64_t first, int64_t n)
 	int64_t i, count = 0;
 
 	for (i = first; i < first + n && i < ps->n; i++)
-		if (ps->p[i]->grad != NULL)
+		if (trains(ps->p[i]))
 			count += 3 * ps->p[i]->count;
 	return count;
 }
@@ -616,7 +642,7 @@ lpo_params_get_state(lpo_params *ps, int64_t first, int64_t n, float *host)
 
 	for (i = first; i < first + n && i < ps->n; i++) {
 		p = ps->p[i];
-		if (p->grad == NULL)
+		if (!trains(p))
 			continue;
 		for (j = 0; j < 3; j++, host += p->count)
 			if ((rc = device(ps, ps->be->k->download(ps->be, host,
@@ -638,7 +664,7 @@ lpo_params_set_state(lpo_params *ps, int64_t first, int64_t n,
 
 	for (i = first; i < first + n && i < ps->n; i++) {
 		p = ps->p[i];
-		if (p->grad == NULL)
+		if (!trains(p))
 			continue;
 		for (j = 0; j < 3; j++, host += p->count)
 			if ((rc = device(ps, ps->be->k->upload(ps->be,

@@ -25,9 +25,10 @@ typedef struct lpo_param {
 	int64_t count;
 	enum lpo_dtype dtype;	/* of w */
 	void *w;		/* backend memory */
-	float *master;		/* trainable: f32, == w if dtype is F32 */
-	float *grad;		/* trainable: f32; NULL: frozen */
-	float *m, *v;		/* AdamW's moments, with grad */
+	float *grad;		/* f32; NULL: frozen */
+	/* trainable: */
+	float *master;		/* f32, == w if dtype is F32 */
+	float *m, *v;		/* AdamW's moments */
 } lpo_param;
 
 /* A set of parameters in one order; owns them. */
@@ -73,6 +74,8 @@ int	 lpo_param_export_grad(lpo_params *, const lpo_param *, float *host);
 /* Give one parameter, or all, a master, a gradient (zero) and moments. */
 int	 lpo_param_train(lpo_params *, lpo_param *);
 int	 lpo_params_train_all(lpo_params *);
+/* A gradient alone, for those who only look: a third of the memory. */
+int	 lpo_params_want_grads(lpo_params *);
 int	 lpo_params_zero_grad(lpo_params *);
 /*
  * Sum of squares of all gradients, in f64 and fixed order.  In two halves:

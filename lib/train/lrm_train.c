@@ -365,6 +365,8 @@ lpo_lrm_trainer_step(lpo_lrm_trainer *r, struct lpo_lrm_step *st,
 {
 	int rc;
 
+	if (r->o.grads_only)
+		return lpo_fail(r->ctx, LPO_EINVAL, "no step without moments");
 	if ((rc = lpo_lrm_trainer_grads(r, st, p, r->o.batch)) < 0)
 		return rc;
 	st->lr = lpo_lr_at(r->o.schedule, r->o.lr, r->n.step + 1, r->o.warmup,

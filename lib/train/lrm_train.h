@@ -34,6 +34,7 @@ struct lpo_lrm_train_opts {
 	enum lpo_lrm_criterion criterion;
 	double batch_coeff, aux_coeff;		/* 1, 1 */
 	int freeze_text;	/* encoders stay, projection is trained */
+	int grads_only;		/* lpo_lrm_trainer_grads() and no step */
 	int64_t h, w;		/* of the latents */
 };
 

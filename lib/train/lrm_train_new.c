@@ -107,8 +107,8 @@ empty_new(lpo_lrm_trainer *r)
 
 /* ------------------------------------------------------------- life cycle */
 
-int
-lpo_lrm_prepare(lpo_lrm *m, int freeze_text)
+static int
+prepare(lpo_lrm *m, int freeze_text, int (*give)(lpo_params *))
 {
 	struct lpo_lrm_set set[4];
 	int i, n, rc;
@@ -119,9 +119,15 @@ lpo_lrm_prepare(lpo_lrm *m, int freeze_text)
 	n = lpo_lrm_sets(m, set);
 	for (i = 0; i < n; i++)
 		if (!(freeze_text && strncmp(set[i].name, "text", 4) == 0) &&
-		    (rc = lpo_params_train_all(set[i].params)) < 0)
+		    (rc = give(set[i].params)) < 0)
 			return rc;
 	return 0;
+}
+
+int
+lpo_lrm_prepare(lpo_lrm *m, int freeze_text)
+{
+	return prepare(m, freeze_text, lpo_params_train_all);
 }
 
 /* Parameters that are trained, bytes of weights, and of what trains them. */
@@ -234,7 +240,8 @@ lpo_lrm_trainer_new(lpo_ctx *c, lpo_lrm_trainer **out, lpo_lrm *m,
 	r->pooled = lpo_lrm_pooled_dim(m);
 	r->dim = lpo_lrm_feature_dim(m);
 	r->count = o->h * o->w * lpo_lrm_cfg(m)->latent_channels;
-	if ((rc = lpo_lrm_prepare(m, o->freeze_text)) < 0 ||
+	if ((rc = prepare(m, o->freeze_text, o->grads_only ?
+	    lpo_params_want_grads : lpo_params_train_all)) < 0 ||
 	    (rc = choose_micro(r)) < 0)
 		goto out;
 	sizes(r);

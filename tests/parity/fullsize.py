@@ -46,6 +46,8 @@ class Kind:
         self.xl = os.path.exists(f"{self.folder}/text_encoder_2")
         self.side = int(os.environ.get("FULLSIZE_SIDE",
                                        self.config["sample_size"]))
+        # with gradients, SDXL at 128x128 takes torch more than 32 GB
+        self.grad_side = min(self.side, 64) if self.xl else self.side
         self.gen = torch.Generator().manual_seed(7)
 
     def path(self, name):
@@ -55,7 +57,8 @@ class Kind:
         """Their bytes in f32."""
         return sum(os.path.getsize(os.path.join(self.folder, p, f))
                    for p in parts for f in os.listdir(
-                       os.path.join(self.folder, p)) if "safetensors" in f)
+                       os.path.join(self.folder, p)) if "safetensors" in f
+                   ) * (1 + self.xl)
 
     def normal(self, *shape):
         return torch.randn(shape, generator=self.gen)
@@ -71,15 +74,14 @@ class Kind:
         return {"input_ids" + "_2" * i: self.ids(n, i)
                 for i in range(1 + self.xl)}
 
-    def unet(self):
+    def unet(self, side):
         """A guidance pair: one latent, two contexts."""
-        x = dict(sample=self.normal(1, 4, self.side, self.side).repeat(
-                     2, 1, 1, 1),
+        x = dict(sample=self.normal(1, 4, side, side).repeat(2, 1, 1, 1),
                  timestep=torch.tensor([501, 501]),
                  encoder_hidden_states=self.normal(
                      2, TOKENS, self.config["cross_attention_dim"]))
         if self.xl:
-            px = 8. * self.side
+            px = 8. * side
             x["time_ids"] = torch.tensor([[px, px, 0, 0, px, px]] * 2)
             x["text_embeds"] = self.normal(
                 2, self.config["projection_class_embeddings_input_dim"]
@@ -197,8 +199,8 @@ class Lazy:
 
 def free_bytes():
     with open("/proc/meminfo", encoding="ascii") as f:
-        return next(1024 * int(line.split()[1]) for line in f
-                    if line.startswith("MemAvailable"))
+        return sum(1024 * int(line.split()[1]) for line in f
+                   if line.startswith(("MemAvailable", "SwapFree")))
 
 
 def work(kind, name, what, component, inputs, need, how=compare, more=()):
@@ -237,30 +239,31 @@ def reward(kind):
     run_torch(kind, "lrm-folder", "f32", "1")
     os.rename(kind.path("lrm-folder.f32"), where)
     parts = ["unet", "text_encoder"] + ["text_encoder_2"] * kind.xl
-    size, shape = kind.weights(*parts), (4, kind.side, kind.side)
-    work(kind, "lrm", "LRM scores", "lrm", dict(
-        sample=kind.normal(2, *shape), timestep=torch.tensor([501, 51]),
+    size, side, small = kind.weights(*parts), kind.side, kind.grad_side
+    work(kind, "lrm", f"LRM scores, {side}x{side}", "lrm", dict(
+        sample=kind.normal(2, 4, side, side), timestep=torch.tensor([501, 51]),
         **kind.both_ids(2)), size + 4e9, compare_scores, ("-r", where))
-    x = kind.normal(2, 1, *shape)
-    # twice the weights, and a file of gradients in memory
-    work(kind, "lrm_loss", "LRM step", "lrm-loss", dict(
+    x = kind.normal(2, 1, 4, small, small)
+    # half the weights, gradients and a file of them
+    work(kind, "lrm_loss", f"LRM step, {small}x{small}", "lrm-loss", dict(
         sample_0=x[0], sample_1=x[1], timestep=torch.tensor([201]),
         label_0=torch.tensor([1.]), label_1=torch.tensor([0.]),
         num_example_per_prompt=torch.tensor([1.]), **kind.both_ids(1)),
-        3 * size + 4e9, compare_vector, ("-r", where, "--grad"))
+        1.5 * size + 5e9 * (small / 64) ** 2, compare_vector,
+        ("-r", where, "--grad"))
     shutil.rmtree(where)
 
 
 def model(kind):
-    side, size = kind.side, kind.weights("unet")
-    pair = f"pair at {side}x{side}"
-    x = kind.unet()
-    work(kind, "unet", f"UNet forward, {pair}", "unet", x, size + 4e9)
+    side, small, size = kind.side, kind.grad_side, kind.weights("unet")
+    work(kind, "unet", f"UNet forward, pair at {side}x{side}", "unet",
+         kind.unet(side), size + 4e9)
     lora = kind.lora()
     save_file(lora, kind.path("lora"))
-    work(kind, "lora", f"UNet LoRA gradients, {pair}", "unet",
-         x | lora | dict(d_out=kind.normal(2, 4, side, side)),
-         2 * size + 5e9 * (side / 64) ** 2, compare_lora,
+    work(kind, "lora", f"UNet LoRA gradients, pair at {small}x{small}", "unet",
+         kind.unet(small) | lora | dict(
+             d_out=kind.normal(2, 4, small, small)),
+         1.2 * size + 6e9 * (small / 64) ** 2, compare_lora,
          ("--grad", "--lora", kind.path("lora")))
     for i in range(1 + kind.xl):
         tail = "_2" * i
