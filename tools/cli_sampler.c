@@ -126,7 +126,7 @@ lpo_cli_sampling_words(lpo_cli *cli, struct lpo_cli_sampling *a)
 	load = lpo_cli_load_s((int64_t)(p.weight_bytes + p.vae_bytes));
 	lpo_cli_plan_seconds(cli, "time to load", load);
 	lpo_cli_plan_seconds(cli, "time of a picture", s);
-	lpo_cli_plan_seconds(cli, "estimated time", load + s *
+	lpo_cli_plan_seconds(cli, "time in all", load + s *
 	    (double)total);
 	return 0;
 }

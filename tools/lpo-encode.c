@@ -189,7 +189,7 @@ plan(struct encode_job *j)
 		s = p->fwd_flops / (double)lpo_encoder_batch(j->encoder) /
 		    (lpo_cli_speed(cli, lpo_cli_precision(cli)) * 1e9 / 2);
 	s = s * (double)images(j) + lpo_cli_load_s(vae);
-	lpo_cli_plan(cli, "estimated time", "%.1f s, without decoding", s);
+	lpo_cli_plan(cli, "time in all", "%.1f s, without decoding", s);
 	return LPO_CLI_DONE;
 }
 

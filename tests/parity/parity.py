@@ -5,6 +5,7 @@ A check is a script here that ends with `parity.run(main)`.  Its main() calls
     check(what, model, ours, truth, own)   numbers, by the rule below
     equal(what, model, ours, theirs)       things that must be the same
     timing(what, model, ours, theirs)      seconds and memory, no limit
+    planned(what, model, seen, plan)       the same, of one program
     skip(what, why)                        what this machine cannot show
 
 as often as it likes; rows of one `what` become one line of the table, which
@@ -137,6 +138,12 @@ def timing(what, model, ours, theirs):
                      load=os.getloadavg()[0]))
 
 
+def planned(what, model, seen, plan):
+    """Seconds and peak bytes of a run, and what was planned."""
+    rows.append(dict(planned=what, model=model, ours=seen, theirs=plan,
+                     load=os.getloadavg()[0]))
+
+
 def skip(what, why):
     """What cannot be shown here."""
     rows.append(dict(what=what, skip=why))
@@ -188,17 +195,18 @@ def table(some):
                       f"{worst['ratio']:.3f}", verdict))
     columns([("what", "models", "values", "|error|", "torch's", "limit",
               "ratio", "verdict")] + lines, (0, 7))
-    timings([r for r in some if "timing" in r])
+    for kind, other in ("timing", "torch's"), ("planned", "planned"):
+        timings([r for r in some if kind in r], kind, other)
     return failed
 
 
-def timings(some):
-    """Print what was measured: each ratio is torch's by ours."""
-    lines = [("work", "model", "seconds", "torch's", "ratio", "peak MB",
-              "torch's", "ratio", "load")]
+def timings(some, kind, other):
+    """Print what was measured: each ratio is the other's by ours."""
+    lines = [("work", "model", "seconds", other, "ratio", "peak MB",
+              other, "ratio", "load")]
     for r in some:
         (s, m), (ts, tm) = r["ours"], r["theirs"]
-        lines.append((r["timing"], r["model"], f"{s:.3f}", f"{ts:.3f}",
+        lines.append((r[kind], r["model"], f"{s:.3f}", f"{ts:.3f}",
                       f"{ts / s:.2f}", f"{m / 1e6:.0f}", f"{tm / 1e6:.0f}",
                       f"{tm / m:.2f}", f"{r['load']:.1f}"))
     if some:
