@@ -8,6 +8,7 @@
 
 #define ENOUGH_S	2e-3	/* an op is repeated for so long */
 #define LONG_S		0.05	/* a first time so long is good enough */
+#define HUGE_FLOPS	5e11	/* taken to be as fast as the others */
 /*
  * Zeros, most of them one page in the first cache, are faster than weights:
  * SD1.5 in f32 on AVX2 took 1.02 (lpo-encode) and 1.1 (lpo-sample) times the
@@ -112,30 +113,46 @@ time_op(lpo_tape *t, const lpo_op *op, int backward, double *s)
 	return 0;
 }
 
+/* A plan is to be had soon: what is huge has no time of its own. */
 static int
 time_steps(lpo_tape *t, struct timed *table, double s[2])
 {
+	double flops, seen = 0, products = 0, huge[2] = { 0, 0 };
+	const lpo_op *op;
 	struct kind kind;
 	int64_t i, j, n = 0;
-	int back, rc;
+	int back, late, rc;
 
 	for (i = 0; i < t->nsteps; i++) {
 		if (t->steps[i].kind == LPO_STEP_SEED)
 			continue;
+		op = t->ops[t->steps[i].op];
+		late = t->steps[i].kind != LPO_STEP_FWD;
 		back = t->steps[i].kind == LPO_STEP_BWD;
-		kind_of(&kind, t->ops[t->steps[i].op], back);
+		flops = back ? op->bwd_flops : op->fwd_flops;
+		if (flops > HUGE_FLOPS) {
+			huge[late] += flops;
+			continue;
+		}
+		kind_of(&kind, op, back);
 		for (j = 0; j < n; j++)
 			if (memcmp(&table[j].kind, &kind, sizeof(kind)) == 0)
 				break;
 		if (j == n) {
-			t->replay = t->steps[i].kind != LPO_STEP_FWD;
-			if ((rc = time_op(t, t->ops[t->steps[i].op], back,
-			    &table[n].s)) < 0)
+			t->replay = late;
+			if ((rc = time_op(t, op, back, &table[n].s)) < 0)
 				return rc;
 			table[n++].kind = kind;
 		}
-		s[t->steps[i].kind != LPO_STEP_FWD] += ZEROS * table[j].s;
+		s[late] += ZEROS * table[j].s;
+		if (flops > 0) {
+			seen += flops;
+			products += ZEROS * table[j].s;
+		}
 	}
+	for (i = 0; i < 2; i++)
+		if (huge[i] > 0)
+			s[i] += huge[i] * products / seen;
 	return 0;
 }
 

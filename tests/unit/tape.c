@@ -8,6 +8,8 @@
 #include <string.h>
 
 #include "lib/base/philox.h"
+#include "lib/base/progress.h"
+#include "lib/nn/dry.h"
 #include "lib/nn/tape.h"
 #include "tests/backend.h"
 
@@ -468,6 +470,44 @@ errors(void)
 	net_free(&n);
 }
 
+/* A plan's seconds are found without doing its largest works. */
+static void
+seconds(void)
+{
+	enum { TOKENS = 1 << 17, WIDTH = 16 };
+	int64_t shape[4] = { WIDTH, WIDTH };
+	lpo_linear_layer l = { .name = "l" };
+	double s[2], start;
+	struct lpo_plan plan;
+	struct lpo_dry dry;
+	lpo_params ps;
+	lpo_tape *t;
+	lpo_var *x;
+	int rc;
+
+	lpo_dry_open(&dry, &be);
+	lpo_params_init(&ps, ctx, &dry.be, LPO_F32);
+	l.w = lpo_param_add(&ps, "w", LPO_MATRIX, 2, shape);
+	t = lpo_tape_new(ctx, &dry.be, LPO_F32, 1);
+	x = lpo_linear(t, &l, lpo_input(t, 1, TOKENS, 1, WIDTH, LPO_F32, 0));
+	lpo_output(t, lpo_attention(t, x, x, x, 1, 0), 0);
+	rc = lpo_tape_plan(t, 0, &plan);
+	ok(rc == 0 && fabs(plan.fwd_flops / (4. * WIDTH * TOKENS * TOKENS +
+	    2. * TOKENS * WIDTH * WIDTH) - 1) < 1e-9, "plan, FLOPs");
+	start = lpo_now_s();
+	rc = lpo_tape_commit(t, NULL);
+	if (rc == 0)
+		rc = lpo_tape_time(t, s);
+	start = lpo_now_s() - start;
+	if (dry.host)
+		ok(rc == 0 && s[0] > 0 && isfinite(s[0]) && s[1] == 0 &&
+		    start < s[0], "%.0f s are planned in %.2f", s[0], start);
+	else
+		ok(rc == 0 && isnan(s[0]), "not known of a device");
+	lpo_tape_free(t);
+	lpo_params_free(&ps);
+}
+
 int
 main(void)
 {
@@ -487,6 +527,7 @@ main(void)
 		bits(LPO_BF16);
 		broken_walks();
 		errors();
+		seconds();
 		backend_close(&be);
 	}
 	lpo_ctx_free(ctx);
