@@ -5,6 +5,7 @@
 #include <stdio.h>
 
 #include "lib/base/json.h"
+#include "lib/base/state.h"
 #include "lib/io/prompts.h"
 #include "lib/io/shard.h"
 #include "lib/score/compare.h"
@@ -43,6 +44,11 @@ struct eval {
 	int64_t n_results;
 	char pictures[17];	/* id of what is drawn */
 	FILE *out;		/* the table: standard output, or -o's text */
+	/*
+	 * What an interrupted run needs to go on, or NULL; kept until the table
+	 * is where it belongs.  That of -o where there is no report.
+	 */
+	lpo_state *state;
 };
 
 void	eval_free(struct eval *);
@@ -50,7 +56,7 @@ void	eval_free(struct eval *);
 /* The three ways to results.  Each returns as a tool's work() does. */
 int	eval_systems(lpo_cli *, const struct eval_opts *, struct eval *);
 int	eval_pool(lpo_cli *, const struct eval_opts *, struct eval *);
-int	eval_images(lpo_cli *, const struct eval_opts *, FILE *out);
+int	eval_images(lpo_cli *, const struct eval_opts *, struct eval *);
 
 /* All systems against the first: e->result. */
 int	eval_compare(lpo_cli *, const struct eval_opts *, struct eval *);
@@ -67,7 +73,7 @@ int	eval_draw(lpo_cli *, const struct eval_opts *, struct eval *,
 int	eval_draw_plan(lpo_cli *, const struct eval_opts *,
 	    const struct eval *, const struct eval_system *);
 
-/* eval_score.c */
+/* eval_scorer.c */
 /* One --scorer. */
 struct eval_scorer {
 	char *name;
@@ -85,14 +91,20 @@ int	eval_scorers_open(lpo_cli *, const struct eval_opts *,
 	    lpo_scorers **);
 /* That they fit into memory, or a refusal; --dry-run: in words. */
 int	eval_scorers_fit(lpo_cli *, const struct eval_opts *);
+
+/* eval_score.c */
 /*
  * All scorers on the pictures of src: one table with all their columns, in the
- * order of --scorer.  Programs read them from `tar` under these keys; it may
- * be NULL where there are no programs.
+ * order of --scorer.  Programs read them from `tar` under these keys; it need
+ * not be there where there are no programs.
+ *
+ * dir: a folder where scores are saved, and found again by this run: those of
+ * built-in scorers every --checkpoint seconds, a program's when it has ended.
+ * NULL: nowhere.
  */
 int	eval_score(lpo_cli *, const struct eval_opts *, lpo_scorers *,
 	    struct lpo_scores *, const struct lpo_score_source *src,
-	    const char *tar, const char *const *key);
+	    const char *tar, const char *const *key, const char *dir);
 /* The same for a system's tar: s->scores. */
 int	eval_score_tar(lpo_cli *, const struct eval_opts *, lpo_scorers *,
 	    struct eval_system *s, lpo_shard *tar, const char *const *key,

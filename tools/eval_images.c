@@ -1,174 +1,147 @@
 /* lpo-eval --images: the images of a preference table. */
 #include <stdio.h>
-#include <stdlib.h>
 #include <string.h>
 #include <unistd.h>
 
 #include "lib/base/file.h"
-#include "lib/io/csv.h"
+#include "lib/io/record.h"
 #include "tools/eval.h"
 
-struct table_row {
-	char *id, *prompt, *path[2];
-	char *key[2];		/* in the tar, ROW-SIDE */
-	int64_t row;
-	int bad;		/* an image is: left out, said */
-};
-
 struct table {
-	struct table_row *row;
-	int64_t n, cap;
+	lpo_cli *cli;
+	lpo_records *in;
+	int64_t *row;		/* [n] those that are scored */
+	int64_t n;
+	char *bad;		/* by row: left out, said */
 };
 
+/* An image's key in the programs' tar: ROW-SIDE. */
 static void
-row_free(struct table_row *r)
+table_key(char key[32], int64_t row, int side)
 {
-	int i;
-
-	lpo_free(r->id);
-	lpo_free(r->prompt);
-	for (i = 0; i < 2; i++) {
-		lpo_free(r->path[i]);
-		lpo_free(r->key[i]);
-	}
+	snprintf(key, 32, "%09lld-%d", (long long)row, side);
 }
 
 static void
 table_free(struct table *t)
 {
-	int64_t i;
-
-	for (i = 0; i < t->n; i++)
-		row_free(&t->row[i]);
+	lpo_records_close(t->in);
 	lpo_free(t->row);
+	lpo_free(t->bad);
 }
 
-/* Rows without bad images move together. */
+/* Rows without bad ones move together. */
 static void
 table_compact(struct table *t)
 {
 	int64_t i, n = 0;
 
 	for (i = 0; i < t->n; i++)
-		if (t->row[i].bad)
-			row_free(&t->row[i]);
-		else
+		if (!t->bad[t->row[i]])
 			t->row[n++] = t->row[i];
 	t->n = n;
 }
 
+/* The table of --images and, a shell having spread a pattern, operands. */
 static int
-read_row(lpo_ctx *c, struct table *t, lpo_table *in, const char *dir)
+read_table(struct table *t, const char *first)
 {
-	const char *id = lpo_table_field(in, "id");
-	const char *prompt = lpo_table_field(in, "prompt");
-	const char *a = lpo_table_field(in, "image_0");
-	const char *b = lpo_table_field(in, "image_1");
-	struct table_row *r;
+	lpo_cli *cli = t->cli;
+	const char **path = lpo_alloc(cli->ctx, 1 + (size_t)cli->nargs,
+	    sizeof(*path));
+	const char *why;
+	int64_t n, i;
+	int rc;
 
-	if (prompt == NULL)
-		prompt = lpo_table_field(in, "caption");
-	if (prompt == NULL || a == NULL || b == NULL)
-		return lpo_fail(c, LPO_EFORMAT, "%s:%lld: want prompt, "
-		    "image_0 and image_1", lpo_table_path(in),
-		    (long long)lpo_table_line(in));
-	if (t->n == t->cap) {
-		t->cap = t->cap ? 2 * t->cap : 256;
-		r = lpo_realloc(c, t->row, (size_t)t->cap * sizeof(*r));
-		if (r == NULL)
-			return LPO_ENOMEM;
-		t->row = r;
-	}
-	r = &t->row[t->n++];
-	memset(r, 0, sizeof(*r));
-	r->id = id != NULL && id[0] != '\0' ? lpo_strdup(c, id) :
-	    lpo_asprintf(c, "%lld", (long long)lpo_table_row(in));
-	r->prompt = lpo_strdup(c, prompt);
-	r->path[0] = lpo_path_join(c, dir, a);
-	r->path[1] = lpo_path_join(c, dir, b);
-	r->row = lpo_table_row(in);
-	r->key[0] = lpo_asprintf(c, "%09lld-0", (long long)r->row);
-	r->key[1] = lpo_asprintf(c, "%09lld-1", (long long)r->row);
-	return lpo_errcode(c);
-}
-
-static int
-read_table(lpo_ctx *c, struct table *t, const char *path)
-{
-	lpo_table *in = NULL;
-	char *dir = lpo_dirname(c, path);
-	int rc = LPO_ENOMEM;
-
-	if (dir == NULL || (rc = lpo_table_open(c, &in, path,
-	    LPO_TABLE_AUTO)) < 0)
-		goto out;
-	while ((rc = lpo_table_next(in)) == 0)
-		if ((rc = read_row(c, t, in, dir)) < 0)
-			goto out;
-	if (rc == 1)
-		rc = t->n > 0 ? 0 : lpo_fail(c, LPO_EFORMAT,
-		    "'%s' has no rows", path);
-out:
-	lpo_table_close(in);
-	lpo_free(dir);
-	return rc;
+	if (path == NULL)
+		return LPO_ENOMEM;
+	path[0] = first;
+	for (i = 0; i < cli->nargs; i++)
+		path[1 + i] = cli->args[i];
+	rc = lpo_records_open(cli->ctx, &t->in, path, 1 + cli->nargs,
+	    LPO_RECORDS_UNLABELLED);
+	lpo_free(path);
+	if (rc < 0)
+		return rc;
+	if ((n = lpo_records_count(t->in)) == 0)
+		return lpo_fail(cli->ctx, LPO_EFORMAT, "'%s' has no rows",
+		    first);
+	t->row = lpo_alloc(cli->ctx, (size_t)n, sizeof(*t->row));
+	t->bad = lpo_alloc(cli->ctx, (size_t)n, 1);
+	if (t->row == NULL || t->bad == NULL)
+		return LPO_ENOMEM;
+	for (i = 0; i < n; i++)
+		if ((why = lpo_records_error(t->in, i)) == NULL)
+			t->row[t->n++] = i;
+		else
+			lpo_cli_skip(cli, "row %lld: %s", (long long)i, why);
+	return 0;
 }
 
 /* A row is left out, said once. */
 static void
-skip_row(lpo_cli *cli, struct table_row *r, int side, const char *why)
+skip_row(struct table *t, const struct lpo_record *r, int side,
+    const char *why)
 {
-	if (!r->bad)
-		lpo_cli_skip(cli, "row %lld: '%s': %s", (long long)r->row,
-		    r->path[side], why);
-	r->bad = 1;
+	if (!t->bad[r->row])
+		lpo_cli_skip(t->cli, "row %lld: '%s': %s", (long long)r->row,
+		    r->image[side], why);
+	t->bad[r->row] = 1;
 }
 
 /* Both images of a row; one that cannot be read costs the row. */
 static int
-row_tar(lpo_cli *cli, struct table_row *r, lpo_shardw *w)
+row_tar(struct table *t, const struct lpo_record *r, lpo_shardw *w)
 {
-	char *bytes[2] = { NULL, NULL };
-	lpo_ctx *c = cli->ctx;
-	size_t n[2];
+	uint8_t *bytes[2] = { NULL, NULL };
+	lpo_ctx *c = t->cli->ctx;
+	char key[32];
+	int64_t n[2];
 	int i, rc = 0;
 
 	for (i = 0; i < 2 && rc == 0; i++)
-		rc = lpo_file_read(c, &bytes[i], &n[i], r->path[i],
-		    EVAL_IMAGE_LIMIT);
+		rc = lpo_records_image(c, &bytes[i], &n[i], t->in, r->row, i);
 	if (rc < 0) {
-		lpo_free(bytes[0]);
-		lpo_free(bytes[1]);
 		if (rc == LPO_ENOMEM || rc == LPO_ESTOP)
-			return rc;
-		skip_row(cli, r, i - 1, lpo_errmsg(c));
+			goto out;
+		skip_row(t, r, i - 1, lpo_errmsg(c));
 		lpo_clear(c);
-		return 0;
+		rc = 0;
+		goto out;
 	}
-	rc = eval_put_image(c, w, r->key[0], r->path[0], r->prompt, bytes[0],
-	    n[0]);
-	if (rc < 0) {
-		lpo_free(bytes[1]);
-		return rc;
+	for (i = 0; i < 2 && rc == 0; i++) {
+		table_key(key, r->row, i);
+		rc = eval_put_image(c, w, key, r->image[i], r->prompt,
+		    (char *)bytes[i], (size_t)n[i]);
+		bytes[i] = NULL;
 	}
-	return eval_put_image(c, w, r->key[1], r->path[1], r->prompt, bytes[1],
-	    n[1]);
+out:
+	lpo_free(bytes[0]);
+	lpo_free(bytes[1]);
+	return rc;
 }
 
 /* All images of the table that can be read; the others' rows are gone. */
 static int
-table_tar(lpo_cli *cli, struct table *t, const char *tar)
+table_tar(struct table *t, const char *tar)
 {
-	lpo_ctx *c = cli->ctx;
+	lpo_ctx *c = t->cli->ctx;
 	lpo_shardw *w = NULL;
+	struct lpo_record r;
 	int64_t i;
 	int rc;
 
 	if ((rc = eval_open_tar(c, &w, tar)) < 0)
 		return rc;
-	for (i = 0; rc == 0 && i < t->n; i++)
-		rc = lpo_ctx_stopped(c) ? lpo_fail(c, LPO_ESTOP, "stopped") :
-		    row_tar(cli, &t->row[i], w);
+	for (i = 0; rc == 0 && i < t->n; i++) {
+		if (lpo_ctx_stopped(c)) {
+			rc = lpo_fail(c, LPO_ESTOP, "stopped");
+			break;
+		}
+		if ((rc = lpo_records_get(c, &r, t->in, t->row[i])) == 0)
+			rc = row_tar(t, &r, w);
+		lpo_record_clear(&r);
+	}
 	if (rc == 0)
 		rc = lpo_shardw_finish(w, 0, 0, 1);
 	else
@@ -179,45 +152,48 @@ table_tar(lpo_cli *cli, struct table *t, const char *tar)
 
 /* -------------------------------------------------- for built-in scorers */
 
-struct table_source {
-	lpo_cli *cli;
-	struct table *t;
-};
-
 static int
 table_get(void *arg, int64_t i, struct lpo_score_item *it)
 {
-	struct table_source *s = arg;
-	const struct table_row *r = &s->t->row[i / 2];
-	lpo_ctx *c = s->cli->ctx;
-	char *bytes = NULL;
-	int rc;
+	struct table *t = arg;
+	lpo_ctx *c = t->cli->ctx;
+	struct lpo_record r;
+	int64_t n = 0;
+	int rc = lpo_records_get(c, &r, t->in, t->row[i / 2]);
 
-	if ((rc = lpo_file_read(c, &bytes, &it->size, r->path[i % 2],
-	    EVAL_IMAGE_LIMIT)) < 0)
-		return rc;
-	it->bytes = (uint8_t *)bytes;
-	it->prompt = lpo_strdup(c, r->prompt);
-	it->name = lpo_asprintf(c, "row %lld: '%s'", (long long)r->row,
-	    r->path[i % 2]);
-	return it->prompt == NULL || it->name == NULL ? LPO_ENOMEM : 0;
+	if (rc == 0)
+		rc = lpo_records_image(c, &it->bytes, &n, t->in, r.row,
+		    (int)(i % 2));
+	it->size = (size_t)n;
+	if (rc == 0) {
+		it->prompt = lpo_strdup(c, r.prompt);
+		it->name = lpo_asprintf(c, "row %lld: '%s'", (long long)r.row,
+		    r.image[i % 2]);
+		rc = it->prompt == NULL || it->name == NULL ? LPO_ENOMEM : 0;
+	}
+	lpo_record_clear(&r);
+	return rc;
 }
 
 static int
 table_bad(void *arg, int64_t i, const char *why)
 {
-	struct table_source *s = arg;
+	struct table *t = arg;
+	struct lpo_record r;
+	int rc = lpo_records_get(t->cli->ctx, &r, t->in, t->row[i / 2]);
 
-	skip_row(s->cli, &s->t->row[i / 2], (int)(i % 2), why);
-	return 0;
+	if (rc == 0)
+		skip_row(t, &r, (int)(i % 2), why);
+	lpo_record_clear(&r);
+	return rc;
 }
 
 static void
 table_progress(void *arg, int64_t done)
 {
-	struct table_source *s = arg;
+	struct table *t = arg;
 
-	lpo_cli_progress(s->cli, "score", done, 2 * s->t->n, "images", NULL);
+	lpo_cli_progress(t->cli, "score", done, 2 * t->n, "images", NULL);
 }
 
 /* ---------------------------------------------------------------- output */
@@ -270,11 +246,11 @@ column_names(lpo_cli *cli, const struct eval_opts *o, struct lpo_scores *s)
 }
 
 static int
-print_json(lpo_cli *cli, FILE *f, const struct table_row *r,
+print_json(lpo_cli *cli, FILE *f, const char *id,
     const struct lpo_scores *s, const double *v)
 {
 	char key[256], *text = NULL;
-	json_t *j = json_pack("{ss}", "id", r->id);
+	json_t *j = json_pack("{ss}", "id", id);
 	int64_t k;
 	int side, rc = j == NULL ? LPO_ENOMEM : 0;
 
@@ -291,13 +267,30 @@ print_json(lpo_cli *cli, FILE *f, const struct table_row *r,
 	return rc == 0 && text == NULL ? LPO_ENOMEM : rc;
 }
 
+static int
+print_row(lpo_cli *cli, FILE *f, const char *id, const struct lpo_scores *s,
+    const double *v)
+{
+	int64_t k;
+
+	if (cli->o.json)
+		return print_json(cli, f, id, s, v);
+	print_cell(f, id);
+	for (k = 0; k < s->names; k++)
+		fprintf(f, ",%.9g,%.9g", v[k], v[s->names + k]);
+	putc('\n', f);
+	return 0;
+}
+
 /* CSV with id, or JSON lines: what lpo-pairs --scores joins. */
 static int
-print_rows(lpo_cli *cli, FILE *f, const struct table *t,
-    const struct lpo_scores *s)
+print_rows(struct table *t, FILE *f, const struct lpo_scores *s)
 {
+	lpo_cli *cli = t->cli;
+	struct lpo_record r;
+	char row[32];
 	int64_t i, k;
-	int rc;
+	int rc = 0;
 
 	if (!cli->o.json) {
 		fputs("id", f);
@@ -305,38 +298,18 @@ print_rows(lpo_cli *cli, FILE *f, const struct table *t,
 			fprintf(f, ",%s_0,%s_1", s->name[k], s->name[k]);
 		putc('\n', f);
 	}
-	for (i = 0; i < t->n; i++) {
-		const double *v = s->value + 2 * i * s->names;
-
-		if (t->row[i].bad)
+	for (i = 0; i < t->n && rc == 0; i++) {
+		if (t->bad[t->row[i]])
 			continue;
-		if (cli->o.json) {
-			if ((rc = print_json(cli, f, &t->row[i], s, v)) < 0)
-				return rc;
-			continue;
+		if ((rc = lpo_records_get(cli->ctx, &r, t->in,
+		    t->row[i])) == 0) {
+			snprintf(row, sizeof(row), "%lld", (long long)r.row);
+			rc = print_row(cli, f, r.id != NULL ? r.id : row, s,
+			    s->value + 2 * i * s->names);
 		}
-		print_cell(f, t->row[i].id);
-		for (k = 0; k < s->names; k++)
-			fprintf(f, ",%.9g,%.9g", v[k], v[s->names + k]);
-		putc('\n', f);
+		lpo_record_clear(&r);
 	}
-	return 0;
-}
-
-/* A name for the tar, in $TMPDIR. */
-static int
-temporary(lpo_ctx *c, char **path)
-{
-	int fd;
-
-	*path = lpo_asprintf(c, "%s/lpo-eval-XXXXXX",
-	    lpo_scratch_dir(NULL));
-	if (*path == NULL)
-		return LPO_ENOMEM;
-	if ((fd = mkstemp(*path)) < 0)
-		return lpo_fail(c, LPO_EIO, "cannot make a file '%s'", *path);
-	close(fd);
-	return 0;
+	return rc;
 }
 
 /* 1 if a program is among the scorers: it wants a tar. */
@@ -355,64 +328,128 @@ has_programs(lpo_cli *cli, const struct eval_opts *o)
 	return n;
 }
 
+/* Keys as the tar has them; free them by lpo_free(), all in one. */
+static const char **
+table_keys(const struct table *t)
+{
+	size_t n = 2 * (size_t)t->n;
+	const char **key = lpo_alloc(t->cli->ctx, n + 1, sizeof(*key) + 32);
+	char (*text)[32];
+	size_t i;
+
+	if (key == NULL)
+		return NULL;
+	text = (char (*)[32])(key + n + 1);
+	for (i = 0; i < n; i++) {
+		table_key(text[i], t->row[i / 2], (int)(i % 2));
+		key[i] = text[i];
+	}
+	return key;
+}
+
+/* Beside the table, else under a name of its own. */
+static int
+open_state(lpo_cli *cli, lpo_state **state)
+{
+	char *name = lpo_cli_to_stdout(cli) ? lpo_asprintf(cli->ctx,
+	    "lpo-eval-%s", lpo_cli_run(cli)) :
+	    lpo_strdup(cli->ctx, cli->o.output);
+	int rc = name == NULL ? LPO_ENOMEM : lpo_state_open(cli->ctx, state,
+	    name, lpo_cli_run(cli), lpo_cli_run_options(cli), cli->o.fresh);
+
+	lpo_free(name);
+	return rc;
+}
+
+/* After a failure: a state where no scores are is of no use to anybody. */
+static void
+drop_state(lpo_ctx *c, struct eval *e)
+{
+	char **name = NULL;
+	int64_t i, n = 0, saved = 0;
+
+	if (e->state == NULL || lpo_dir_list(c, &name, &n,
+	    lpo_state_dir(e->state)) < 0)
+		return;
+	for (i = 0; i < n; i++)
+		saved += strncmp(name[i], "snap-", 5) == 0;
+	lpo_names_free(name, n);
+	if (saved == 0) {
+		(void)lpo_state_remove(e->state);
+		e->state = NULL;
+	}
+}
+
 /* Built-in scorers read the files themselves, programs a tar of them. */
 static int
-score_table(lpo_cli *cli, const struct eval_opts *o, struct table *t,
-    struct lpo_scores *s, const char *tar)
+score_table(struct table *t, const struct eval_opts *o, struct eval *e,
+    struct lpo_scores *s)
 {
-	struct table_source arg = { cli, t };
-	struct lpo_score_source src = { .arg = &arg, .get = table_get,
+	struct lpo_score_source src = { .arg = t, .get = table_get,
 	    .bad = table_bad, .progress = table_progress };
+	lpo_cli *cli = t->cli;
 	lpo_scorers *set = NULL;
 	const char **key = NULL;
-	int64_t i;
+	char *tar = NULL;
 	int rc;
 
-	if ((rc = lpo_cli_backend(cli)) < 0 ||
-	    (rc = eval_scorers_open(cli, o, &set)) != 0 ||
-	    (tar != NULL && (rc = table_tar(cli, t, tar)) < 0))
+	if ((rc = eval_scorers_open(cli, o, &set)) != 0 ||
+	    (rc = open_state(cli, &e->state)) < 0 ||
+	    (rc = has_programs(cli, o)) < 0)
+		goto out;
+	tar = lpo_state_file(cli->ctx, e->state, "images.tar");
+	if (tar == NULL)
+		rc = LPO_ENOMEM;
+	else if (rc == 1)
+		rc = table_tar(t, tar);
+	if (rc < 0)
 		goto out;
 	src.n = 2 * t->n;
-	key = lpo_alloc(cli->ctx, (size_t)src.n + 1, sizeof(*key));
-	if (key == NULL) {
-		rc = LPO_ENOMEM;
-		goto out;
-	}
-	for (i = 0; i < src.n; i++)
-		key[i] = t->row[i / 2].key[i % 2];
-	rc = eval_score(cli, o, set, s, &src, tar, key);
+	rc = (key = table_keys(t)) == NULL ? LPO_ENOMEM :
+	    eval_score(cli, o, set, s, &src, tar, key,
+	    lpo_state_dir(e->state));
 out:
+	if (tar != NULL)
+		unlink(tar);
+	if (rc != 0)
+		drop_state(cli->ctx, e);
+	lpo_free(tar);
 	lpo_free(key);
 	lpo_scorers_free(set);
 	return rc;
 }
 
-int
-eval_images(lpo_cli *cli, const struct eval_opts *o, FILE *out)
+static int
+images_plan(const struct table *t, const struct eval_opts *o)
 {
-	struct table t = { .n = 0 };
+	lpo_cli_plan(t->cli, "images", "%lld", (long long)(2 * t->n));
+	lpo_cli_plan(t->cli, "scorers", "%d", o->scorer.n);
+	return LPO_CLI_DONE;
+}
+
+int
+eval_images(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
+{
+	struct table t = { .cli = cli };
 	struct lpo_scores s = { .n = 0 };
-	char *tar = NULL;
+	char hex[65];
 	int rc;
 
-	if ((rc = read_table(cli->ctx, &t, o->images)) < 0)
+	if ((rc = read_table(&t, o->images)) < 0)
 		goto out;
 	if (cli->o.dry_run) {
-		lpo_cli_plan(cli, "images", "%lld", (long long)(2 * t.n));
-		lpo_cli_plan(cli, "scorers", "%d", o->scorer.n);
-		rc = LPO_CLI_DONE;
+		rc = images_plan(&t, o);
 		goto out;
 	}
-	if ((rc = has_programs(cli, o)) < 0 ||
-	    (rc == 1 && (rc = temporary(cli->ctx, &tar)) < 0))
-		goto out;
-	if ((rc = score_table(cli, o, &t, &s, tar)) == 0 &&
+	if ((rc = lpo_cli_backend(cli)) == 0 &&
+	    (rc = lpo_records_sha256(cli->ctx, hex, t.in)) == 0 &&
+	    (rc = lpo_cli_input_hash(cli, "images", o->images, hex)) == 0 &&
+	    (rc = eval_scorers_inputs(cli, o)) == 0 &&
+	    (rc = lpo_cli_begin(cli, NULL, NULL)) == 0 &&
+	    (rc = score_table(&t, o, e, &s)) == 0 &&
 	    (rc = column_names(cli, o, &s)) == 0)
-		rc = print_rows(cli, out, &t, &s);
+		rc = print_rows(&t, e->out, &s);
 out:
-	if (tar != NULL)
-		unlink(tar);
-	lpo_free(tar);
 	lpo_scores_free(&s);
 	table_free(&t);
 	return rc;

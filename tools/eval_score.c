@@ -1,303 +1,309 @@
-/* lpo-eval: scorers, programs and built-in ones, on pictures. */
+/*
+ * lpo-eval: all scorers on pictures.  What they have said so far is saved in a
+ * folder of snapshots: the table, of built-in scorers' columns the first
+ * `done` pictures, of a program's all or none.
+ */
 #include <stdio.h>
 #include <string.h>
 
 #include "lib/base/file.h"
-#include "tools/cli_plan.h"
+#include "lib/train/snapshot.h"
 #include "tools/eval.h"
 
-/* ----------------------------------------------------------- what is asked */
+struct scoring {
+	lpo_cli *cli;
+	lpo_scorers *set;
+	const struct lpo_score_source *src;
+	struct lpo_scores t;	/* ours first, programs' as they end */
+	int64_t done;		/* pictures that ours have scored */
+	json_t *bad;		/* [[picture, why]] that were left out */
+	lpo_snap *snap;		/* NULL: nothing is saved */
+};
 
-void
-eval_scorer_clear(struct eval_scorer *s)
+static void
+scoring_clear(struct scoring *g)
 {
-	lpo_free(s->name);
-	memset(s, 0, sizeof(*s));
+	lpo_scores_free(&g->t);
+	json_decref(g->bad);
+	lpo_snap_close(g->snap);
 }
 
-/* NAME=KIND:ARG and NAME=CMD; KIND:ARG alone is called KIND. */
-int
-eval_scorer_parse(lpo_cli *cli, struct eval_scorer *s, const char *spec)
-{
-	const char *eq = strchr(spec, '='), *arg;
-	size_t n;
-
-	memset(s, 0, sizeof(*s));
-	if ((s->cls = lpo_scorer_find(spec, &arg)) != NULL) {
-		s->command = spec;
-		s->name = lpo_strdup(cli->ctx, s->cls->kind);
-		return s->name == NULL ? LPO_ENOMEM : 0;
-	}
-	if (eq == NULL || eq == spec || eq[1] == '\0')
-		return lpo_cli_usage(cli, "bad --scorer '%s': want NAME=CMD "
-		    "or [NAME=]KIND:ARG", spec);
-	n = (size_t)(eq - spec);
-	if (strcspn(spec, ".:\t ") < n)
-		return lpo_cli_usage(cli, "--scorer '%s': no '.', ':' or "
-		    "blank in a scorer's name", spec);
-	s->command = eq + 1;
-	s->cls = lpo_scorer_find(s->command, &arg);
-	s->name = lpo_asprintf(cli->ctx, "%.*s", (int)n, spec);
-	return s->name == NULL ? LPO_ENOMEM : 0;
-}
-
-static struct lpo_scorer_opts
-scorer_opts(lpo_cli *cli, const struct eval_opts *o)
-{
-	/* scores are compared with others' figures: f32 unless asked */
-	return (struct lpo_scorer_opts){ .be = &cli->be,
-	    .dtype = lpo_cli_given(cli, "precision") ?
-	    lpo_cli_precision(cli) : LPO_F32, .model = cli->o.model,
-	    .size_px = o->size_px };
-}
+/* ------------------------------------------------------------------ state */
 
 static int
-no_input(void *to, const char *path)
+save(struct scoring *g)
 {
-	(void)to;
-	(void)path;
+	json_t *names = json_array(), *j = NULL;
+	lpo_ctx *c = g->cli->ctx;
+	char *text = NULL;
+	int64_t i;
+	int rc = LPO_ENOMEM;
+
+	if (g->snap == NULL || g->t.n == 0) {
+		json_decref(names);
+		return 0;
+	}
+	for (i = 0; i < g->t.names; i++)
+		json_array_append_new(names, json_string(g->t.name[i]));
+	j = json_pack("{sI sI so sO}", "pictures", (json_int_t)g->t.n, "done",
+	    (json_int_t)g->done, "names", names, "bad", g->bad);
+	if (j == NULL || (text = lpo_json_dumps(c, j)) == NULL ||
+	    (rc = lpo_snap_begin(g->snap)) < 0 ||
+	    (rc = lpo_snap_blob(g->snap, "scores", g->t.value,
+	    (size_t)(g->t.n * g->t.names) * sizeof(double))) < 0)
+		goto out;
+	rc = lpo_snap_commit(g->snap, text);
+out:
+	json_decref(j);
+	lpo_free(text);
+	return rc;
+}
+
+/* Those left out are named again: it is this process's exit status too. */
+static int
+restore_bad(struct scoring *g, const json_t *bad)
+{
+	json_t *v;
+	size_t i;
+	int rc = 0;
+
+	json_array_foreach(bad, i, v) {
+		int64_t at = json_integer_value(json_array_get(v, 0));
+		const char *why = json_string_value(json_array_get(v, 1));
+
+		if (why == NULL || at < 0 || at >= g->src->n ||
+		    g->src->bad == NULL)
+			return lpo_fail(g->cli->ctx, LPO_EFORMAT, "the saved "
+			    "scores name no picture");
+		if ((rc = g->src->bad(g->src->arg, at, why)) < 0)
+			return rc;
+		json_array_append(g->bad, v);
+	}
 	return 0;
 }
 
-/* A built-in scorer's argument, as far as it shows without its files. */
 static int
-check_argument(lpo_cli *cli, const struct eval_opts *o,
-    const struct eval_scorer *s)
+restore_table(struct scoring *g, const json_t *names)
 {
-	struct lpo_scorer_opts so = { .model = cli->o.model,
-	    .size_px = o->size_px };
-	const char *arg;
-	int rc;
+	size_t n = json_array_size(names), i;
+	lpo_ctx *c = g->cli->ctx;
+	const char **name = lpo_alloc(c, n + 1, sizeof(*name));
+	int rc = name == NULL ? LPO_ENOMEM : 0;
 
-	if (s->cls == NULL)
-		return 0;
-	lpo_scorer_find(s->command, &arg);
-	rc = s->cls->inputs(cli->ctx, &so, arg, no_input, NULL);
-	if (rc != LPO_EINVAL)
-		return rc;
-	lpo_cli_usage(cli, "--scorer: %s", lpo_errmsg(cli->ctx));
-	lpo_clear(cli->ctx);
-	return LPO_CLI_USAGE;
+	for (i = 0; i < n && rc == 0; i++)
+		if ((name[i] = json_string_value(json_array_get(names,
+		    i))) == NULL)
+			rc = lpo_fail(c, LPO_EFORMAT, "the saved scores have "
+			    "no names");
+	if (rc == 0 && (rc = lpo_scores_new(c, &g->t, name, (int64_t)n,
+	    g->src->n)) == 0)
+		rc = lpo_snap_read(g->snap, "scores", g->t.value,
+		    (size_t)(g->t.n * g->t.names) * sizeof(double));
+	lpo_free(name);
+	return rc;
 }
 
-int
-eval_scorers_check(lpo_cli *cli, const struct eval_opts *o)
+static int
+restore(struct scoring *g, const char *dir)
 {
-	const struct lpo_cli_list *l = &o->scorer;
-	struct eval_scorer a, b;
+	lpo_ctx *c = g->cli->ctx;
+	json_t *j = NULL;
+	const char *text;
+	int64_t n;
+	int rc;
+
+	if (dir == NULL)
+		return 0;
+	if ((rc = lpo_snap_open(c, &g->snap, dir, lpo_cli_run(g->cli))) < 0 ||
+	    !lpo_snap_found(g->snap))
+		return rc;
+	text = lpo_snap_counters(g->snap);
+	if ((rc = lpo_json_load(c, &j, text, strlen(text), dir)) < 0 ||
+	    (rc = lpo_json_need_int(c, &n, j, "pictures")) < 0 ||
+	    (rc = lpo_json_need_int(c, &g->done, j, "done")) < 0)
+		goto out;
+	if (n != g->src->n || g->done < 0 || g->done > n)
+		rc = lpo_fail(c, LPO_EFORMAT, "'%s' has scores of %lld "
+		    "pictures, now there are %lld", dir, (long long)n,
+		    (long long)g->src->n);
+	else if ((rc = restore_table(g, json_object_get(j, "names"))) == 0)
+		rc = restore_bad(g, json_object_get(j, "bad"));
+	if (rc == 0 && lpo_scorers_count(g->set) > 0)
+		lpo_cli_note(g->cli, "%lld of %lld pictures are scored "
+		    "already", (long long)g->done, (long long)n);
+out:
+	json_decref(j);
+	return rc;
+}
+
+/* --------------------------------------------------------------- built-in */
+
+/* Some of the pictures, from `first` on. */
+struct part {
+	struct scoring *g;
+	int64_t first;
+};
+
+static int
+part_get(void *arg, int64_t i, struct lpo_score_item *it)
+{
+	const struct part *p = arg;
+
+	return p->g->src->get(p->g->src->arg, p->first + i, it);
+}
+
+static int
+part_bad(void *arg, int64_t i, const char *why)
+{
+	const struct part *p = arg;
+	struct scoring *g = p->g;
+	json_t *v = json_pack("[Is]", (json_int_t)(p->first + i), why);
+
+	/* what a decoder says need not be UTF-8 */
+	if (v == NULL)
+		v = json_pack("[Is]", (json_int_t)(p->first + i),
+		    "cannot be read");
+	if (json_array_append_new(g->bad, v) != 0)
+		return lpo_fail(g->cli->ctx, LPO_ENOMEM, "out of memory");
+	return g->src->bad(g->src->arg, p->first + i, why);
+}
+
+/* The scorers' next pictures, as many as they take at once, into the table. */
+static int
+next_part(struct scoring *g)
+{
+	int64_t left = g->src->n - g->done;
+	struct part p = { g, g->done };
+	struct lpo_score_source src = { .arg = &p, .get = part_get,
+	    .bad = g->src->bad != NULL ? part_bad : NULL,
+	    .n = left < LPO_SCORER_SLOTS ? left : LPO_SCORER_SLOTS };
+	size_t were = json_array_size(g->bad);
+	struct lpo_scores one;
+	int rc = lpo_scorers_run(g->set, &one, &src);
+
+	if (rc == 0 && g->t.names == 0)
+		rc = lpo_scores_new(g->cli->ctx, &g->t,
+		    (const char *const *)one.name, one.names, g->src->n);
+	if (rc == 0 && src.n > 0)
+		memcpy(g->t.value + g->done * g->t.names, one.value,
+		    (size_t)(src.n * one.names) * sizeof(double));
+	lpo_scores_free(&one);
+	if (rc == 0)
+		g->done += src.n;
+	while (rc < 0 && json_array_size(g->bad) > were)
+		json_array_remove(g->bad, were);
+	return rc;
+}
+
+/* A stop saves what there is. */
+static int
+built_in(struct scoring *g)
+{
+	const struct lpo_score_source *src = g->src;
+	lpo_ctx *c = g->cli->ctx;
+	int rc;
+
+	do {
+		rc = next_part(g);
+		if (rc == LPO_ESTOP) {
+			lpo_clear(c);
+			rc = g->t.names > 0 ? save(g) : 0;
+			return rc < 0 ? rc : lpo_fail(c, LPO_ESTOP, "stopped");
+		}
+		if (rc == 0 && src->progress != NULL)
+			src->progress(src->arg, g->done);
+		if (rc == 0 && g->snap != NULL && (g->done == src->n ||
+		    lpo_snap_due(g->snap, g->cli->o.checkpoint_s)))
+			rc = save(g);
+	} while (rc == 0 && g->done < src->n);
+	return rc;
+}
+
+/* --------------------------------------------------------------- programs */
+
+/* A scorer's first column, and how many it has; 0: not there. */
+static int64_t
+columns_of(const struct lpo_scores *t, int64_t *first, const char *name)
+{
+	size_t len = strlen(name);
+	int64_t k, n = 0;
+
+	for (k = t->names; k-- > 0; )
+		if (strncmp(t->name[k], name, len) == 0 &&
+		    t->name[k][len] == '.') {
+			*first = k;
+			n++;
+		}
+	return n;
+}
+
+static int
+program(struct scoring *g, const struct eval_scorer *s, const char *tar,
+    const char *const *key)
+{
+	struct lpo_scores one;
+	int64_t first;
+	int rc;
+
+	if (columns_of(&g->t, &first, s->name) > 0)
+		return 0;
+	fflush(NULL);		/* the child must not print it again */
+	rc = lpo_score_external(g->cli->ctx, &one, s->name, s->command, tar,
+	    key, g->src->n);
+	if (rc == 0)
+		rc = lpo_scores_append(g->cli->ctx, &g->t, &one, 0,
+		    one.names);
+	lpo_scores_free(&one);
+	return rc == 0 ? save(g) : rc;
+}
+
+/* ------------------------------------------------------------- all of them */
+
+/* The programs, and everybody's columns as they were asked for. */
+static int
+all_columns(struct scoring *g, const struct eval_opts *o,
+    struct lpo_scores *out, const char *tar, const char *const *key)
+{
+	struct eval_scorer s;
+	int64_t first = 0, n;
 	int i, k, rc = 0;
 
-	if (l->n == 0)
-		return lpo_cli_usage(cli, "--scorer NAME=CMD or KIND:ARG is "
-		    "needed");
-	for (i = 0; i < l->n && rc == 0; i++) {
-		if ((rc = eval_scorer_parse(cli, &a, l->v[i])) == 0)
-			rc = check_argument(cli, o, &a);
-		for (k = 0; k < i && rc == 0; k++) {
-			rc = eval_scorer_parse(cli, &b, l->v[k]);
-			if (rc == 0 && strcmp(a.name, b.name) == 0)
-				rc = lpo_cli_usage(cli, "--scorer: two are "
-				    "called '%s'", a.name);
-			eval_scorer_clear(&b);
+	for (k = 0; k < 2; k++)
+		for (i = 0; i < o->scorer.n && rc == 0; i++) {
+			if ((rc = eval_scorer_parse(g->cli, &s,
+			    o->scorer.v[i])) != 0)
+				break;
+			if (k == 0 && s.cls == NULL)
+				rc = program(g, &s, tar, key);
+			else if (k == 1) {
+				n = columns_of(&g->t, &first, s.name);
+				rc = lpo_scores_append(g->cli->ctx, out,
+				    &g->t, first, n);
+			}
+			eval_scorer_clear(&s);
 		}
-		eval_scorer_clear(&a);
-	}
 	return rc;
 }
-
-/* --------------------------------------------------------- what they are */
-
-struct roles {
-	lpo_cli *cli;
-	const char *name;
-	int n;
-};
-
-/* A file or folder of a scorer, as scorer.NAME, scorer.NAME.1, ... */
-static int
-add_input(void *to, const char *path)
-{
-	struct roles *r = to;
-	char *role = r->n++ == 0 ?
-	    lpo_asprintf(r->cli->ctx, "scorer.%s", r->name) :
-	    lpo_asprintf(r->cli->ctx, "scorer.%s.%d", r->name, r->n - 1);
-	int rc = role == NULL ? LPO_ENOMEM : lpo_is_dir(path) ?
-	    lpo_cli_input_dir(r->cli, role, path) :
-	    lpo_cli_input_file(r->cli, role, path);
-
-	lpo_free(role);
-	return rc;
-}
-
-int
-eval_scorers_inputs(lpo_cli *cli, const struct eval_opts *o)
-{
-	const struct lpo_scorer_opts so = scorer_opts(cli, o);
-	json_t *list = json_array();
-	struct eval_scorer s;
-	const char *arg;
-	char *text;
-	int i, rc = 0;
-
-	for (i = 0; i < o->scorer.n && rc == 0; i++) {
-		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) != 0)
-			break;
-		text = s.cls == NULL ? lpo_strdup(cli->ctx, o->scorer.v[i]) :
-		    lpo_asprintf(cli->ctx, "%s=%s:", s.name, s.cls->kind);
-		if (text == NULL)
-			rc = LPO_ENOMEM;
-		else
-			json_array_append_new(list, json_string(text));
-		lpo_free(text);
-		if (rc == 0 && s.cls != NULL) {
-			struct roles r = { cli, s.name, 0 };
-
-			lpo_scorer_find(s.command, &arg);
-			rc = s.cls->inputs(cli->ctx, &so, arg, add_input, &r);
-		}
-		eval_scorer_clear(&s);
-	}
-	lpo_cli_resolved(cli, "scorer", list);
-	return rc;
-}
-
-static int
-open_on(lpo_cli *cli, const struct eval_opts *o, lpo_scorers **out,
-    lpo_backend *be, int64_t room)
-{
-	struct lpo_scorer_opts so = scorer_opts(cli, o);
-	struct eval_scorer s;
-	int i, rc;
-
-	so.be = be;
-	so.memory_bytes = room;
-	if ((rc = lpo_scorers_new(cli->ctx, out, &so)) < 0)
-		return rc;
-	for (i = 0; i < o->scorer.n && rc == 0; i++) {
-		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) == 0 &&
-		    s.cls != NULL)
-			rc = lpo_scorers_add(*out, s.name, s.command);
-		eval_scorer_clear(&s);
-	}
-	if (rc != 0) {
-		lpo_scorers_free(*out);
-		*out = NULL;
-	}
-	return rc;
-}
-
-struct fitting {
-	lpo_cli *cli;
-	const struct eval_opts *o;
-	struct lpo_cli_dry dry;
-	lpo_scorers *set;
-	size_t room;
-};
-
-static int
-make(void *arg, size_t room)
-{
-	struct fitting *f = arg;
-
-	f->room = room;
-	return open_on(f->cli, f->o, &f->set, &f->dry.dry.be, (int64_t)room);
-}
-
-static size_t
-unmake(void *arg)
-{
-	struct fitting *f = arg;
-
-	lpo_scorers_free(f->set);
-	f->set = NULL;
-	return f->room;
-}
-
-/* Batches as large as fit, as room; or a refusal.  --dry-run: in words. */
-static int
-fit(lpo_cli *cli, const struct eval_opts *o, size_t *room)
-{
-	struct fitting f = { .cli = cli, .o = o };
-	int64_t over;
-	int rc;
-
-	*room = 0;
-	lpo_cli_dry_begin(cli, &f.dry);
-	if ((rc = lpo_cli_dry_fit(&f.dry, room, make, unmake, &f)) == 1) {
-		lpo_cli_dry_phase(&f.dry, 0);
-		*room = 1;
-		rc = make(&f, 1);
-		over = lpo_cli_dry_over(&f.dry);
-		if (rc == 0 && over > 0 && lpo_scorers_count(f.set) > 0)
-			rc = lpo_cli_refuse(cli, &f.dry, f.dry.limit + over,
-			    "scorers", o->scorer.n > 1 ?
-			    "one --scorer at a time" : "");
-	}
-	if (rc == 0 && cli->o.dry_run && lpo_scorers_count(f.set) > 0)
-		lpo_cli_plan_bytes(cli, "memory of the scorers, at most",
-		    lpo_cli_dry_host(&f.dry));
-	lpo_scorers_free(f.set);
-	lpo_cli_dry_end(cli);
-	return rc;
-}
-
-int
-eval_scorers_fit(lpo_cli *cli, const struct eval_opts *o)
-{
-	size_t room;
-
-	return fit(cli, o, &room);
-}
-
-int
-eval_scorers_open(lpo_cli *cli, const struct eval_opts *o,
-    lpo_scorers **out)
-{
-	size_t room;
-	int rc;
-
-	*out = NULL;
-	if ((rc = fit(cli, o, &room)) != 0)
-		return rc;
-	return open_on(cli, o, out, &cli->be, (int64_t)room);
-}
-
-/* ------------------------------------------------------------------- work */
 
 int
 eval_score(lpo_cli *cli, const struct eval_opts *o, lpo_scorers *set,
     struct lpo_scores *out, const struct lpo_score_source *src,
-    const char *tar, const char *const *key)
+    const char *tar, const char *const *key, const char *dir)
 {
-	struct lpo_scores ours = { .n = 0 }, one;
-	struct eval_scorer s;
-	int64_t at = 0, n;
-	int i, rc = 0;
+	struct scoring g = { .cli = cli, .set = set, .src = src,
+	    .bad = json_array() };
+	int rc;
 
 	memset(out, 0, sizeof(*out));
-	if (lpo_scorers_count(set) > 0)
-		rc = lpo_scorers_run(set, &ours, src);
+	if (g.bad == NULL)
+		return lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
+	if ((rc = restore(&g, dir)) == 0 && lpo_scorers_count(set) > 0 &&
+	    (g.t.names == 0 || g.done < src->n))
+		rc = built_in(&g);
 	lpo_cli_progress_end(cli);
-	for (i = 0; i < o->scorer.n && rc == 0; i++) {
-		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) != 0)
-			break;
-		if (s.cls != NULL) {
-			for (n = 0; s.cls->column[n] != NULL; n++)
-				;
-			rc = lpo_scores_append(cli->ctx, out, &ours, at, n);
-			at += n;
-		} else {
-			fflush(NULL);	/* the child must not print it again */
-			rc = lpo_score_external(cli->ctx, &one, s.name,
-			    s.command, tar, key, src->n);
-			if (rc == 0)
-				rc = lpo_scores_append(cli->ctx, out, &one, 0,
-				    one.names);
-			lpo_scores_free(&one);
-		}
-		eval_scorer_clear(&s);
-	}
-	lpo_scores_free(&ours);
+	if (rc == 0)
+		rc = all_columns(&g, o, out, tar, key);
+	scoring_clear(&g);
 	if (rc != 0)
 		lpo_scores_free(out);
 	return rc;
@@ -357,5 +363,5 @@ eval_score_tar(lpo_cli *cli, const struct eval_opts *o, lpo_scorers *set,
 	const struct lpo_score_source src = { .arg = &t, .n = n,
 	    .get = tar_get, .progress = tar_progress };
 
-	return eval_score(cli, o, set, &s->scores, &src, s->tar, key);
+	return eval_score(cli, o, set, &s->scores, &src, s->tar, key, NULL);
 }

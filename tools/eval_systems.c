@@ -3,7 +3,6 @@
 
 #include "lib/base/file.h"
 #include "lib/base/runid.h"
-#include "lib/base/state.h"
 #include "lib/io/shard.h"
 #include "tools/eval.h"
 
@@ -287,18 +286,17 @@ score(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
  * weights need not be in memory meanwhile.
  */
 static int
-draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
-    const lpo_state *state)
+draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	lpo_scorers *set = NULL;
 	int rc;
 
-	if (state == NULL)
+	if (e->state == NULL)
 		return 0;
 	if ((rc = eval_scorers_open(cli, o, &set)) != 0)
 		return rc;
 	lpo_scorers_free(set);
-	return eval_draw(cli, o, e, lpo_state_dir(state));
+	return eval_draw(cli, o, e, lpo_state_dir(e->state));
 }
 
 int
@@ -396,8 +394,7 @@ pictures_id(lpo_cli *cli, struct eval *e, json_t **options)
  * report's lock where nothing is drawn or packed.
  */
 static int
-open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
-    lpo_state **state)
+open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	json_t *options = NULL;
 	char *name = NULL;
@@ -407,15 +404,15 @@ open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
 	for (i = 0; i < e->systems && e->system[i].tar != NULL; i++)
 		;
 	if (i == e->systems)
-		return o->html == NULL ? 0 : lpo_state_lock(cli->ctx, state,
-		    o->html);
+		return o->html == NULL ? 0 : lpo_state_lock(cli->ctx,
+		    &e->state, o->html);
 	if ((rc = pictures_id(cli, e, &options)) == 0 &&
 	    (name = o->html != NULL ? lpo_strdup(cli->ctx, o->html) :
 	    !lpo_cli_to_stdout(cli) ? lpo_strdup(cli->ctx, cli->o.output) :
 	    lpo_asprintf(cli->ctx, "lpo-eval-%s", e->pictures)) == NULL)
 		rc = LPO_ENOMEM;
 	if (rc == 0)
-		rc = lpo_state_open(cli->ctx, state, name, e->pictures,
+		rc = lpo_state_open(cli->ctx, &e->state, name, e->pictures,
 		    options, cli->o.fresh);
 	json_decref(options);
 	lpo_free(name);
@@ -425,7 +422,6 @@ open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
 int
 eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
-	lpo_state *state = NULL;
 	int rc;
 
 	if ((rc = list_systems(cli, o, e)) != 0 ||
@@ -436,15 +432,10 @@ eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 		return rc;
 	if (cli->o.dry_run)
 		return plan(cli, o, e);
-	if ((rc = open_state(cli, o, e, &state)) < 0)
-		return rc;
-	if ((rc = draw(cli, o, e, state)) == 0 &&
-	    (rc = score(cli, o, e)) == 0 &&
+	if ((rc = open_state(cli, o, e)) == 0 &&
+	    (rc = draw(cli, o, e)) == 0 && (rc = score(cli, o, e)) == 0 &&
 	    (rc = eval_compare(cli, o, e)) == 0 &&
 	    (rc = eval_store(cli, e)) == 0 && o->html != NULL)
 		rc = eval_report(cli, o, e);
-	if (rc == 0 && state != NULL)
-		return lpo_state_remove(state);
-	lpo_state_close(state);
 	return rc;
 }

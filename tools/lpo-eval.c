@@ -1,10 +1,10 @@
 /* lpo-eval: systems on the same prompts and seeds, scored and compared. */
+#include <errno.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
 #include "lib/base/file.h"
-#include "lib/base/state.h"
 #include "tools/eval.h"
 
 #define OFF(m)	offsetof(struct eval_opts, m)
@@ -21,8 +21,8 @@ static const struct lpo_cli_option options[] = {
 	    LPO_CLI_STRING, OFF(prompts), 0, 0, 0 },
 	{ "scorer", 0, "NAME=WHAT", "clip:DIR, aesthetic:HEAD,DIR, lrm:DIR "
 	    "or a program (may repeat)", LPO_CLI_LIST, OFF(scorer), R, 0, 0 },
-	{ "images", 0, "FILE", "score the images of a preference table "
-	    "instead; prints id, NAME_0, NAME_1", LPO_CLI_STRING,
+	{ "images", 0, "FILE", "score the images of preferences instead: a "
+	    "table, folder or tar; prints id, NAME_0, NAME_1", LPO_CLI_STRING,
 	    OFF(images), 0, 0, 0 },
 	{ "pool", 0, NULL, "compare what earlier runs stored: the operands "
 	    "are databases", LPO_CLI_FLAG, OFF(pool), 0, 0, 0 },
@@ -57,7 +57,7 @@ static const struct lpo_cli_tool tool = {
 	"lpo-eval", "systems on the same prompts and seeds, compared",
 	"-m MODEL --lora LORA -p PROMPTS --scorer NAME=WHAT [--html FILE]\n"
 	"--system NAME=WHAT --system NAME=WHAT -p PROMPTS --scorer NAME=WHAT\n"
-	"--images TABLE --scorer NAME=WHAT\n"
+	"--images TABLE... --scorer NAME=WHAT\n"
 	"--pool DATABASE...", options
 };
 
@@ -249,7 +249,7 @@ check(lpo_cli *cli, const struct eval_opts *o)
 	if (o->images != NULL && (o->html != NULL || o->fail_under.n > 0))
 		return lpo_cli_usage(cli, "--images compares nothing: no "
 		    "--html, no --fail-under");
-	if (!o->pool && cli->nargs > 0)
+	if (!o->pool && o->images == NULL && cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);
 	if (!o->pool && (rc = eval_scorers_check(cli, o)) != 0)
@@ -263,7 +263,7 @@ run(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	int rc;
 
 	if (o->images != NULL)
-		return eval_images(cli, o, e->out);
+		return eval_images(cli, o, e);
 	rc = o->pool ? eval_pool(cli, o, e) : eval_systems(cli, o, e);
 	if (rc != 0)
 		return rc;
@@ -271,18 +271,35 @@ run(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 }
 
 static int
-write_table(lpo_cli *cli, const char *text, size_t bytes)
+write_table(lpo_cli *cli, const struct eval_opts *o, const struct eval *e,
+    const char *text, size_t bytes)
 {
-	lpo_state *lock;
-	int rc = lpo_state_lock(cli->ctx, &lock, cli->o.output);
+	int ours = e->state != NULL && o->html == NULL, rc = 0;
+	lpo_state *lock = NULL;
 
+	if (!ours)
+		rc = lpo_state_lock(cli->ctx, &lock, cli->o.output);
 	if (rc == 0)
 		rc = lpo_file_write(cli->ctx, cli->o.output, text, bytes);
 	lpo_state_close(lock);
 	return rc;
 }
 
-/* The table goes to -o as a whole, or to standard output. */
+static int
+flush_stdout(lpo_ctx *c)
+{
+	errno = 0;
+	if (fflush(stdout) == 0 && !ferror(stdout))
+		return 0;
+	return errno == EPIPE ? LPO_EPIPE : lpo_fail(c, LPO_EIO, "cannot "
+	    "write standard output: %s", errno != 0 ? strerror(errno) :
+	    "write error");
+}
+
+/*
+ * The table goes to -o as a whole, or to standard output; when it is there,
+ * nothing need be kept.
+ */
 static int
 work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
@@ -298,9 +315,14 @@ work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	rc = run(cli, o, e);
 	if (file && fclose(e->out) != 0 && rc == 0)
 		rc = lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
-	if (file && rc == 0)
-		rc = write_table(cli, text, bytes);
+	if (rc == 0)
+		rc = file ? write_table(cli, o, e, text, bytes) :
+		    flush_stdout(cli->ctx);
 	free(text);
+	if (rc == 0 && e->state != NULL)
+		rc = lpo_state_remove(e->state);
+	else
+		lpo_state_close(e->state);
 	return rc != 0 ? rc : conditions(cli, e, o);
 }
 

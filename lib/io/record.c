@@ -302,7 +302,7 @@ lpo_row_from_json(lpo_records *rs, struct lpo_row *r, json_t *obj)
 	}
 	if (r->prompt == NULL)
 		return LPO_ENOMEM;
-	if (images_only)
+	if (rs->flags != 0)
 		r->label_0 = r->label_1 = 0.5;
 	else if ((rc = labels(c, r, obj)) != 0)
 		return rc;

@@ -46,6 +46,7 @@ json_t	*lpo_record_field(const struct lpo_record *, const char *name);
 typedef struct lpo_records lpo_records;
 
 #define LPO_RECORDS_IMAGES_ONLY 1	/* one image a row, no preferences */
+#define LPO_RECORDS_UNLABELLED 2	/* who won is not looked at */
 
 /*
  * paths: tables, folders, tars, any mix, rows counted through.  LPO_EFORMAT

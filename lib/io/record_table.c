@@ -91,7 +91,7 @@ check_header(lpo_records *rs, const lpo_table *t)
 	else if (!only && lpo_table_find(t, "prompt") < 0 &&
 	    lpo_table_find(t, "caption") < 0)
 		missing = "prompt";
-	else if (!only && lpo_table_find(t, "label_0") < 0 &&
+	else if (rs->flags == 0 && lpo_table_find(t, "label_0") < 0 &&
 	    lpo_table_find(t, "label_1") < 0 &&
 	    lpo_table_find(t, "preferred") < 0)
 		missing = "label_0";

@@ -97,6 +97,170 @@ run 3 "bad images and a program" "$eval" --images t/prefs.csv \
 test "$(cut -d , -f 1 out | tr '\n' ' ')" = "id r0 r2 r4 r5 "
 ok $? "the same rows"
 
+# A table without labels, and pictures in a tar as WebDataset has them.
+mkdir wds
+i=0
+while [ $i -lt 6 ]; do
+	sed -n "$((i + 2))p" "$clip/prefs.csv" > line
+	for k in 0 1; do
+		f=$(cut -d , -f $((3 + k)) line)
+		cp "$clip/$f" "wds/r$i.$k.${f##*.}"
+	done
+	echo "{\"prompt\":\"$(cut -d , -f 2 line)\"}" > wds/r$i.json
+	i=$((i + 1))
+done
+tar_of wds
+run 0 "a tar" "$eval" --images wds.tar --scorer "clipscore=clip:$clip"
+cut -d , -f 1,4- scores.csv > want
+same out want "keys are the ids, the numbers are the same"
+(cd wds && tar --format=ustar -cf ../w0.tar r[0-3].* &&
+    tar --format=ustar -cf ../w1.tar r[45].*)
+run 0 "two tars" "$eval" --images w?.tar --scorer "clipscore=clip:$clip"
+same out want "the same"
+cut -d , -f 1-4 "$clip/prefs.csv" | sed '3s/,[^,]*$/,/' > t/none.csv
+run 3 "no labels, and an image missing" "$eval" --images t/none.csv \
+    --scorer "clipscore=clip:$clip"
+says "skipped row 1: t/none.csv:3: no image_1" "which row"
+sed 's/image_1/other/' t/none.csv > t/other.csv
+run 1 "a column missing" "$eval" --images t/other.csv --scorer "clip:$clip"
+says "t/other.csv: no column 'image_1'" "which column"
+
+# ------------------------------------------------------------- interrupted
+
+# kill_at FILE: what runs in the background is killed when FILE is there.
+kill_at() {
+	wait_for "$1"
+	kill -9 $!
+	wait $! 2> /dev/null
+}
+lines() { wc -l < "$1" | tr -d ' '; }
+# Many pictures, so that there is something between a start and an end.
+{
+	echo id,prompt,image_0,image_1
+	i=0
+	while [ $i -lt 40 ]; do
+		sed -n "$((i % 6 + 2))p" "$clip/prefs.csv" |
+		    cut -d , -f 1-4 | sed "s|^[^,]*|p$i|; s|img/|$clip/img/|g"
+		i=$((i + 1))
+	done
+} > many.csv
+sed '9s/[^,]*$/gone.png/' many.csv > gone.csv
+# first and second say when they run; second waits while `wait' is there.
+printf '#!/bin/sh\necho . >> first.runs\n./sides\n' > first
+cat > second <<'END'
+#!/bin/sh
+echo . >> second.runs
+touch now
+while [ -e wait ]; do sleep 0.1; done
+./sides
+END
+chmod +x first second
+cat > many <<END
+#!/bin/sh
+exec "$eval" --db m.db -j 1 --checkpoint 0 --images gone.csv \\
+    --scorer first=./first --scorer "clip:$clip" --scorer second=./second "\$@"
+END
+chmod +x many
+run 3 "many images, undisturbed" ./many
+cp out many.want
+is "$(grep -c 'skipped row 7: ' err)" 1 "a row without an image is named"
+find . -name '*.state' | grep -q .
+test $? -ne 0
+ok $? "no state is left"
+is "$(sqlite3 m.db "select group_concat(role, ' ') from (select role from
+    input order by role)")" "images scorer.clip" \
+    "the database has the table and the model"
+rm m.db now
+touch wait
+for i in 1 2 3; do
+	./many -o m.csv > out 2> err &
+	sleep 0.$i
+	kill -9 $!
+	wait $! 2> /dev/null
+done
+rm -f now
+./many -o m.csv > out 2> err &
+kill_at now
+test ! -e m.csv
+ok $? "killed anywhere, and while the second program works: no table"
+rm wait first.runs
+run 3 "once more" ./many -o m.csv
+same m.csv many.want "the same bytes"
+says "78 of 78 pictures are scored already" "nothing was scored twice"
+is "$(grep -c 'skipped row 7: ' err)" 1 "the row is named again"
+test ! -e first.runs
+ok $? "a program that had ended has not run again"
+test ! -e m.csv.state
+ok $? "no state is left"
+
+# To standard output, the state's name is the run's.
+rm -f now second.runs
+touch wait
+./many > out 2> err &
+kill_at now
+set -- lpo-eval-*.state
+is "$1" "lpo-eval-$(sqlite3 m.db 'select run from run').state" \
+    "to standard output: state under the run's name"
+rm wait
+run 1 "a full standard output" sh -c '"$@" > /dev/full' - "$eval" --db m.db \
+    -j 1 --images gone.csv --scorer first=./first --scorer "clip:$clip" \
+    --scorer second=./second
+says "cannot write standard output" "why"
+run 3 "again" ./many
+same out many.want "the same bytes"
+is "$(lines first.runs),$(lines second.runs)" 1,2 "neither has run again"
+test ! -e "$1"
+ok $? "no state is left"
+
+# SIGTERM: what is scored by then stays, though no checkpoint was due.
+rm -f now
+touch wait
+"$eval" --db none -j 1 --images gone.csv --scorer "clip:$clip" \
+    --scorer second=./second -o t.csv > out 2> err &
+wait_for now
+kill -TERM $!
+wait $!
+is $? 4 "SIGTERM: exit 4"
+says "the same command goes on" "and the way on"
+rm wait
+cut -d , -f 1,4- many.want > want
+run 3 "on from there" "$eval" --db none -j 1 --images gone.csv \
+    --scorer "clip:$clip" --scorer second=./second -o t.csv
+says "78 of 78 pictures are scored already" "how far it was"
+same t.csv want "the same bytes"
+
+# Another run's state is not taken.
+rm -f now
+touch wait
+./many -o m.csv > out 2> err &
+kill_at now
+rm wait
+run 1 "another scorer" "$eval" --db none -j 1 --images gone.csv \
+    --scorer first=./first -o m.csv
+says "m.csv.state' holds the state of another run" "whose state"
+says "scorer: " "which option"
+run 1 "another table" "$eval" --db none -j 1 --images many.csv \
+    --scorer first=./first --scorer "clip:$clip" --scorer second=./second \
+    -o m.csv
+says "(other inputs or version)" "that it is not an option"
+flip "$(find m.csv.state -name scores | sort | tail -1)" 100
+run 3 "a damaged snapshot" ./many -o m.csv
+says "is damaged" "it is named"
+same m.csv many.want "the one before is taken: the same bytes"
+rm -f now
+touch wait
+./many -o m.csv > out 2> err &
+kill_at now
+rm wait
+run 1 "a program that fails" "$eval" --db none --images many.csv \
+    --scorer no=false -o no.csv
+test ! -e no.csv.state
+ok $? "there is nothing to keep"
+run 0 "discarded" "$eval" --db none -j 1 --images many.csv \
+    --scorer "v=./sides" -o m.csv --fresh
+test ! -e m.csv.state
+ok $? "--fresh: another run takes its place"
+
 # --------------------------------------------------------- to lpo-pairs
 
 latent_model m
@@ -272,7 +436,7 @@ run 2 "twice, once without a name" "$eval" --images "$i" \
     --scorer "clip:$clip" --scorer clip=./sides
 says "two are called 'clip'" "which name"
 run 1 "no such folder" "$eval" --images "$i" --scorer clip:nowhere
-says "nowhere/config.json" "which file"
+says "cannot open 'nowhere'" "which folder"
 run 1 "a diffusion model is no CLIP" "$eval" --images "$i" \
     --scorer "clip:$model/text_encoder"
 says "not a CLIP model of two towers" "why"

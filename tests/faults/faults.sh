@@ -21,7 +21,7 @@ while getopts k:m:c: opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- encode pairs lrm train sample eval probe
+[ $# -gt 0 ] || set -- encode pairs lrm train sample eval images probe
 
 shim=$dir/shim.so
 # shellcheck disable=SC2086

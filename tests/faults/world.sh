@@ -7,6 +7,7 @@
 # Stages work in the folder they are called in; what they need is in $in.
 in=$dir/in
 scorer=$bin/judge
+clip=$PWD/tests/golden/clip
 
 # tool COMMAND...: what every stage has in common.
 tool() {
@@ -77,9 +78,10 @@ stage_eval() {
 	    --lora "$in/lora.safetensors" -p "$in/prompts.csv" --steps 2 \
 	    --batch 2 --scorer "judge=$scorer" --html report.html -o scores.tsv
 }
-stage_images() {		# a tar of them for the program, in $TMPDIR
-	tool lpo-eval --db lpo.db --images "$in/world/prefs.csv" \
-	    --scorer "judge=$scorer" -o scores.csv
+stage_images() {		# a tar of them for the program
+	tool lpo-eval --db lpo.db --checkpoint "$every" \
+	    --images "$in/world/prefs.csv" --scorer "judge=$scorer" \
+	    --scorer "clip:$clip" -o scores.csv
 }
 stage_probe() {
 	tool lpo-probe -c image --file "$in/world/img/000000_0.png" -s 16 \

@@ -34,7 +34,8 @@ LLVMFuzzerTestOneInput(const uint8_t *p, size_t n)
 	struct lpo_record r;
 	lpo_records *rs = NULL;
 	const char *path, *error;
-	unsigned flags = n > 0 && p[0] & 4 ? LPO_RECORDS_IMAGES_ONLY : 0;
+	unsigned flags = n == 0 ? 0 : p[0] & 4 ? LPO_RECORDS_IMAGES_ONLY :
+	    p[0] & 8 ? LPO_RECORDS_UNLABELLED : 0;
 	int64_t i;
 	int rc, k = n > 0 ? p[0] % 4 : 0;
 

@@ -213,6 +213,20 @@ records_folders(void)
 	    "images only, below folders too");
 	lpo_record_clear(&r);
 	lpo_records_close(rs);
+	put("u.csv", "prompt,image_0,image_1\na,x.png,y.png\nb,,z.png\n");
+	path[0] = at("u.csv");
+	ok(lpo_records_open(c, &rs, path, 1, 0) == LPO_EFORMAT &&
+	    strstr(lpo_errmsg(c), "no column 'label_0'") != NULL, "%s",
+	    lpo_errmsg(c));
+	lpo_clear(c);
+	ok(lpo_records_open(c, &rs, path, 1, LPO_RECORDS_UNLABELLED) == 0 &&
+	    lpo_records_get(c, &r, rs, 0) == 0 && r.label_0 == 0.5 &&
+	    strstr(r.image[1], "/y.png") != NULL,
+	    "no labels where none are wanted");
+	lpo_record_clear(&r);
+	ok(strstr(lpo_records_error(rs, 1), "u.csv:3: no image_0") != NULL,
+	    "but both images");
+	lpo_records_close(rs);
 	mkdir(at("h"), 0777);
 	path[0] = at("h");
 	ok(lpo_records_open(c, &rs, path, 1, 0) == LPO_EFORMAT, "%s",
