@@ -83,21 +83,32 @@ out:
 	return rc;
 }
 
-/* Everything but the lock, which we hold. */
+static int
+remove_file(lpo_state *s, const char *name)
+{
+	char *path = lpo_state_file(s->c, s, name);
+	int rc = path == NULL ? LPO_ENOMEM : lpo_rmtree(s->c, path);
+
+	lpo_free(path);
+	return rc;
+}
+
+/*
+ * Everything but the lock, which we hold.  run.json goes first: what a kill
+ * leaves of the rest is nobody's state then, not a damaged one.
+ */
 static int
 empty(lpo_state *s)
 {
-	char **names = NULL, *path;
+	char **names = NULL;
 	int64_t i, n = 0;
-	int rc = lpo_dir_list(s->c, &names, &n, s->dir);
+	int rc = remove_file(s, "run.json");
 
-	for (i = 0; i < n && rc == 0; i++) {
-		if (strcmp(names[i], "lock") == 0)
-			continue;
-		path = lpo_path_join(s->c, s->dir, names[i]);
-		rc = path == NULL ? LPO_ENOMEM : lpo_rmtree(s->c, path);
-		lpo_free(path);
-	}
+	if (rc == 0)
+		rc = lpo_dir_list(s->c, &names, &n, s->dir);
+	for (i = 0; i < n && rc == 0; i++)
+		if (strcmp(names[i], "lock") != 0)
+			rc = remove_file(s, names[i]);
 	lpo_names_free(names, n);
 	return rc;
 }
@@ -153,7 +164,8 @@ lpo_state_open(lpo_ctx *c, lpo_state **out, const char *output,
 
 	*out = NULL;
 	if ((rc = lpo_state_lock(c, &s, output)) != 0 ||
-	    (rc = fresh ? empty(s) : compare(s, run, options)) != 0 ||
+	    (!fresh && (rc = compare(s, run, options)) != 0) ||
+	    (!s->found && (rc = empty(s)) != 0) ||
 	    (rc = lpo_tmp_sweep_dir(c, s->dir)) != 0 ||
 	    (!s->found && (rc = write_run(s, run, options)) != 0)) {
 		lpo_state_close(s);

@@ -22,7 +22,8 @@ char	*lpo_state_path(lpo_ctx *, const char *output);
  * Make or find the state of `output`, locked.  State of another run is
  * LPO_EINVAL naming the options that differ; with `fresh` any old state is
  * discarded.  LPO_EINVAL also when another process has it.  What killed
- * writers left beside the output and in the state is removed.
+ * writers left beside the output and in the state is removed, as is what is
+ * left of a state whose removal was killed.
  */
 int	 lpo_state_open(lpo_ctx *, lpo_state **, const char *output,
 	    const char *run, const json_t *options, int fresh);

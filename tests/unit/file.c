@@ -326,6 +326,13 @@ states(void)
 	lpo_clear(c);
 	ok(lpo_state_open(c, &s, at("out"), "r2", p, 1) == 0 &&
 	    !lpo_state_found(s) && !lpo_file_exists(path), "--fresh");
+	/* a removal that was killed: run.json went first */
+	ok(lpo_file_write(c, path, "x", 1) == 0, "data");
+	lpo_state_close(s);
+	unlink(at("out.state/run.json"));
+	ok(lpo_state_open(c, &s, at("out"), "r2", p, 0) == 0 &&
+	    !lpo_state_found(s) && !lpo_file_exists(path),
+	    "the rest of a state is none");
 	ok(lpo_state_remove(s) == 0 && !lpo_file_exists(at("out.state")),
 	    "removed");
 	lpo_free(path);
