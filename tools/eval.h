@@ -100,7 +100,6 @@ int	eval_scorers_fit(lpo_cli *, const struct eval_opts *);
  *
  * dir: a folder where scores are saved, and found again by this run: those of
  * built-in scorers every --checkpoint seconds, a program's when it has ended.
- * NULL: nowhere.
  */
 int	eval_score(lpo_cli *, const struct eval_opts *, lpo_scorers *,
 	    struct lpo_scores *, const struct lpo_score_source *src,
@@ -108,7 +107,7 @@ int	eval_score(lpo_cli *, const struct eval_opts *, lpo_scorers *,
 /* The same for a system's tar: s->scores. */
 int	eval_score_tar(lpo_cli *, const struct eval_opts *, lpo_scorers *,
 	    struct eval_system *s, lpo_shard *tar, const char *const *key,
-	    int64_t n);
+	    int64_t n, const char *dir);
 
 /* eval_folder.c */
 #define EVAL_IMAGE_LIMIT	((size_t)1 << 28)	/* bytes of a file */

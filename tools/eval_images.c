@@ -361,25 +361,6 @@ open_state(lpo_cli *cli, lpo_state **state)
 	return rc;
 }
 
-/* After a failure: a state where no scores are is of no use to anybody. */
-static void
-drop_state(lpo_ctx *c, struct eval *e)
-{
-	char **name = NULL;
-	int64_t i, n = 0, saved = 0;
-
-	if (e->state == NULL || lpo_dir_list(c, &name, &n,
-	    lpo_state_dir(e->state)) < 0)
-		return;
-	for (i = 0; i < n; i++)
-		saved += strncmp(name[i], "snap-", 5) == 0;
-	lpo_names_free(name, n);
-	if (saved == 0) {
-		(void)lpo_state_remove(e->state);
-		e->state = NULL;
-	}
-}
-
 /* Built-in scorers read the files themselves, programs a tar of them. */
 static int
 score_table(struct table *t, const struct eval_opts *o, struct eval *e,
@@ -411,8 +392,6 @@ score_table(struct table *t, const struct eval_opts *o, struct eval *e,
 out:
 	if (tar != NULL)
 		unlink(tar);
-	if (rc != 0)
-		drop_state(cli->ctx, e);
 	lpo_free(tar);
 	lpo_free(key);
 	lpo_scorers_free(set);

@@ -17,7 +17,7 @@ struct scoring {
 	struct lpo_scores t;	/* ours first, programs' as they end */
 	int64_t done;		/* pictures that ours have scored */
 	json_t *bad;		/* [[picture, why]] that were left out */
-	lpo_snap *snap;		/* NULL: nothing is saved */
+	lpo_snap *snap;
 };
 
 static void
@@ -39,7 +39,7 @@ save(struct scoring *g)
 	int64_t i;
 	int rc = LPO_ENOMEM;
 
-	if (g->snap == NULL || g->t.n == 0) {
+	if (g->t.n == 0) {
 		json_decref(names);
 		return 0;
 	}
@@ -112,8 +112,6 @@ restore(struct scoring *g, const char *dir)
 	int64_t n;
 	int rc;
 
-	if (dir == NULL)
-		return 0;
 	if ((rc = lpo_snap_open(c, &g->snap, dir, lpo_cli_run(g->cli))) < 0 ||
 	    !lpo_snap_found(g->snap))
 		return rc;
@@ -212,7 +210,7 @@ built_in(struct scoring *g)
 		}
 		if (rc == 0 && src->progress != NULL)
 			src->progress(src->arg, g->done);
-		if (rc == 0 && g->snap != NULL && (g->done == src->n ||
+		if (rc == 0 && (g->done == src->n ||
 		    lpo_snap_due(g->snap, g->cli->o.checkpoint_s)))
 			rc = save(g);
 	} while (rc == 0 && g->done < src->n);
@@ -357,11 +355,12 @@ tar_progress(void *arg, int64_t done)
 
 int
 eval_score_tar(lpo_cli *cli, const struct eval_opts *o, lpo_scorers *set,
-    struct eval_system *s, lpo_shard *tar, const char *const *key, int64_t n)
+    struct eval_system *s, lpo_shard *tar, const char *const *key, int64_t n,
+    const char *dir)
 {
 	struct tar_source t = { cli, tar, s->tar, s->name, n };
 	const struct lpo_score_source src = { .arg = &t, .n = n,
 	    .get = tar_get, .progress = tar_progress };
 
-	return eval_score(cli, o, set, &s->scores, &src, s->tar, key, NULL);
+	return eval_score(cli, o, set, &s->scores, &src, s->tar, key, dir);
 }

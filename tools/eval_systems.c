@@ -257,28 +257,53 @@ match_images(lpo_ctx *c, const struct eval *e, const struct eval_system *s,
 	return rc;
 }
 
+/* Scores are saved by run: another scorer finds only the pictures. */
+static int
+score_system(lpo_cli *cli, const struct eval_opts *o, struct eval *e,
+    lpo_scorers *set, int64_t i)
+{
+	lpo_ctx *c = cli->ctx;
+	lpo_shard *tar = NULL;
+	char *dir = lpo_asprintf(c, "%s/scores-%s-%lld",
+	    lpo_state_dir(e->state), lpo_cli_run(cli), (long long)i);
+	int rc;
+
+	if (dir == NULL)
+		return LPO_ENOMEM;
+	if ((rc = lpo_mkdir_p(c, dir)) == 0 &&
+	    (rc = lpo_shard_open(c, &tar, e->system[i].tar)) == 0)
+		rc = i == 0 ? list_images(c, e, tar) :
+		    match_images(c, e, &e->system[i], tar);
+	if (rc == 0)
+		rc = eval_score_tar(cli, o, set, &e->system[i], tar,
+		    (const char *const *)e->key, e->n, dir);
+	lpo_shard_close(tar);
+	lpo_free(dir);
+	return rc;
+}
+
 static int
 score(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	lpo_scorers *set = NULL;
-	lpo_shard *tar = NULL;
 	int64_t i;
 	int rc;
 
 	rc = eval_scorers_open(cli, o, &set);
-	for (i = 0; i < e->systems && rc == 0; i++) {
-		if ((rc = lpo_shard_open(cli->ctx, &tar,
-		    e->system[i].tar)) < 0)
-			break;
-		rc = i == 0 ? list_images(cli->ctx, e, tar) :
-		    match_images(cli->ctx, e, &e->system[i], tar);
-		if (rc == 0)
-			rc = eval_score_tar(cli, o, set, &e->system[i], tar,
-			    (const char *const *)e->key, e->n);
-		lpo_shard_close(tar);
-	}
+	for (i = 0; i < e->systems && rc == 0; i++)
+		rc = score_system(cli, o, e, set, i);
 	lpo_scorers_free(set);
 	return rc;
+}
+
+static int
+all_tars(const struct eval *e)
+{
+	int64_t i;
+
+	for (i = 0; i < e->systems && e->system[i].tar != NULL; i++)
+		;
+	return i == e->systems;
 }
 
 /*
@@ -291,7 +316,7 @@ draw(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	lpo_scorers *set = NULL;
 	int rc;
 
-	if (e->state == NULL)
+	if (all_tars(e))
 		return 0;
 	if ((rc = eval_scorers_open(cli, o, &set)) != 0)
 		return rc;
@@ -389,27 +414,20 @@ pictures_id(lpo_cli *cli, struct eval *e, json_t **options)
 	return rc;
 }
 
-/*
- * Beside the report or table, else under a name of its own; only the
- * report's lock where nothing is drawn or packed.
- */
+/* Beside the report or table, else under a name of its own. */
 static int
 open_state(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	json_t *options = NULL;
 	char *name = NULL;
-	int64_t i;
 	int rc;
 
-	for (i = 0; i < e->systems && e->system[i].tar != NULL; i++)
-		;
-	if (i == e->systems)
-		return o->html == NULL ? 0 : lpo_state_lock(cli->ctx,
-		    &e->state, o->html);
+	/* who only scores the same tars does not wait for another scorer */
 	if ((rc = pictures_id(cli, e, &options)) == 0 &&
 	    (name = o->html != NULL ? lpo_strdup(cli->ctx, o->html) :
 	    !lpo_cli_to_stdout(cli) ? lpo_strdup(cli->ctx, cli->o.output) :
-	    lpo_asprintf(cli->ctx, "lpo-eval-%s", e->pictures)) == NULL)
+	    lpo_asprintf(cli->ctx, "lpo-eval-%s", all_tars(e) ?
+	    lpo_cli_run(cli) : e->pictures)) == NULL)
 		rc = LPO_ENOMEM;
 	if (rc == 0)
 		rc = lpo_state_open(cli->ctx, &e->state, name, e->pictures,

@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
 #include "lib/base/file.h"
 #include "tools/eval.h"
@@ -297,6 +298,33 @@ flush_stdout(lpo_ctx *c)
 }
 
 /*
+ * After a failure or a stop: a state without pictures and scores is of no use
+ * to anybody, and goes.
+ */
+static void
+close_state(lpo_ctx *c, lpo_state *state)
+{
+	char **name = NULL, *path;
+	int64_t i, n = 0;
+	int saved = state == NULL || lpo_dir_list(c, &name, &n,
+	    lpo_state_dir(state)) < 0;
+
+	for (i = 0; i < n; i++) {
+		if (strcmp(name[i], "lock") == 0 ||
+		    strcmp(name[i], "run.json") == 0)
+			continue;
+		path = lpo_state_file(c, state, name[i]);
+		saved |= path == NULL || rmdir(path) < 0;
+		lpo_free(path);
+	}
+	lpo_names_free(name, n);
+	if (saved)
+		lpo_state_close(state);
+	else
+		(void)lpo_state_remove(state);
+}
+
+/*
  * The table goes to -o as a whole, or to standard output; when it is there,
  * nothing need be kept.
  */
@@ -322,7 +350,7 @@ work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	if (rc == 0 && e->state != NULL)
 		rc = lpo_state_remove(e->state);
 	else
-		lpo_state_close(e->state);
+		close_state(cli->ctx, e->state);
 	return rc != 0 ? rc : conditions(cli, e, o);
 }
 

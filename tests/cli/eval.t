@@ -201,6 +201,35 @@ done
 ! kill -0 "$(cat pid)" 2> /dev/null
 ok $? "the scorer is stopped too"
 
+# Killed while the second scorer looks at the second system: what has been
+# scored stays, under the run's name.
+cat > twice <<'END'
+echo . >> runs
+n=$(wc -l < runs)
+while [ "$n" -eq 2 ] && [ -e wait ]; do touch now; sleep 0.1; done
+./judge
+END
+touch wait
+"$eval" --db none --system one=a.tar --system two=b.tar \
+    --scorer "first=echo . >> firsts; ./judge" --scorer "second=sh ./twice" \
+    > out 2> err &
+wait_for now
+kill -9 $!
+wait $! 2> /dev/null
+rm wait
+set -- lpo-eval-*.state
+test $# -eq 1 && test -d "$1"
+ok $? "killed while a scorer works: there is state"
+run 0 "once more" "$eval" --db none --system one=a.tar --system two=b.tar \
+    --scorer "first=echo . >> firsts; ./judge" --scorer "second=sh ./twice"
+sed -n 's/^first/judge/p' out | sort | cmp -s - body &&
+    sed -n 's/^second/judge/p' out | sort | cmp -s - body
+ok $? "the same figures"
+is "$(wc -l < firsts),$(wc -l < runs)" 2,3 \
+    "only the interrupted scorer has run again"
+test ! -e "$1"
+ok $? "no state is left"
+
 # ----------------------------------------------------- models, interrupted
 
 if [ ! -d "$model/unet" ]; then
