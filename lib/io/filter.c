@@ -18,7 +18,7 @@ struct lpo_filters {
 	int mpcf;
 	unsigned use;
 	int drop_ties;
-	struct lpo_scores *scores;
+	struct lpo_score_file *scores;
 	struct lpo_where *where;
 	struct lpo_filter_stage stage[N_STAGES];
 	int kind[N_STAGES];	/* SCORES … of stage i */
@@ -106,7 +106,7 @@ lpo_filter_open(lpo_ctx *c, lpo_filters **out,
 	f->use = o->mpcf_use ? o->mpcf_use : LPO_MPCF_ALL;
 	f->drop_ties = o->drop_ties;
 	if (o->scores != NULL) {
-		rc = lpo_scores_open(c, &f->scores, o->scores,
+		rc = lpo_score_file_open(c, &f->scores, o->scores,
 		    o->join_by_row);
 		add_stage(f, SCORES, "scores");
 	}
@@ -138,7 +138,7 @@ lpo_filter_close(lpo_filters *f)
 {
 	if (f == NULL)
 		return;
-	lpo_scores_close(f->scores);
+	lpo_score_file_close(f->scores);
 	lpo_where_close(f->where);
 	lpo_free(f);
 }
@@ -146,7 +146,7 @@ lpo_filter_close(lpo_filters *f)
 int
 lpo_filter_rows(lpo_filters *f, int64_t n_rows)
 {
-	return f->scores == NULL ? 0 : lpo_scores_rows(f->scores, n_rows);
+	return f->scores == NULL ? 0 : lpo_score_file_rows(f->scores, n_rows);
 }
 
 /* A number of the record; 1: there is no such column. */
@@ -230,7 +230,7 @@ lpo_filter_keep(lpo_filters *f, int *keep, struct lpo_record *r)
 	for (i = 0; i < f->n && *keep; i++) {
 		switch (f->kind[i]) {
 		case SCORES:
-			rc = lpo_scores_join(f->scores, r);
+			rc = lpo_score_file_join(f->scores, r);
 			break;
 		case TIES:
 			*keep = !tie;

@@ -4,15 +4,15 @@
 
 #include "lib/io/record.h"
 
-struct lpo_scores;
+struct lpo_score_file;
 struct lpo_where;
 
-int	lpo_scores_open(lpo_ctx *, struct lpo_scores **, const char *path,
+int	lpo_score_file_open(lpo_ctx *, struct lpo_score_file **, const char *path,
 	    int by_row);
-void	lpo_scores_close(struct lpo_scores *);
-int	lpo_scores_rows(struct lpo_scores *, int64_t n_rows);
+void	lpo_score_file_close(struct lpo_score_file *);
+int	lpo_score_file_rows(struct lpo_score_file *, int64_t n_rows);
 /* Put the scores of r into r->extra. */
-int	lpo_scores_join(struct lpo_scores *, struct lpo_record *r);
+int	lpo_score_file_join(struct lpo_score_file *, struct lpo_record *r);
 
 int	lpo_where_open(lpo_ctx *, struct lpo_where **, const char *sql);
 void	lpo_where_close(struct lpo_where *);

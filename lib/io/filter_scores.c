@@ -13,7 +13,7 @@ struct entry {
 	char *values;		/* canonical JSON object */
 };
 
-struct lpo_scores {
+struct lpo_score_file {
 	lpo_ctx *c;
 	char *path;
 	struct entry *e;
@@ -29,7 +29,7 @@ by_id(const void *a, const void *b)
 }
 
 static int
-add_row(struct lpo_scores *s, lpo_table *t, int id_column)
+add_row(struct lpo_score_file *s, lpo_table *t, int id_column)
 {
 	json_t *o = json_object();
 	struct entry *grown, *e;
@@ -75,7 +75,7 @@ out:
 }
 
 static int
-read_all(struct lpo_scores *s)
+read_all(struct lpo_score_file *s)
 {
 	lpo_table *t = NULL;
 	int64_t i;
@@ -105,10 +105,10 @@ read_all(struct lpo_scores *s)
 }
 
 int
-lpo_scores_open(lpo_ctx *c, struct lpo_scores **out, const char *path,
+lpo_score_file_open(lpo_ctx *c, struct lpo_score_file **out, const char *path,
     int by_row)
 {
-	struct lpo_scores *s = lpo_alloc(c, 1, sizeof(*s));
+	struct lpo_score_file *s = lpo_alloc(c, 1, sizeof(*s));
 	int rc = LPO_ENOMEM;
 
 	*out = NULL;
@@ -118,7 +118,7 @@ lpo_scores_open(lpo_ctx *c, struct lpo_scores **out, const char *path,
 	s->by_row = by_row;
 	if ((s->path = lpo_strdup(c, path)) == NULL ||
 	    (rc = read_all(s)) != 0) {
-		lpo_scores_close(s);
+		lpo_score_file_close(s);
 		return rc;
 	}
 	*out = s;
@@ -126,7 +126,7 @@ lpo_scores_open(lpo_ctx *c, struct lpo_scores **out, const char *path,
 }
 
 void
-lpo_scores_close(struct lpo_scores *s)
+lpo_score_file_close(struct lpo_score_file *s)
 {
 	int64_t i;
 
@@ -142,7 +142,7 @@ lpo_scores_close(struct lpo_scores *s)
 }
 
 int
-lpo_scores_rows(struct lpo_scores *s, int64_t n_rows)
+lpo_score_file_rows(struct lpo_score_file *s, int64_t n_rows)
 {
 	if (!s->by_row || s->n == n_rows)
 		return 0;
@@ -151,7 +151,7 @@ lpo_scores_rows(struct lpo_scores *s, int64_t n_rows)
 }
 
 static int
-find(struct lpo_scores *s, const struct entry **e, const struct lpo_record *r)
+find(struct lpo_score_file *s, const struct entry **e, const struct lpo_record *r)
 {
 	struct entry want;
 
@@ -175,7 +175,7 @@ find(struct lpo_scores *s, const struct entry **e, const struct lpo_record *r)
 }
 
 int
-lpo_scores_join(struct lpo_scores *s, struct lpo_record *r)
+lpo_score_file_join(struct lpo_score_file *s, struct lpo_record *r)
 {
 	const struct entry *e = NULL;
 	json_t *o = NULL, *v;
