@@ -258,10 +258,7 @@ int	 lpo_cli_begin(lpo_cli *, const char *path,
 	    int (*existing)(lpo_ctx *, const char *path, char run[17]));
 int	 lpo_cli_existing_tar(lpo_ctx *, const char *path, char run[17]);
 const char *lpo_cli_run(const lpo_cli *);	/* 16 hex digits */
-/*
- * The options and resolved values that are in the id; borrowed.  For
- * lib/train/snapshot.h's `options`: lpo_json_dumps() of it.
- */
+/* The options and resolved values that are in the id; borrowed. */
 const json_t *lpo_cli_run_options(const lpo_cli *);
 /* [run ids given to lpo_cli_input_run], for run.json; the caller's. */
 json_t	*lpo_cli_parents(const lpo_cli *);

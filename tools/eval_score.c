@@ -7,7 +7,7 @@
 #include <string.h>
 
 #include "lib/base/file.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 #include "tools/eval.h"
 
 struct scoring {

@@ -23,7 +23,7 @@
 #include "lib/train/lpo_loss.h"
 #include "lib/train/lrm_score.h"
 #include "lib/train/policy.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 
 /*
  * How the work is cut up to fit into memory: prompts of an evaluation in the

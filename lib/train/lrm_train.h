@@ -10,7 +10,7 @@
 #include "lib/train/lrm.h"
 #include "lib/train/lrm_loss.h"
 #include "lib/train/policy.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 
 enum lpo_lr_schedule {
 	LPO_LR_OFFICIAL,	/* method.md 2.7: log warm-up, linear decay */

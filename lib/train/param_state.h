@@ -7,7 +7,7 @@
 #define LPO_TRAIN_PARAM_STATE_H
 
 #include "lib/nn/param.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 
 /* Blobs NAME-0000, NAME-0001, ... of all trainable parameters, in order. */
 int	 lpo_param_state_save(lpo_params *, lpo_snap *, const char *name);

@@ -5,7 +5,7 @@
 #include "lib/base/hash.h"
 #include "lib/base/json.h"
 #include "lib/base/state.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 #include "tests/fuzz/fuzz.h"
 
 #define RUN "0123456789abcdef"

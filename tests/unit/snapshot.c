@@ -5,7 +5,7 @@
 #include <unistd.h>
 
 #include "lib/base/file.h"
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 #include "tests/tap.h"
 
 #define RUN "0123456789abcdef"

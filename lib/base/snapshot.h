@@ -1,6 +1,6 @@
 /*
- * Snapshots of a long run inside its state folder (lpo_cli_state(), PATH.state,
- * which is made, locked, held against the run id and removed elsewhere).
+ * Snapshots of a long run inside its state folder (state.h, PATH.state, which is
+ * made, locked, held against the run id and removed there).
  *
  *	DIR/snap-NNNNNNNNN/NAME			blobs
  *	DIR/snap-NNNNNNNNN/manifest.json
@@ -11,8 +11,8 @@
  * of itself.  A resumed run takes the newest snapshot that verifies
  * (reliability.md 2, promises 2 and 5).
  */
-#ifndef LPO_TRAIN_SNAPSHOT_H
-#define LPO_TRAIN_SNAPSHOT_H
+#ifndef LPO_BASE_SNAPSHOT_H
+#define LPO_BASE_SNAPSHOT_H
 
 #include "lib/base/ctx.h"
 

@@ -1,5 +1,5 @@
 /* Snapshots of a run: self-verifying folders, the two newest kept. */
-#include "lib/train/snapshot.h"
+#include "lib/base/snapshot.h"
 
 #include <inttypes.h>
 #include <stdio.h>
