@@ -121,8 +121,6 @@ int	eval_put_image(lpo_ctx *, lpo_shardw *, const char *key,
  */
 int	eval_folder_tar(lpo_cli *, const char *dir, const char *tar);
 int	eval_folder_sha256(lpo_cli *, char hex[65], const char *dir);
-/* "cat.JPG" -> "jpg"; NULL for what is no image. */
-const char *eval_image_type(const char *name);
 
 /* eval_report.c */
 int	eval_store(lpo_cli *, struct eval *);

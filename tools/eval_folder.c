@@ -1,30 +1,16 @@
 /* lpo-eval: folders of pictures. */
 #include <string.h>
-#include <strings.h>
 
 #include "lib/base/file.h"
 #include "lib/base/hash.h"
+#include "lib/io/image.h"
 #include "tools/eval.h"
-
-const char *
-eval_image_type(const char *name)
-{
-	static const char *const types[] = { "png", "jpg", "jpeg", "webp" };
-	const char *dot = strrchr(name, '.');
-	size_t i;
-
-	dot = dot != NULL ? dot + 1 : name;
-	for (i = 0; i < sizeof(types) / sizeof(*types); i++)
-		if (strcasecmp(dot, types[i]) == 0)
-			return types[i];
-	return NULL;
-}
 
 int
 eval_put_image(lpo_ctx *c, lpo_shardw *w, const char *key, const char *path,
     const char *prompt, char *bytes, size_t n)
 {
-	const char *type = eval_image_type(path);
+	const char *type = lpo_image_type(path);
 	struct lpo_sample s = { .key = NULL };
 	int rc;
 
@@ -128,7 +114,7 @@ eval_folder_tar(lpo_cli *cli, const char *dir, const char *tar)
 		if (lpo_ctx_stopped(c))
 			rc = lpo_fail(c, LPO_ESTOP, "stopped");
 		else if (strchr(name[i], '.') != NULL &&
-		    eval_image_type(name[i]) != NULL)
+		    lpo_image_type(name[i]) != NULL)
 			rc = folder_image(c, w, dir, name[i]);
 	if (rc == 0)
 		rc = lpo_shardw_finish(w, 0, 0, 1);

@@ -120,7 +120,7 @@ picture(lpo_ctx *c, char **url, lpo_shard *tar, int64_t i)
 	if ((rc = lpo_shard_get(c, &s, tar, i)) < 0)
 		return rc;
 	for (k = 0; k < s.n_members && *url == NULL; k++) {
-		if ((type = eval_image_type(s.member[k].name)) == NULL)
+		if ((type = lpo_image_type(s.member[k].name)) == NULL)
 			continue;
 		snprintf(mime, sizeof(mime), "image/%s",
 		    strcmp(type, "jpg") == 0 ? "jpeg" : type);

@@ -328,7 +328,7 @@ tar_get(void *arg, int64_t i, struct lpo_score_item *it)
 	if ((rc = lpo_shard_get(c, &s, t->tar, i)) < 0)
 		return rc;
 	for (k = 0; k < s.n_members && it->bytes == NULL; k++)
-		if (eval_image_type(s.member[k].name) != NULL) {
+		if (lpo_image_type(s.member[k].name) != NULL) {
 			it->bytes = s.member[k].bytes;
 			it->size = (size_t)s.member[k].size;
 			s.member[k].bytes = NULL;

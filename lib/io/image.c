@@ -3,6 +3,7 @@
  */
 #include <math.h>
 #include <string.h>
+#include <strings.h>
 
 #include "lib/base/file.h"
 #include "lib/io/decode.h"
@@ -24,6 +25,20 @@ lpo_image_kind(const void *data, size_t bytes)
 	    memcmp(p + 8, "WEBP", 4) == 0)
 		return LPO_IMAGE_WEBP;
 	return LPO_IMAGE_UNKNOWN;
+}
+
+const char *
+lpo_image_type(const char *name)
+{
+	static const char *const types[] = { "png", "jpg", "jpeg", "webp" };
+	const char *dot = strrchr(name, '.');
+	size_t i;
+
+	dot = dot != NULL ? dot + 1 : name;
+	for (i = 0; i < sizeof(types) / sizeof(*types); i++)
+		if (strcasecmp(dot, types[i]) == 0)
+			return types[i];
+	return NULL;
 }
 
 void

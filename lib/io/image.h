@@ -47,6 +47,8 @@ void	 lpo_image_free(struct lpo_image *);	/* leaves it empty */
 
 /* By the first bytes only; nothing is checked further. */
 enum lpo_image_kind lpo_image_kind(const void *data, size_t bytes);
+/* By a file's or a tar member's name: "cat.JPG", "JPG" -> "jpg"; NULL: none. */
+const char *lpo_image_type(const char *name);
 
 /* EXIF orientation, 1..8; 1 when there is none or it makes no sense. */
 int	 lpo_image_orientation(const void *data, size_t bytes);

@@ -6,22 +6,16 @@
 #include <string.h>
 
 #include "lib/base/json.h"
+#include "lib/io/image.h"
 #include "lib/io/record_priv.h"
 
-int
-lpo_is_image_name(const char *name)
+/* "cat.jpg", not "jpg" or ".jpg". */
+static int
+is_image_name(const char *name)
 {
-	static const char *const ext[] = {
-		".jpg", ".jpeg", ".png", ".webp"
-	};
-	size_t i, n = strlen(name), m;
+	const char *dot = strrchr(name, '.');
 
-	for (i = 0; i < sizeof(ext) / sizeof(*ext); i++) {
-		m = strlen(ext[i]);
-		if (n > m && strcasecmp(name + n - m, ext[i]) == 0)
-			return 1;
-	}
-	return 0;
+	return dot != NULL && dot > name && lpo_image_type(name) != NULL;
 }
 
 /* The length of a name without its extension. */
@@ -69,7 +63,7 @@ find_image(char **list, int64_t n, const char *name, size_t n_name,
 	size_t m = strlen(suffix);
 
 	for (i = 0; i < n; i++)
-		if (lpo_is_image_name(list[i]) && stem(list[i]) == n_name + m
+		if (is_image_name(list[i]) && stem(list[i]) == n_name + m
 		    && strncmp(list[i], name, n_name) == 0 &&
 		    strncmp(list[i] + n_name, suffix, m) == 0)
 			return list[i];
@@ -134,7 +128,7 @@ two_folders(lpo_records *rs, const char *dir, const char *w, const char *l)
 	if (rc == 0)
 		rc = lpo_dir_list(rs->c, &lose, &m, l);
 	for (i = 0; i < n && rc == 0; i++)
-		if (lpo_is_image_name(win[i]))
+		if (is_image_name(win[i]))
 			rc = folder_row(rs, w, txt, win[i], stem(win[i]),
 			    win[i], find_image(lose, m, win[i], stem(win[i]),
 			    ""), l);
@@ -155,7 +149,7 @@ one_folder(lpo_records *rs, const char *dir)
 
 	for (i = 0; i < n && rc == 0; i++) {
 		k = stem(list[i]);
-		if (!lpo_is_image_name(list[i]) || k < 3 ||
+		if (!is_image_name(list[i]) || k < 3 ||
 		    strncmp(list[i] + k - 2, "_w", 2) != 0)
 			continue;
 		rc = folder_row(rs, dir, txt, list[i], k - 2, list[i],
@@ -184,7 +178,7 @@ all_images(lpo_records *rs, const char *dir, const char *rel)
 			rc = LPO_ENOMEM;
 		else if (list[i][0] != '.' && lpo_is_dir(full))
 			rc = all_images(rs, full, sub);
-		else if (lpo_is_image_name(list[i])) {
+		else if (is_image_name(list[i])) {
 			memset(&r, 0, sizeof(r));
 			r.sample = -1;
 			r.label_0 = r.label_1 = 0.5;
@@ -251,19 +245,9 @@ is_image_k(const char *name, int k)
 	snprintf(want, sizeof(want), "image_%d", k);
 	n = strlen(want);
 	if (strcmp(name, want) == 0 || (strncmp(name, want, n) == 0 &&
-	    name[n] == '.' && lpo_is_image_name(name)))
+	    name[n] == '.' && is_image_name(name)))
 		return 1;
-	return name[0] == '0' + k && name[1] == '.' && lpo_is_image_name(name);
-}
-
-/* KEY.jpg and such, where a sample is one image. */
-static int
-is_the_image(const char *name)
-{
-	char dotted[64];
-
-	snprintf(dotted, sizeof(dotted), "x.%.60s", name);
-	return lpo_is_image_name(dotted);
+	return name[0] == '0' + k && name[1] == '.' && is_image_name(name);
 }
 
 static int
@@ -275,7 +259,7 @@ find_members(lpo_records *rs, struct lpo_row *r, lpo_shard *sh, int64_t i)
 	for (m = 0; (name = lpo_shard_member(sh, i, m)) != NULL; m++)
 		for (k = 0; k < (only ? 1 : 2); k++) {
 			if (r->image[k] != NULL || !(is_image_k(name, k) ||
-			    (only && is_the_image(name))))
+			    (only && lpo_image_type(name) != NULL)))
 				continue;
 			if ((r->image[k] = lpo_strdup(rs->c, name)) == NULL)
 				return LPO_ENOMEM;

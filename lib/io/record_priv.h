@@ -47,7 +47,6 @@ void	lpo_row_clear(struct lpo_row *);
 int	lpo_row_from_json(struct lpo_records *, struct lpo_row *, json_t *);
 /* A member as text: a string or a number's text; NULL where absent. */
 char	*lpo_json_text(lpo_ctx *, const json_t *obj, const char *key);
-int	lpo_is_image_name(const char *name);
 
 int	lpo_records_table(struct lpo_records *, const char *path);
 int	lpo_records_folder(struct lpo_records *, const char *path);

@@ -282,6 +282,23 @@ test_floats(void)
 	    back[9] <= 2, "clamped, halves to even, NaN to 0");
 }
 
+static void
+test_names(void)
+{
+	static const char *const v[][2] = { { "a.PNG", "png" },
+	    { "a.b.Jpeg", "jpeg" }, { "jpg", "jpg" }, { "0.webp", "webp" },
+	    { "a.png.txt", NULL }, { "a.jpg_0", NULL }, { "", NULL },
+	    { "png.", NULL } };
+	const char *is;
+	size_t i;
+
+	for (i = 0; i < sizeof(v) / sizeof(*v); i++) {
+		is = lpo_image_type(v[i][0]);
+		ok(is == NULL || v[i][1] == NULL ? is == v[i][1] :
+		    strcmp(is, v[i][1]) == 0, "type of '%s'", v[i][0]);
+	}
+}
+
 int
 main(void)
 {
@@ -294,6 +311,7 @@ main(void)
 	    1 << 24) == 0 && load(data, bytes) == 0 && n_cases > 60,
 	    "%d golden images", n_cases))
 		return done_testing();
+	test_names();
 	test_golden(c);
 	test_limits(c);
 	test_cut(c);
