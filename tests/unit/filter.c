@@ -169,6 +169,63 @@ records_jsonl(void)
 	lpo_records_close(rs);
 }
 
+/* One row, and what is said of it: NULL where it is good. */
+static void
+one_row(const char *file, const char *text, const char *want)
+{
+	const char *path = put(file, text), *is;
+	lpo_records *rs = NULL;
+	int rc = lpo_records_open(c, &rs, &path, 1, 0);
+
+	is = rc == 0 && lpo_records_count(rs) == 1 ?
+	    lpo_records_error(rs, 0) : lpo_errmsg(c);
+	ok(want == NULL ? is == NULL : is != NULL && strstr(is, want) != NULL,
+	    "%s", is != NULL ? is : text);
+	lpo_records_close(rs);
+	lpo_clear(c);
+}
+
+static void
+records_words(void)
+{
+#define ROW	"{\"image_0\":\"a\",\"image_1\":\"b\",\"prompt\":\"x\","
+	static const char *const v[][2] = {
+		{ ROW "\"label_0\":true,\"label_1\":false}", NULL },
+		{ ROW "\"label_0\":\"1\"}", NULL },
+		{ ROW "\"preferred\":1,\"caption\":\"y\"}", NULL },
+		{ ROW "\"label_0\":[1]}", "r.jsonl:1: 'label_0' is not a "
+		  "number" },
+		{ ROW "\"label_0\":1,\"label_1\":0.5}", "r.jsonl:1: label_0 1 "
+		  "and label_1 0.5 do not sum to 1" },
+		{ ROW "\"label_0\":-1,\"label_1\":2}", "do not sum to 1" },
+		{ ROW "\"preferred\":\"left\"}", "r.jsonl:1: preferred is "
+		  "'left', not 0, 1 or tie" },
+		{ ROW "\"note\":1}", "r.jsonl:1: neither label_0 and label_1 "
+		  "nor preferred" },
+		{ ROW "\"preferred\":0,\"num_example_per_prompt\":1.5}",
+		  "r.jsonl:1: num_example_per_prompt is 1.5" },
+		{ ROW "\"preferred\":0,\"num_example_per_prompt\":0}",
+		  "r.jsonl:1: num_example_per_prompt is 0" },
+		{ "{\"image_0\":\"a\",\"image_1\":\"b\",\"preferred\":0}",
+		  "r.jsonl:1: no prompt" },
+		{ "{\"image_0\":\"a\",\"prompt\":\"x\",\"preferred\":0}",
+		  "r.jsonl:1: no image_1" },
+		{ "[1,2]", "r.jsonl:1: " },
+		{ "{\"prompt\":\"x\\udc00\"}", "r.jsonl:1: " }
+	};
+#undef ROW
+	size_t i;
+
+	for (i = 0; i < sizeof(v) / sizeof(*v); i++)
+		one_row("r.jsonl", v[i][0], v[i][1]);
+	one_row("r.csv", "prompt,image_0,image_1,preferred\n"
+	    "\xff,a,b,0\n", "r.csv:2: ");
+	one_row("r.csv", "prompt,image_0,image_1,preferred\n"
+	    "\"x,a,b,0\n", "r.csv:2: ");
+	one_row("r.tsv", "prompt\timage_0\timage_1\tpreferred\n"
+	    "x\ta\tb\n", "r.tsv:2: 3 fields where the header has 4");
+}
+
 static void
 records_folders(void)
 {
@@ -190,8 +247,20 @@ records_folders(void)
 	    strcmp(r.prompt, "a cat") == 0 && strcmp(r.id, "cat") == 0 &&
 	    strcmp(r.image[1], at("f/cat_l.jpg")) == 0, "its pair");
 	lpo_record_clear(&r);
-	ok(lpo_records_error(rs, 1) != NULL, "%s", lpo_records_error(rs, 1));
-	ok(lpo_records_error(rs, 2) != NULL, "%s", lpo_records_error(rs, 2));
+	ok(strstr(lpo_records_error(rs, 1), "dog_w.png: no prompt in a .txt "
+	    "beside it") != NULL, "%s", lpo_records_error(rs, 1));
+	ok(strstr(lpo_records_error(rs, 2), "owl_w.png: no losing image") !=
+	    NULL, "%s", lpo_records_error(rs, 2));
+	lpo_records_close(rs);
+	put("f/cat.txt", "a c\xe4t\n");
+	lpo_records_open(c, &rs, path, 1, 0);
+	ok(strstr(lpo_records_error(rs, 0), "cat.txt: not UTF-8") != NULL,
+	    "%s", lpo_records_error(rs, 0));
+	lpo_records_close(rs);
+	put("f/dog_w.txt", "\xff");
+	lpo_records_open(c, &rs, path, 1, LPO_RECORDS_IMAGES_ONLY);
+	ok(lpo_records_count(rs) == 4 && strstr(lpo_records_error(rs, 2),
+	    "dog_w.txt: not UTF-8") != NULL, "%s", lpo_records_error(rs, 2));
 	lpo_records_close(rs);
 	mkdir(at("g"), 0777);
 	mkdir(at("g/w"), 0777);
@@ -232,6 +301,10 @@ records_folders(void)
 	ok(lpo_records_open(c, &rs, path, 1, 0) == LPO_EFORMAT, "%s",
 	    lpo_errmsg(c));
 	lpo_clear(c);
+	ok(lpo_records_open(c, &rs, path, 1, LPO_RECORDS_IMAGES_ONLY) ==
+	    LPO_EFORMAT && strstr(lpo_errmsg(c), "no images in '") != NULL,
+	    "%s", lpo_errmsg(c));
+	lpo_clear(c);
 }
 
 static void
@@ -243,7 +316,9 @@ records_tar(void)
 		{ "a.1.jpg", "A1" }, { "b.jpg_0", "B0" }, { "b.jpg_1", "B1" },
 		{ "b.json", "{\"label_0\":1,\"label_1\":0}" },
 		{ "b.txt", "a dog\n" }, { "c.image_0.png", "C0" },
-		{ "c.json", "{\"prompt\":\"x\",\"preferred\":0}" }
+		{ "c.json", "{\"prompt\":\"x\",\"preferred\":0}" },
+		{ "d.json", "{\"preferred\":0}" }, { "d.txt", "\xff" },
+		{ "d.0.jpg", "D0" }, { "d.1.jpg", "D1" }
 	};
 	struct archive *a = archive_write_new();
 	struct archive_entry *e;
@@ -268,7 +343,7 @@ records_tar(void)
 	}
 	archive_write_free(a);
 	ok(lpo_records_open(c, &rs, &path, 1, 0) == 0 &&
-	    lpo_records_count(rs) == 3, "WebDataset %s", lpo_errmsg(c));
+	    lpo_records_count(rs) == 4, "WebDataset %s", lpo_errmsg(c));
 	ok(lpo_records_get(c, &r, rs, 0) == 0 && r.label_1 == 1 &&
 	    strcmp(r.prompt, "a cat") == 0 && strcmp(r.id, "a") == 0 &&
 	    json_integer_value(json_object_get(r.extra, "s")) == 3, "record");
@@ -280,7 +355,10 @@ records_tar(void)
 	lpo_records_get(c, &r, rs, 1);
 	ok(strcmp(r.prompt, "a dog") == 0, "its caption from the .txt");
 	lpo_record_clear(&r);
-	ok(lpo_records_error(rs, 2) != NULL, "%s", lpo_records_error(rs, 2));
+	ok(strstr(lpo_records_error(rs, 2), "w.tar/c: no image 1") != NULL,
+	    "%s", lpo_records_error(rs, 2));
+	ok(strstr(lpo_records_error(rs, 3), "w.tar/d: the caption is not "
+	    "UTF-8") != NULL, "%s", lpo_records_error(rs, 3));
 	lpo_records_close(rs);
 }
 
@@ -524,6 +602,7 @@ main(void)
 	lpo_ctx_on_notice(c, on_notice, NULL);
 	records_csv();
 	records_jsonl();
+	records_words();
 	records_folders();
 	records_tar();
 	mpcf_limits();

@@ -282,6 +282,46 @@ test_floats(void)
 	    back[9] <= 2, "clamped, halves to even, NaN to 0");
 }
 
+/*
+ * A progressive JPEG whose last scan stands there again and again: libjpeg
+ * goes over all pixels for each.  500 scans in all are taken.
+ */
+static void
+test_scans(lpo_ctx *c)
+{
+	const uint8_t *last = NULL, *p;
+	struct golden *g = cases;
+	struct lpo_image im;
+	size_t head, scan, k;
+	int scans = 0, more, err;
+	uint8_t *file;
+
+	while (strcmp(g->name, "jpeg-progressive") != 0)
+		g++;
+	for (p = g->file; p + 2 < g->file + g->bytes; p++)
+		if (p[0] == 0xff && p[1] == 0xda) {
+			last = p;
+			scans++;
+		}
+	head = (size_t)(last - g->file);
+	scan = g->bytes - 2 - head;		/* without the end's marker */
+	for (more = 500 - scans; more <= 501 - scans; more++) {
+		file = malloc(g->bytes + (size_t)more * scan);
+		memcpy(file, g->file, g->bytes - 2);
+		for (k = 0; k < (size_t)more; k++)
+			memcpy(file + g->bytes - 2 + k * scan, last, scan);
+		memcpy(file + g->bytes - 2 + k * scan, "\xff\xd9", 2);
+		err = lpo_image_decode(c, &im, file, g->bytes + k * scan,
+		    NULL);
+		ok(more + scans <= 500 ? err == 0 : err == LPO_EFORMAT &&
+		    strstr(lpo_errmsg(c), "more than 500 scans") != NULL,
+		    "%d scans %s", more + scans, lpo_errmsg(c));
+		lpo_clear(c);
+		lpo_image_free(&im);
+		free(file);
+	}
+}
+
 static void
 test_names(void)
 {
@@ -312,6 +352,7 @@ main(void)
 	    "%d golden images", n_cases))
 		return done_testing();
 	test_names();
+	test_scans(c);
 	test_golden(c);
 	test_limits(c);
 	test_cut(c);
