@@ -84,37 +84,6 @@ sort_in(struct loader *l, const struct lpo_st_tensor *t)
 
 /* ----------------------------------------------------------------- alpha */
 
-/* PEFT's settings: in the metadata, or in a file beside. */
-static int
-read_peft(struct loader *l, const char *path)
-{
-	const char *text = lpo_st_meta(l->st, "lora_adapter_metadata");
-	const struct lpo_st_tensor *first = lpo_st_at(l->st, 0);
-	char *dir = NULL, *file = NULL;
-	int rc = LPO_ENOMEM;
-
-	l->prefix = "unet.";
-	if (text != NULL)
-		return lpo_json_load(l->ctx, &l->peft, text, strlen(text),
-		    "lora_adapter_metadata");
-	if (first == NULL || strncmp(first->key, "base_model.model.", 17) != 0)
-		return 0;
-	l->prefix = "";
-	if ((dir = lpo_dirname(l->ctx, path)) == NULL ||
-	    (file = lpo_path_join(l->ctx, dir, "adapter_config.json")) == NULL)
-		goto out;
-	rc = 0;
-	if (lpo_file_exists(file))
-		rc = lpo_json_load_file(l->ctx, &l->peft, file, 1 << 20);
-	else
-		lpo_notice(l->ctx, "%s: no adapter_config.json beside it: "
-		    "LoRA scale 1 taken", path);
-out:
-	lpo_free(dir);
-	lpo_free(file);
-	return rc;
-}
-
 static const json_t *
 peft_get(const struct loader *l, const char *key)
 {
@@ -126,28 +95,93 @@ peft_get(const struct loader *l, const char *key)
 }
 
 /*
- * alpha_pattern's value for a path: its keys are ends of paths, perhaps with
- * ^ and $ around.  A real regular expression is refused.  -1: an error.
+ * What stands where a number should, such as "8", would be taken for 0: a LoRA
+ * that does nothing, without a word.
+ */
+static int
+check_peft(struct loader *l, const char *path)
+{
+	const json_t *map = peft_get(l, "alpha_pattern");
+	const json_t *alpha = peft_get(l, "lora_alpha");
+	const char *key;
+	json_t *v;
+
+	if (!json_is_object(l->peft))
+		return lpo_fail(l->ctx, LPO_EFORMAT, "%s: PEFT's settings are "
+		    "no object", path);
+	if (alpha != NULL && !json_is_number(alpha))
+		return lpo_fail(l->ctx, LPO_EFORMAT, "%s: 'lora_alpha' is not "
+		    "a number", path);
+	json_object_foreach((json_t *)(uintptr_t)map, key, v)
+		if (!json_is_number(v))
+			return lpo_fail(l->ctx, LPO_EFORMAT, "%s: "
+			    "alpha_pattern '%s' is not a number", path, key);
+	return 0;
+}
+
+/* PEFT's settings: in the metadata, or in a file beside. */
+static int
+read_peft(struct loader *l, const char *path)
+{
+	const char *text = lpo_st_meta(l->st, "lora_adapter_metadata");
+	const struct lpo_st_tensor *first = lpo_st_at(l->st, 0);
+	char *dir = NULL, *file = NULL;
+	int rc = LPO_ENOMEM;
+
+	l->prefix = "unet.";
+	if (text != NULL) {
+		rc = lpo_json_load(l->ctx, &l->peft, text, strlen(text),
+		    "lora_adapter_metadata");
+		return rc < 0 ? rc : check_peft(l, path);
+	}
+	if (first == NULL || strncmp(first->key, "base_model.model.", 17) != 0)
+		return 0;
+	l->prefix = "";
+	if ((dir = lpo_dirname(l->ctx, path)) == NULL ||
+	    (file = lpo_path_join(l->ctx, dir, "adapter_config.json")) == NULL)
+		goto out;
+	rc = 0;
+	if (lpo_file_exists(file)) {
+		rc = lpo_json_load_file(l->ctx, &l->peft, file, 1 << 20);
+		if (rc == 0)
+			rc = check_peft(l, file);
+	} else
+		lpo_notice(l->ctx, "%s: no adapter_config.json beside it: "
+		    "LoRA scale 1 taken", path);
+out:
+	lpo_free(dir);
+	lpo_free(file);
+	return rc;
+}
+
+/*
+ * alpha_pattern's value for a path, as PEFT's get_pattern_key() finds it: keys
+ * are ends of paths, whole ones with a ^ before, and the first that fits
+ * counts.  A real regular expression is refused.
  */
 static int
 alpha_pattern(struct loader *l, const char *path, double *alpha)
 {
 	const json_t *map = peft_get(l, "alpha_pattern");
-	const char *key;
-	json_t *v;
+	const char *key, *end;	/* the loop goes on from key itself */
 	size_t n, m = strlen(path);
+	int whole, found = 0;
+	json_t *v;
 
 	json_object_foreach((json_t *)(uintptr_t)map, key, v) {
-		key += key[0] == '^';
-		n = strlen(key);
-		n -= n > 0 && key[n - 1] == '$';
-		if (strcspn(key, "\\|[](){}*+?") < n)
+		whole = key[0] == '^';
+		end = key + whole;
+		n = strlen(end);
+		n -= n > 0 && end[n - 1] == '$';
+		if (strcspn(end, "\\|[](){}*+?") < n)
 			return lpo_fail(l->ctx, LPO_EFORMAT,
 			    "%s: alpha_pattern '%s' is not supported",
 			    lpo_st_path(l->st), key);
-		if (n <= m && strncmp(path + m - n, key, n) == 0 &&
-		    (n == m || path[m - n - 1] == '.'))
+		if (!found && n <= m && strncmp(path + m - n, end, n) == 0 &&
+		    (n == m || (!whole && path[m - n - 1] == '.'))) {
 			*alpha = json_number_value(v);
+			found = 1;
+		}
 	}
 	return 0;
 }

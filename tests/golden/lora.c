@@ -2,6 +2,8 @@
  * LoRA on every layer against peft: outputs and gradients; then the same
  * through files of every form.
  */
+#include <unistd.h>
+
 #include "lib/model/lora.h"
 #include "tests/golden/golden.h"
 
@@ -356,6 +358,78 @@ write_form(struct rig *r, const char *file, const char *form)
 	return rc;
 }
 
+/* PEFT's settings beside a file: the alphas they mean, or what is wrong. */
+static void
+test_settings(struct rig *r)
+{
+	static const struct {
+		const char *text, *wrong;
+		double min, max;	/* < 0: times the rank's root */
+	} v[] = {
+		{ "{\"lora_alpha\": 6}", NULL, 6, 6 },
+		{ "{\"lora_alpha\": 6.5, \"use_rslora\": false}", NULL, 6.5,
+		  6.5 },
+		{ "{\"lora_alpha\": 6, \"use_rslora\": true}", NULL, -6, -6 },
+		{ "{\"lora_alpha\": 6, \"alpha_pattern\": {\"to_q\": 3, "
+		  "\"^mid_block.attentions.0.proj_in$\": 9}}", NULL, 3, 9 },
+		{ "{\"lora_alpha\": 6, \"alpha_pattern\": {\"o_q\": 3, "
+		  "\"^to_q\": 4}}", NULL, 6, 6 },
+		{ "{\"lora_alpha\": 6, \"alpha_pattern\": {\"proj_in\": 9, "
+		  "\"attentions.0.proj_in\": 3}}", NULL, 6, 9 },
+		{ "{\"alpha_pattern\": {\"to_[qk]\": 3}}", "alpha_pattern "
+		  "'to_[qk]' is not supported", 0, 0 },
+		{ "{\"lora_alpha\": \"6\"}", "adapter_config.json: "
+		  "'lora_alpha' is not a number", 0, 0 },
+		{ "{\"alpha_pattern\": {\"to_q\": \"3\"}}",
+		  "adapter_config.json: alpha_pattern 'to_q' is not a number",
+		  0, 0 },
+		{ "[]", "adapter_config.json: PEFT's settings are no object",
+		  0, 0 },
+		{ "{\"use_dora\": true}", "use_dora: only plain LoRA is "
+		  "supported", 0, 0 },
+		{ "{\"lora_alpha\": 1e300}", "is not finite", 0, 0 }
+	};
+	double root = sqrt((double)r->rank), min, max;
+	struct lpo_lora_shape is;
+	lpo_lora_set *s = NULL;
+	char path[128], file[128];
+	size_t i;
+	int rc;
+
+	snprintf(path, sizeof(path), "%s/settings.safetensors", r->g.tmp);
+	rc = write_form(r, path, "pure");
+	for (i = 0; rc == 0 && i < sizeof(v) / sizeof(*v); i++) {
+		g_write_text(r->g.c, r->g.tmp, "adapter_config.json",
+		    v[i].text);
+		rc = lpo_lora_load(r->g.c, &s, r->u, path, 1, 1);
+		if (v[i].wrong != NULL) {
+			ok(rc == LPO_EFORMAT && strstr(lpo_errmsg(r->g.c),
+			    v[i].wrong) != NULL, "%s", lpo_errmsg(r->g.c));
+			lpo_clear(r->g.c);
+			rc = 0;
+			continue;
+		}
+		if (rc < 0)
+			break;
+		lpo_lora_shape(s, &is);
+		min = v[i].min < 0 ? -v[i].min * root : v[i].min;
+		max = v[i].max < 0 ? -v[i].max * root : v[i].max;
+		ok(fabs(is.alpha_min - min) < 1e-5 &&
+		    fabs(is.alpha_max - max) < 1e-5, "%s: alpha %g to %g",
+		    v[i].text, is.alpha_min, is.alpha_max);
+		lpo_lora_free(s);
+	}
+	ok(rc == 0, "PEFT's settings %s", lpo_errmsg(r->g.c));
+	snprintf(file, sizeof(file), "%s/adapter_config.json", r->g.tmp);
+	unlink(file);
+	if (lpo_lora_load(r->g.c, &s, r->u, path, 1, 1) == 0) {
+		lpo_lora_shape(s, &is);
+		ok(is.alpha_min == (double)r->rank && is.alpha_max ==
+		    (double)r->rank, "no settings: scale 1");
+		lpo_lora_free(s);
+	}
+}
+
 static int
 check_read_key(void *arg, const char *key, int rank, const int64_t *shape,
     const float *data)
@@ -435,6 +509,7 @@ test_lora(const char *name, const char *base, int64_t h, int64_t w,
 	    "%s: a walk without LoRA has the base's bits", name);
 	test_save(&r, &s, h, w);
 	test_forms(&r, h, w);
+	test_settings(&r);
 out:
 	lpo_lora_free(s);
 	close_rig(&r);
