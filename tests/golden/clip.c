@@ -113,9 +113,37 @@ test_clip(const char *name, int (*change)(char *, int *, int64_t *),
 	g_close(&g);
 }
 
+/*
+ * The published models' configurations say eos_token_id 2, which is wrong:
+ * transformers then takes the largest id's place, the first of equal ones.
+ */
+static void
+test_old_eos(const char *name)
+{
+	static const int32_t other[7] = { 90, 5, 2, 91, 3, 91, 0 };
+	char text[4096], *at;
+	lpo_clip *m = NULL;
+	struct golden g;
+
+	if (!g_open(&g, name, "auto"))
+		return;
+	snprintf(text, sizeof(text), "%s", lpo_st_meta(g.st, "config"));
+	if ((at = strstr(text, "\"eos_token_id\": 91")) != NULL)
+		memcpy(at, "\"eos_token_id\": 2 ", 18);
+	ok(at != NULL && g_write_model(&g, g.st, "model", NULL) == 0 &&
+	    g_write_text(g.c, g.tmp, "config.json", text) == 0 &&
+	    lpo_clip_load(g.c, &g.be, &m, g.tmp, LPO_F32) == 0 &&
+	    lpo_clip_eos(m, ids[0], 7) == 4 &&
+	    lpo_clip_eos(m, ids[1], 7) == 2 && lpo_clip_eos(m, other, 7) == 3,
+	    "%s: EOS where the configuration says 2", name);
+	lpo_clip_free(m);
+	g_close(&g);
+}
+
 int
 main(void)
 {
+	test_old_eos("clip");
 	test_clip("clip", NULL, "auto");
 	test_clip("clip_projection", NULL, "auto");
 	test_clip("clip", add_prefix, "portable");

@@ -475,6 +475,7 @@ static const struct harm harms[] = {
 	{ NULL, CONFIG, "\"vocab_size\": 54", "\"vocab_size\": 50", NONE, "has shape [54,32], config.json says [50,32]" },
 	{ NULL, CONFIG, "\"projection_dim\": 40", "\"projection_dim\": 1e99", NONE, "projection_dim" },
 	{ NULL, PREP, "\"do_resize\": true", "\"do_resize\": false", NONE, "preprocessor_config.json: 'do_resize' is false" },
+	{ NULL, PREP, "\"do_resize\": true", "\"do_resize\": true, \"do_pad\": true", NONE, "preprocessor_config.json: 'do_pad' is true" },
 	{ NULL, PREP, "\"resample\": 3", "\"resample\": 1", NONE, "'resample' is 1" },
 	{ NULL, PREP, "\"shortest_edge\"", "\"longest_edge\"", NONE, "'size' has no 'shortest_edge'" },
 	{ NULL, PREP, "\"shortest_edge\": 60", "\"shortest_edge\": 40", NONE, "'size' 40 is less than 'crop_size' 52" },
@@ -508,7 +509,57 @@ test_harm(const struct harm *h)
 	g_close(&g);
 }
 
-/* Files that are not there, and those one can do without. */
+static int
+same_prep(const struct lpo_clip_image *a, const struct lpo_clip_image *b)
+{
+	return a->short_px == b->short_px && a->crop_px == b->crop_px &&
+	    a->bicubic == b->bicubic && a->rescale == b->rescale &&
+	    memcmp(a->mean, b->mean, sizeof(a->mean)) == 0 &&
+	    memcmp(a->std, b->std, sizeof(a->std)) == 0;
+}
+
+/* Newer folders have the same within processor_config.json; or nothing. */
+static void
+test_preprocessor(void)
+{
+	static const struct lpo_clip_image clip = { 336, 336, 1, 1.0 / 255,
+	    { 0.48145466f, 0.4578275f, 0.40821073f },
+	    { 0.26862954f, 0.26130258f, 0.27577711f } };
+	struct lpo_clip_image want, is;
+	char path[256], text[8192];
+	struct golden g;
+	int rc;
+
+	harm = NULL;
+	if (!g_open(&g, "score_vit80", "auto"))
+		return;
+	write_folder(&g, 40);
+	rc = lpo_clip_image_read(g.c, &want, g.tmp, 52);
+	snprintf(path, sizeof(path), "%s/%s", g.tmp, PREP);
+	remove(path);
+	snprintf(text, sizeof(text), "{\"image_processor\": %s, "
+	    "\"processor_class\": \"CLIPProcessor\"}",
+	    lpo_st_meta(g.st, "preprocessor"));
+	write_text(&g, "processor_config.json", text);
+	ok(rc == 0 && lpo_clip_image_read(g.c, &is, g.tmp, 52) == 0 &&
+	    same_prep(&is, &want) && want.short_px == 60,
+	    "processor_config.json %s", lpo_errmsg(g.c));
+	write_text(&g, "processor_config.json", "{}");
+	ok(lpo_clip_image_read(g.c, &is, g.tmp, 336) == 0 &&
+	    same_prep(&is, &clip), "nothing in it: as CLIP does");
+	write_text(&g, "processor_config.json", "{\"image_processor\": 1}");
+	ok(lpo_clip_image_read(g.c, &is, g.tmp, 336) == LPO_EFORMAT &&
+	    strstr(lpo_errmsg(g.c), "processor_config.json: not an object") !=
+	    NULL, "%s", lpo_errmsg(g.c));
+	lpo_clear(g.c);
+	snprintf(path, sizeof(path), "%s/processor_config.json", g.tmp);
+	remove(path);
+	ok(lpo_clip_image_read(g.c, &is, g.tmp, 336) == 0 &&
+	    same_prep(&is, &clip), "no file: as CLIP does");
+	g_close(&g);
+}
+
+/* Files that are not there. */
 static void
 test_absent(void)
 {
@@ -572,6 +623,7 @@ main(void)
 	for (i = 0; i < sizeof(harms) / sizeof(*harms); i++)
 		test_harm(&harms[i]);
 	test_absent();
+	test_preprocessor();
 	test_zero();
 	return done_testing();
 }
