@@ -83,6 +83,18 @@ keep("lrm_tensor.pt", {
     "logit_scale": torch.tensor(2.6592)})
 keep("мир.pth", {"a": x})
 
+
+class Tagged(torch.Tensor):
+    pass
+
+
+tagged = x.clone().as_subclass(Tagged)
+tagged.note = "a subclass with an attribute"
+torch.save({"a": tagged, "b": torch.nn.Parameter(tagged.clone())},
+           OUT / "subclass.pt")
+for k in "ab":
+    expected["subclass.pt|" + k] = x.clone()
+
 torch.save({"a": x}, OUT / "refused-legacy.pt",
            _use_new_zipfile_serialization=False)
 torch.save(x, OUT / "refused-tensor.pt")

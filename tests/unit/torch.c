@@ -69,7 +69,7 @@ golden(void)
 {
 	static const char *const name[] = { "types.pt", "views.pt",
 	    "trainer.ckpt", "parameters.bin", "protocol4.pt", "lrm_float.pt",
-	    "lrm_tensor.pt", "мир.pth" };
+	    "lrm_tensor.pt", "subclass.pt", "мир.pth" };
 	static const char *const bad[][2] = { { "legacy", "before 1.6" },
 	    { "tensor", "not a dict" }, { "object", "not a dict" },
 	    { "list", "does not hold a dict" }, { "script", "TorchScript" },
