@@ -464,7 +464,7 @@ begin_output(const struct room *w, const struct step *t,
  * the block's p and sum are made again.
  */
 static void
-raise(struct room *w, float *sum, const struct step *t,
+raise_m(struct room *w, float *sum, const struct step *t,
     const struct plan *z, int64_t q0)
 {
 	float top[BQ];
@@ -558,7 +558,7 @@ overlap(struct room *w, const struct step *last, const struct step *t,
 	if (t == NULL)
 		return;
 	if (any_above(v.sum, SUM_MOST))
-		raise(w, v.sum, t, z, q0);
+		raise_m(w, v.sum, t, z, q0);
 	for (i = 0; i < BQ; i += VL)
 		vf_store(w->l + i, vf_load(w->l + i) + vf_load(v.sum + i));
 	for (i = t->seen; i < t->keys; i += 2) {

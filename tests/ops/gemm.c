@@ -721,6 +721,8 @@ main(void)
 {
 	lpo_backend be;
 
+	/* first: a backend here would fix oneDNN's level for theirs */
+	each_level(one_level);
 	ok(lpo_cpu_open(&be, LPO_ISA_AUTO, 0) == 0 && be.threads > 0 &&
 	    be.isa == lpo_cpu_best_isa() && be.k->abi == LPO_KERNEL_ABI &&
 	    be.k->size_bytes == sizeof(struct lpo_kernels), "open: level %s, "
@@ -732,6 +734,5 @@ main(void)
 	ok(lpo_cpu_open(&be, (enum lpo_isa)77, 0) == LPO_EINVAL &&
 	    lpo_cpu_open(&be, LPO_ISA_AUTO, -1) == LPO_EINVAL,
 	    "a level or thread count that makes no sense is refused");
-	each_level(one_level);
 	return done_testing();
 }
