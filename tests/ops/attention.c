@@ -80,9 +80,9 @@ static void
 check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
     const struct shape_case *c)
 {
-	struct lpo_attn_shape s = c->s, one;
-	struct set a = set_new(be, &s, dt), b;
-	int64_t e = (int64_t)lpo_dtype_bytes(dt), r;
+	struct lpo_attn_shape s = c->s, one = part_shape(&s);
+	struct set a = set_new(be, &s, dt), b, v;
+	int64_t r;
 	int good, threads, was = be->threads;
 
 	be->threads = 1;
@@ -95,9 +95,7 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 		be->threads = threads;
 		good &= forward(be, dt, &s, &b);
 		good &= backward(be, dt, &s, &b, 7, 7);
-		good &= buf_same(&a.o, &b.o) && buf_same(&a.lse, &b.lse) &&
-		    buf_same(&a.dq, &b.dq) && buf_same(&a.dk, &b.dk) &&
-		    buf_same(&a.dv, &b.dv);
+		good &= same_results(&a, &b) && same_gradients(&a, &b);
 		set_free(&b);
 	}
 	be->threads = was;
@@ -106,26 +104,12 @@ check_bits(lpo_backend *be, const char *level, enum lpo_dtype dt,
 	if (on_cuda(be))
 		goto out;
 	b = set_new(be, &s, dt);
-	one = s;
-	one.n = s.n / s.nk;
-	one.nk = 1;
 	for (r = 0, good = 1; r < s.nk; r++) {
-		struct set v = b;
-
-		v.q.p = (char *)b.q.p + r * one.n * s.lq * s.ldq * e;
-		v.dq.p = (char *)b.dq.p + r * one.n * s.lq * s.ldq * e;
-		v.k.p = (char *)b.k.p + r * s.lk * s.ldk * e;
-		v.v.p = (char *)b.v.p + r * s.lk * s.ldk * e;
-		v.dk.p = (char *)b.dk.p + r * s.lk * s.ldk * e;
-		v.dv.p = (char *)b.dv.p + r * s.lk * s.ldk * e;
-		v.o.p = (char *)b.o.p + r * one.n * s.lq * s.heads * s.d * e;
-		v.g.p = (char *)b.g.p + r * one.n * s.lq * s.heads * s.d * e;
-		v.lse.p = (float *)b.lse.p + r * one.n * s.lq * s.heads;
+		v = set_part(&b, &s, r);
 		good &= forward(be, dt, &one, &v) &&
 		    backward(be, dt, &one, &v, 7, 7);
 	}
-	good &= buf_same(&a.o, &b.o) && buf_same(&a.dq, &b.dq) &&
-	    buf_same(&a.dk, &b.dk) && buf_same(&a.dv, &b.dv);
+	good &= same_results(&a, &b) && same_gradients(&a, &b);
 	ok(good, "%s %s %s: row by row, same bits", level, lpo_dtype_name(dt),
 	    c->what);
 	set_free(&b);
@@ -308,10 +292,9 @@ check_large(lpo_backend *be, lpo_backend *cpu, const char *level,
 		check_head(level, c, &t, f, g);
 	good = forward(be, dt, &c->s, &u);
 	good &= backward(be, dt, &c->s, &u, 7, 0);
-	ok(good && buf_same(&t.o, &u.o) && buf_same(&t.lse, &u.lse) &&
-	    buf_same(&t.dq, &u.dq) && buf_same(&t.dk, &u.dk) &&
-	    buf_same(&t.dv, &u.dv), "%s %s %s: same bits run after run",
-	    level, lpo_dtype_name(dt), c->what);
+	ok(good && same_results(&t, &u) && same_gradients(&t, &u),
+	    "%s %s %s: same bits run after run", level, lpo_dtype_name(dt),
+	    c->what);
 	truth_free(&v);
 	set_free(&t);
 	set_free(&u);

@@ -120,6 +120,50 @@ set_free(struct set *t)
 		buf_free(b[i]);
 }
 
+/* The shape of the rows that share one row of k and v. */
+static struct lpo_attn_shape
+part_shape(const struct lpo_attn_shape *s)
+{
+	struct lpo_attn_shape one = *s;
+
+	one.n = s->n / s->nk;
+	one.nk = 1;
+	return one;
+}
+
+/* Those that share row r: a view of t, not to be freed. */
+__attribute__((unused)) static struct set
+set_part(const struct set *t, const struct lpo_attn_shape *s, int64_t r)
+{
+	struct lpo_attn_shape one = part_shape(s);
+	int64_t e = (int64_t)lpo_dtype_bytes(t->q.dt) * r;
+	struct set v = *t;
+
+	v.q.p = (char *)t->q.p + n_q(&one) * e;
+	v.dq.p = (char *)t->dq.p + n_q(&one) * e;
+	v.k.p = (char *)t->k.p + n_k(&one) * e;
+	v.v.p = (char *)t->v.p + n_k(&one) * e;
+	v.dk.p = (char *)t->dk.p + n_k(&one) * e;
+	v.dv.p = (char *)t->dv.p + n_k(&one) * e;
+	v.o.p = (char *)t->o.p + n_o(&one) * e;
+	v.g.p = (char *)t->g.p + n_o(&one) * e;
+	v.lse.p = (float *)t->lse.p + one.n * one.heads * one.lq * r;
+	return v;
+}
+
+__attribute__((unused)) static int
+same_results(const struct set *a, const struct set *b)
+{
+	return buf_same(&a->o, &b->o) && buf_same(&a->lse, &b->lse);
+}
+
+__attribute__((unused)) static int
+same_gradients(const struct set *a, const struct set *b)
+{
+	return buf_same(&a->dq, &b->dq) && buf_same(&a->dk, &b->dk) &&
+	    buf_same(&a->dv, &b->dv);
+}
+
 /*
  * Element i of a gradient with ld between tokens is one that the pass sets:
  * not `add`, and of a head.  What lies between tokens is another's, and stays.

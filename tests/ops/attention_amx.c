@@ -36,8 +36,7 @@ check_case(lpo_backend *be, const struct shape_case *c)
 	for (threads = 2; threads <= 4; threads++) {
 		b = set_new(be, &c->s, LPO_BF16);
 		be->threads = threads;
-		good &= run_emulated(be, &c->s, &b) && buf_same(&t.o, &b.o) &&
-		    buf_same(&t.lse, &b.lse);
+		good &= run_emulated(be, &c->s, &b) && same_results(&t, &b);
 		set_free(&b);
 	}
 	ok(good, "emulated %s: 1 to 4 threads, same bits", c->what);
@@ -64,43 +63,36 @@ check_rising(lpo_backend *be)
 static void
 check_rows(lpo_backend *be, const struct shape_case *c)
 {
-	struct lpo_attn_shape one = c->s;
+	struct lpo_attn_shape one = part_shape(&c->s);
 	struct set a = set_new(be, &c->s, LPO_BF16);
-	struct set b = set_new(be, &c->s, LPO_BF16);
-	int64_t r, rows = c->s.n / c->s.nk;
+	struct set b = set_new(be, &c->s, LPO_BF16), v;
 	int good = run_emulated(be, &c->s, &a);
+	int64_t r;
 
-	one.n = rows;
-	one.nk = 1;
 	for (r = 0; r < c->s.nk; r++) {
-		struct set v = b;
-
-		v.q.p = (uint16_t *)b.q.p + r * n_q(&one);
-		v.o.p = (uint16_t *)b.o.p + r * n_o(&one);
-		v.k.p = (uint16_t *)b.k.p + r * n_k(&one);
-		v.v.p = (uint16_t *)b.v.p + r * n_k(&one);
-		v.lse.p = (float *)b.lse.p + r * rows * one.heads * one.lq;
+		v = set_part(&b, &c->s, r);
 		good &= run_emulated(be, &one, &v);
 	}
-	ok(good && buf_same(&a.o, &b.o) && buf_same(&a.lse, &b.lse),
+	ok(good && same_results(&a, &b),
 	    "emulated %s: row by row, same bits", c->what);
 	set_free(&a);
 	set_free(&b);
 }
 
+static void
+all(lpo_backend *be)
+{
+	int i;
+
+	for (i = 0; i < CASES; i++)
+		check_case(be, &cases[i]);
+	check_rows(be, &cases[1]);
+	check_rows(be, &cases[2]);
+	check_rising(be);
+}
+
 int
 main(void)
 {
-	lpo_backend be;
-	int i;
-
-	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
-		return done_testing();
-	for (i = 0; i < CASES; i++)
-		check_case(&be, &cases[i]);
-	check_rows(&be, &cases[1]);
-	check_rows(&be, &cases[2]);
-	check_rising(&be);
-	lpo_cpu_close(&be);
-	return done_testing();
+	return emulated(all);
 }

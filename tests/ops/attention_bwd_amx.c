@@ -25,13 +25,6 @@ run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t,
 	return scratch_done(&f) && scratch_done(&w) && rc == 0;
 }
 
-static int
-same(const struct set *a, const struct set *b)
-{
-	return buf_same(&a->dq, &b->dq) && buf_same(&a->dk, &b->dk) &&
-	    buf_same(&a->dv, &b->dv);
-}
-
 static void
 check_case(lpo_backend *be, const struct shape_case *c, int add)
 {
@@ -54,7 +47,8 @@ check_case(lpo_backend *be, const struct shape_case *c, int add)
 		b = set_new(be, &c->s, LPO_BF16);
 		set_start(&c->s, &b, add);
 		be->threads = threads;
-		good &= run_emulated(be, &c->s, &b, 7, add) && same(&t, &b);
+		good &= run_emulated(be, &c->s, &b, 7, add) &&
+		    same_gradients(&t, &b);
 		set_free(&b);
 	}
 	ok(good, "emulated %s: 1 to 32 threads, same bits", c->what);
@@ -66,35 +60,21 @@ check_case(lpo_backend *be, const struct shape_case *c, int add)
 static void
 check_parts(lpo_backend *be, const struct shape_case *c)
 {
-	struct lpo_attn_shape one = c->s;
+	struct lpo_attn_shape one = part_shape(&c->s);
 	struct set a = set_new(be, &c->s, LPO_BF16);
-	struct set b = set_new(be, &c->s, LPO_BF16);
-	int64_t r, rows = c->s.n / c->s.nk;
+	struct set b = set_new(be, &c->s, LPO_BF16), v;
+	int64_t r;
 	int good, i;
 
 	be->threads = 2;
 	good = run_emulated(be, &c->s, &a, 7, 0);
-	one.n = rows;
-	one.nk = 1;
 	for (r = 0; r < c->s.nk; r++)
 		for (i = 0; i < 3; i++) {
-			struct set v = b;
-			int64_t q = r * n_q(&one) * 2, k = r * n_k(&one) * 2;
-
-			v.q.p = (char *)b.q.p + q;
-			v.dq.p = (char *)b.dq.p + q;
-			v.o.p = (char *)b.o.p + r * n_o(&one) * 2;
-			v.g.p = (char *)b.g.p + r * n_o(&one) * 2;
-			v.k.p = (char *)b.k.p + k;
-			v.dk.p = (char *)b.dk.p + k;
-			v.v.p = (char *)b.v.p + k;
-			v.dv.p = (char *)b.dv.p + k;
-			v.lse.p = (float *)b.lse.p + r * rows * one.heads *
-			    one.lq;
+			v = set_part(&b, &c->s, r);
 			good &= run_emulated(be, &one, &v, 1 << i, 0);
 		}
-	ok(good && same(&a, &b), "emulated %s: row by row, one gradient at a "
-	    "time, same bits", c->what);
+	ok(good && same_gradients(&a, &b), "emulated %s: row by row, one "
+	    "gradient at a time, same bits", c->what);
 	set_free(&a);
 	set_free(&b);
 }
@@ -107,21 +87,22 @@ static const struct shape_case more[] = {
 	{ "causal, two blocks", { 1, 1, 550, 550, 1, 8, 8, 8, 1 } }
 };
 
+static void
+all(lpo_backend *be)
+{
+	int i;
+
+	for (i = 0; i < CASES; i++)
+		check_case(be, &cases[i], i % 2 * 7);
+	for (i = 0; i < 4; i++)
+		check_case(be, &more[i], 1 << i & 7);
+	check_parts(be, &cases[2]);
+	check_parts(be, &cases[4]);
+	check_parts(be, &more[2]);
+}
+
 int
 main(void)
 {
-	lpo_backend be;
-	int i;
-
-	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
-		return done_testing();
-	for (i = 0; i < CASES; i++)
-		check_case(&be, &cases[i], i % 2 * 7);
-	for (i = 0; i < 4; i++)
-		check_case(&be, &more[i], 1 << i & 7);
-	check_parts(&be, &cases[2]);
-	check_parts(&be, &cases[4]);
-	check_parts(&be, &more[2]);
-	lpo_cpu_close(&be);
-	return done_testing();
+	return emulated(all);
 }

@@ -178,16 +178,17 @@ check_case(lpo_backend *be, const struct test_case *c)
 	free(magnitude);
 }
 
+static void
+all(lpo_backend *be)
+{
+	size_t i;
+
+	for (i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+		check_case(be, &cases[i]);
+}
+
 int
 main(void)
 {
-	lpo_backend be;
-	size_t i;
-
-	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
-		return done_testing();
-	for (i = 0; i < sizeof(cases) / sizeof(*cases); i++)
-		check_case(&be, &cases[i]);
-	lpo_cpu_close(&be);
-	return done_testing();
+	return emulated(all);
 }

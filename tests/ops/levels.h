@@ -333,6 +333,19 @@ each_level(void (*f)(lpo_backend *, const char *level))
 	}
 }
 
+/* A test of emulated tiles: `all` of it, on a backend that has the rest. */
+__attribute__((unused)) static int
+emulated(void (*all)(lpo_backend *))
+{
+	lpo_backend be;
+
+	if (ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open")) {
+		all(&be);
+		lpo_cpu_close(&be);
+	}
+	return done_testing();
+}
+
 /*
  * The same level again with another number of threads, to see the same bits.
  * CUDA has none; there the promise is the same bits from run to run.
