@@ -52,6 +52,9 @@ open_cpu(lpo_cli *cli, lpo_backend *be)
 	if (cli->o.isa != NULL)
 		isa = (enum lpo_isa)lpo_isa_parse(cli->o.isa);
 	rc = lpo_cpu_open(be, isa, (int)cli->o.threads);
+	if (rc == LPO_ENOMEM)
+		return lpo_fail(cli->ctx, rc, "cannot use the CPU: out of "
+		    "memory");
 	if (rc != 0)
 		return lpo_fail(cli->ctx, rc, "cannot use the CPU at level "
 		    "'%s' (it has: %s)", lpo_isa_name(isa),

@@ -505,10 +505,7 @@ write_resumable(struct encode_job *j)
 	for (k = 0; k < n; k++)
 		lpo_free(path[k]);
 	lpo_free(path);
-	if (rc == 0)
-		return lpo_state_remove(st);
-	lpo_state_close(st);
-	return rc;
+	return lpo_state_end(st, rc);
 }
 
 /* Parts write different files of one pattern at the same time. */
@@ -543,8 +540,7 @@ write_all(struct encode_job *j)
 		return rc;
 	rc = lpo_cli_pattern(j->cli) ? write_pattern(j) :
 	    write_shard(j, out, 0, j->rows, 0, 1);
-	lpo_state_close(lock);
-	return rc;
+	return lpo_state_end(lock, rc);
 }
 
 /* -------------------------------------------------------------- the whole */

@@ -282,8 +282,7 @@ write_table(lpo_cli *cli, const struct eval_opts *o, const struct eval *e,
 		rc = lpo_state_lock(cli->ctx, &lock, cli->o.output);
 	if (rc == 0)
 		rc = lpo_file_write(cli->ctx, cli->o.output, text, bytes);
-	lpo_state_close(lock);
-	return rc;
+	return lpo_state_end(lock, rc);
 }
 
 static int

@@ -444,7 +444,7 @@ work_stream(struct pairs_job *j)
 	else
 		lpo_shardw_abort(j->out);
 out:
-	lpo_state_close(lock);
+	rc = lpo_state_end(lock, rc);
 	json_decref(parents);
 	lpo_shards_close(in);
 	return rc;
@@ -508,8 +508,7 @@ work_set(struct pairs_job *j)
 		return rc;
 	rc = pattern ? write_shards(j) : write_shard(j, out, o->skip,
 	    j->total, 0, 1);
-	lpo_state_close(lock);
-	return rc;
+	return lpo_state_end(lock, rc);
 }
 
 static int

@@ -186,8 +186,7 @@ write_out(struct lpo_probe *p)
 		rc = lpo_state_lock(p->ctx, &lock, path);
 	if (rc == 0)
 		rc = lpo_stw_write(p->out, path);
-	lpo_state_close(lock);
-	return rc;
+	return lpo_state_end(lock, rc);
 }
 
 static int

@@ -439,10 +439,7 @@ write_resumable(struct job *j)
 	for (i = 0; i < n; i++)
 		lpo_free(part[i]);
 	lpo_free(part);
-	if (rc == 0)
-		return lpo_state_remove(st);
-	lpo_state_close(st);
-	return rc;
+	return lpo_state_end(st, rc);
 }
 
 /* -------------------------------------------------------------- the whole */

@@ -6,15 +6,15 @@
 static void *
 keep(struct lpo_probe *p, size_t count, size_t size)
 {
+	int cap = p->cap_kept ? 2 * p->cap_kept : 64;
 	void **list, *mem;
 
 	if (p->n_kept == p->cap_kept) {
-		p->cap_kept = p->cap_kept ? 2 * p->cap_kept : 64;
-		list = lpo_realloc(p->ctx, p->kept, (size_t)p->cap_kept *
-		    sizeof *list);
+		list = lpo_realloc(p->ctx, p->kept, (size_t)cap * sizeof *list);
 		if (list == NULL)
 			return NULL;
 		p->kept = list;
+		p->cap_kept = cap;
 	}
 	mem = lpo_alloc(p->ctx, count ? count : 1, size);
 	if (mem != NULL)

@@ -118,6 +118,7 @@ int	 lpo_tmp_sweep_dir(lpo_ctx *, const char *dir);
  */
 typedef struct lpo_lock lpo_lock;
 int	 lpo_lock_take(lpo_ctx *, lpo_lock **, const char *path);
-void	 lpo_lock_release(lpo_lock *);		/* removes the file too */
+/* Removes the file too: 0, or the errno with which that failed. */
+int	 lpo_lock_release(lpo_lock *);
 
 #endif

@@ -490,13 +490,16 @@ out:
 	return rc;
 }
 
-void
+int
 lpo_lock_release(lpo_lock *l)
 {
+	int e;
+
 	if (l == NULL)
-		return;
-	unlink(l->path);
+		return 0;
+	e = unlink(l->path) == 0 || errno == ENOENT ? 0 : errno;
 	close(l->fd);
 	lpo_free(l->path);
 	lpo_free(l);
+	return e;
 }

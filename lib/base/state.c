@@ -3,6 +3,7 @@
  */
 #include "lib/base/state.h"
 
+#include <errno.h>
 #include <string.h>
 #include <unistd.h>
 
@@ -194,29 +195,53 @@ lpo_state_file(lpo_ctx *c, const lpo_state *s, const char *name)
 	return lpo_path_join(c, s->dir, name);
 }
 
-/* The lock goes, and the folder where nothing else is in it. */
+/*
+ * The lock goes, and the folder where nothing else is in it; 0 or an errno.
+ * By rmdir only: between our lock's end and its, another process may have
+ * locked the folder already.
+ */
+static int
+release(lpo_state *s)
+{
+	int e;
+
+	if (s->lock == NULL)
+		return 0;
+	e = lpo_lock_release(s->lock);
+	s->lock = NULL;
+	if (rmdir(s->dir) != 0 && e == 0 && errno != ENOTEMPTY &&
+	    errno != EEXIST && errno != ENOENT)
+		e = errno;
+	return e;
+}
+
 void
 lpo_state_close(lpo_state *s)
 {
 	if (s == NULL)
 		return;
-	if (s->lock != NULL) {
-		lpo_lock_release(s->lock);
-		rmdir(s->dir);
-	}
+	(void)release(s);
 	lpo_free(s->dir);
 	lpo_free(s);
 }
 
-/*
- * The folder goes by rmdir only: between our lock's end and its, another
- * process may have locked it already.
- */
 int
 lpo_state_remove(lpo_state *s)
 {
-	int rc = s->own ? empty(s) : 0;
+	int rc = s->own ? empty(s) : 0, e = release(s);
 
+	if (rc == 0 && e != 0)
+		rc = lpo_fail(s->c, LPO_EIO, "cannot remove '%s': %s", s->dir,
+		    strerror(e));
+	lpo_state_close(s);
+	return rc;
+}
+
+int
+lpo_state_end(lpo_state *s, int rc)
+{
+	if (rc == 0 && s != NULL)
+		return lpo_state_remove(s);
 	lpo_state_close(s);
 	return rc;
 }

@@ -38,5 +38,7 @@ int	 lpo_state_found(const lpo_state *);	/* 1: an earlier attempt's */
 char	*lpo_state_file(lpo_ctx *, const lpo_state *, const char *name);
 void	 lpo_state_close(lpo_state *);		/* keep it; NULL is fine */
 int	 lpo_state_remove(lpo_state *);		/* success: remove and close */
+/* Removed where rc is 0, else kept; rc, or why it cannot be removed. */
+int	 lpo_state_end(lpo_state *, int rc);	/* NULL is fine */
 
 #endif

@@ -359,6 +359,17 @@ lock_alone(void)
 	    lpo_file_exists(at("alone.state/lock")), "locked and swept");
 	lpo_state_close(s);
 	ok(!lpo_file_exists(at("alone.state")), "no folder stays");
+	ok(lpo_state_lock(c, &s, at("alone")) == 0 &&
+	    unlink(at("alone.state/lock")) == 0 &&
+	    mkdir(at("alone.state/lock"), 0777) == 0 &&
+	    lpo_state_end(s, 0) == LPO_EIO &&
+	    strstr(lpo_errmsg(c), "alone.state'") != NULL,
+	    "a lock that stays is said: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	ok(lpo_rmtree(c, at("alone.state")) == 0, "removed by hand");
+	ok(lpo_state_lock(c, &s, at("alone")) == 0 &&
+	    lpo_state_end(s, LPO_EFORMAT) == LPO_EFORMAT &&
+	    !lpo_file_exists(at("alone.state")), "another failure stays");
 	lpo_file_write(c, at("number"), "0", 1);
 	for (i = 0; i < PROCESSES; i++) {
 		if (fork() != 0)
@@ -377,7 +388,8 @@ lock_alone(void)
 			if (lpo_file_write(c, at("number"), want,
 			    strlen(want)) != 0)
 				_exit(1);
-			lpo_state_remove(s);
+			if (lpo_state_remove(s) != 0)
+				_exit(1);
 		}
 		_exit(0);
 	}
