@@ -60,7 +60,7 @@ help:
 #: make demo-seeds   the same for five seeds, pooled
 #: make check        build and run all tests
 #: make check-kill   kill -9 at random moments, N=100 a stage, and signals
-#: make check-faults each STEP-th system call and allocation failing; full disks
+#: make check-faults system calls and allocations failing one by one; full disks
 #: make asan         the tests under AddressSanitizer and UBSan
 #: make fuzz T=60    every parser against libFuzzer, T seconds each
 #: make deps-fuzz    install what that needs besides: clang
@@ -162,13 +162,13 @@ asan:
 # Shown with their seeds, to be repeated: N=7 SEED=123 STAGES=train.
 N		?= 100
 SEED		?= 1
-STEP		?= 1
+EACH		?= 1
 STAGES		?=
 check-kill: all
 	@BIN=$(BIN) tests/faults/kill.sh -n $(N) -s $(SEED) $(STAGES)
 	@BIN=$(BIN) tests/faults/kill.sh -g -n $(N) -s $(SEED) $(STAGES)
 check-faults: all
-	@BIN=$(BIN) CC='$(CC)' tests/faults/faults.sh -k $(STEP) $(STAGES)
+	@BIN=$(BIN) CC='$(CC)' tests/faults/faults.sh -e $(EACH) $(STAGES)
 	@BIN=$(BIN) tests/faults/full.sh $(STAGES)
 
 # The plug-in takes minutes to build: only where it is asked for.

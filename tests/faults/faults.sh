@@ -1,21 +1,26 @@
 #!/bin/sh
-# faults.sh [-k STEP] [-m MALLOC_STEP] [-c CALLS] [STAGE...]: every STEP-th
-# system call of a kind fails in each tool (shim.c), until it runs through
-# without meeting the fault.  After each: the exit status is not 0, standard
-# error names a file (or says what memory is for), nothing that looks finished
-# is wrong, and the same command without the fault ends with the right bytes.
-# Exit status 0 is right only where the output is complete.
+# faults.sh [-k STEP] [-m STEP] [-e EACH] [-c CALLS] [STAGE...]: in each tool
+# one system call or allocation fails (shim.c).  By default from each place in
+# the program: its first, second and last system call for the same file, and
+# an allocation for each pair of caller and called; -e takes each EACH-th of
+# these.  -k takes each STEP-th system call instead, -m each STEP-th
+# allocation.  After each: the exit status is not 0, standard error names a
+# file (or says what memory is for), nothing that looks finished is wrong, and
+# the same command without the fault ends with the right bytes.  Exit status 0
+# is right only where the output is complete.
 set -u
 . tests/cli/lib.sh
 . tests/faults/world.sh
 
-step=1
+step=0
 mstep=0
+each=1
 calls="write sync rename open close unlink malloc"
-while getopts k:m:c: opt; do
+while getopts k:m:e:c: opt; do
 	case $opt in
 	k) step=$OPTARG ;;
 	m) mstep=$OPTARG ;;
+	e) each=$OPTARG ;;
 	c) calls=$OPTARG ;;
 	*) exit 2 ;;
 	esac
@@ -79,43 +84,81 @@ judge() {			# judge STAGE CALL HOW
 	fi
 }
 
-# points STAGE CALL HOW STEP [VAR=VALUE...]: the calls 1, 1 + STEP ...
-points() {
-	stage=$1 call=$2 how=$3 by=$4
-	shift 4
-	nth=1
-	met=0
-	harmless=0
-	wrong=0
-	while :; do
-		point="$stage, $call $nth $how $*"
-		rm -rf "$work"
-		mkdir "$work"
-		if [ "$call" = malloc ]; then
-			disturbed "$stage" FAULT_CALL="$call" FAULT_AT=$nth \
-			    FAULT_HOW="$how" "$@"
-		else
-			disturbed "$stage" FAULT_CALL="$call" FAULT_AT=$nth \
-			    FAULT_HOW="$how" FAULT_UNDER="$dir" "$@"
-		fi
-		grep -q "^$call " "$dir/log" 2>/dev/null || break
-		met=$((met + 1))
-		judge "$stage" "$call" "$how"
-		nth=$((nth + by))
-	done
-	[ "$status" -eq 0 ] || bad "without a fault: $status"
-	test $wrong -eq 0
-	ok $? "$stage: $call $how${*:+ $*}: $met of $((nth - 1)) points, \
-$harmless harmless, $wrong wrong"
+# places STAGE CALL STEP VAR=VALUE...: an undisturbed run; $total calls, and
+# the numbers of those that are to fail in $dir/at.
+places() {
+	point="$1, $2 without a fault"
+	stage=$1 call=$2 by=$3
+	shift 3
+	rm -rf "$work" "$dir/places"
+	mkdir "$work"
+	: > "$dir/places"
+	disturbed "$stage" FAULT_CALL="$call" FAULT_AT=0 \
+	    FAULT_PLACES="$dir/places" "$@"
+	[ "$status" -eq 0 ] || bad "exit status $status"
+	finished "$work" "$dir/ref.$stage" > "$dir/why" ||
+	    bad "$(cat "$dir/why")"
+	total=$(sed -n 's/^total \([0-9]*\).*/\1/p' "$dir/log")
+	if [ "$by" -gt 0 ]; then
+		seq 1 "$by" "${total:-0}"
+	else
+		sort -nu "$dir/places" | awk -v each="$each" \
+		    '$1 > 0 && i++ % each == 0'
+	fi > "$dir/at"
 }
 
-# How many calls: malloc's are so many that a stride is chosen by their number.
-stride() {			# stride STAGE VAR=VALUE...
-	rm -rf "$work"
-	mkdir "$work"
-	disturbed "$@" FAULT_CALL=malloc FAULT_AT=0
-	total=$(sed -n 's/^total //p' "$dir/log" | tail -1)
-	by=$((mstep > 0 ? mstep : ${total:-0} / (150 / step + 1) + 1))
+# points STAGE CALL HOW THIN VAR=VALUE...: each THIN-th of those calls.
+points() {
+	stage=$1 call=$2 how=$3 thin=$4
+	shift 4
+	met=0
+	tried=0
+	harmless=0
+	awk -v thin="$thin" '(NR - 1) % thin == 0' "$dir/at" > "$dir/these"
+	with=$(echo " $*" | sed 's/ *FAULT_UNDER=[^ ]*//')
+	while read -r nth <&3; do
+		point="$stage, $call $nth $how$with"
+		rm -rf "$work"
+		mkdir "$work"
+		disturbed "$stage" FAULT_CALL="$call" FAULT_AT="$nth" \
+		    FAULT_HOW="$how" "$@"
+		tried=$((tried + 1))
+		if grep -q "^$call " "$dir/log" 2>/dev/null; then
+			met=$((met + 1))
+			judge "$stage" "$call" "$how"
+		elif [ "$status" -ne 0 ]; then
+			bad "without a fault: $status"
+		fi
+	done 3< "$dir/these"
+	test $wrong -eq 0
+	ok $? "$stage: $call $how$with: $met of $tried points met, of \
+$total calls, $harmless harmless, $wrong wrong"
+	wrong=0
+}
+
+# files STAGE CALL HOW...: the file calls of one kind, failing in these ways.
+files() {
+	f_stage=$1 f_call=$2
+	shift 2
+	places "$f_stage" "$f_call" "$step" FAULT_UNDER="$dir"
+	for how in "$@"; do
+		case $how in
+		*+)	points "$f_stage" "$f_call" "${how%+}" 1 \
+			    FAULT_ON=1 FAULT_UNDER="$dir" ;;
+		*)	points "$f_stage" "$f_call" "$how" 1 \
+			    FAULT_UNDER="$dir" ;;
+		esac
+	done
+}
+
+memory() {			# memory STAGE: allocations of each library
+	for from in exe jansson sqlite3 archive csv libpng libjpeg webp pcre2 \
+	    libc.so; do
+		places "$1" malloc "$mstep" FAULT_FROM=$from
+		[ "${total:-0}" -gt 0 ] || continue
+		points "$1" malloc ENOMEM 1 FAULT_FROM=$from
+		points "$1" malloc ENOMEM 3 FAULT_FROM=$from FAULT_ON=1
+	done
 }
 
 one_stage() {
@@ -124,28 +167,16 @@ one_stage() {
 	every=0
 	(cd "$dir/ref.$1" && "stage_$1") >"$dir/out" 2>"$dir/err"
 	ok $? "$1, undisturbed"
+	wrong=0
 	for c in $calls; do
 		case $c in
-		write)	points "$1" write ENOSPC "$step"
-			points "$1" write EIO "$step" FAULT_ON=1
-			points "$1" write short "$step"
-			points "$1" write kill "$step" ;;
-		sync)	points "$1" sync EIO "$step"
-			points "$1" sync kill "$step" ;;
-		rename)	points "$1" rename EIO "$step"
-			points "$1" rename kill "$step" ;;
-		open)	points "$1" open EMFILE "$step" ;;
-		close)	points "$1" close EIO "$step" ;;
-		unlink)	points "$1" unlink EACCES "$step"
-			points "$1" unlink kill "$step" ;;
-		malloc)	for from in exe jansson sqlite3 archive csv libpng \
-			    libjpeg webp pcre2 libc.so; do
-				stride "$1" FAULT_FROM=$from
-				[ "${total:-0}" -gt 0 ] || continue
-				points "$1" malloc ENOMEM $by FAULT_FROM=$from
-				points "$1" malloc ENOMEM $((by * 3)) \
-				    FAULT_FROM=$from FAULT_ON=1
-			done ;;
+		write)	files "$1" write ENOSPC EIO+ short kill ;;
+		sync)	files "$1" sync EIO kill ;;
+		rename)	files "$1" rename EIO kill ;;
+		open)	files "$1" open EMFILE ;;
+		close)	files "$1" close EIO ;;
+		unlink)	files "$1" unlink EACCES kill ;;
+		malloc)	memory "$1" ;;
 		esac
 	done
 }

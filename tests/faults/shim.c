@@ -11,11 +11,18 @@
  *			"exe" is the program itself
  *	FAULT_LOG	file that gets "CALL N PATH" at the first fault, and
  *			"total N" at the end
+ *	FAULT_PLACES	file that gets at the end, for each place that calls,
+ *			the numbers of its first, second and last call.  A
+ *			place is the whole stack and the file's name without
+ *			its digits; malloc's are a function and its caller
+ *			anywhere in the stack, the first time only
  *
  * Standard error is never touched: it has to say what went wrong.
  */
+#include <ctype.h>
 #include <dlfcn.h>
 #include <errno.h>
+#include <execinfo.h>
 #include <fcntl.h>
 #include <limits.h>
 #include <link.h>
@@ -29,12 +36,17 @@
 #include <sys/syscall.h>
 #include <unistd.h>
 
-static const char *call, *under, *logname;
+static const char *call, *under, *logname, *placesname;
 static long at = -1, on;
 static int err, how_short, how_kill, ready;
 static atomic_long count, told;
 static struct { uintptr_t lo, hi; } text[8];
 static int texts;
+
+/* Which calls came from where; an open hash table, without malloc. */
+enum { PLACES = 1 << 15, DEPTH = 48 };
+static struct { uint64_t key; long first, second, last; } place[PLACES];
+static atomic_flag busy = ATOMIC_FLAG_INIT;
 
 #define REAL(type, name, ...) \
 	static type (*real)(__VA_ARGS__); \
@@ -72,11 +84,13 @@ start(void)
 		{ "ENOMEM", ENOMEM }
 	};
 	const char *how = getenv("FAULT_HOW"), *from = getenv("FAULT_FROM");
+	void *stack[DEPTH];
 	size_t i;
 
 	call = getenv("FAULT_CALL");
 	under = getenv("FAULT_UNDER");
 	logname = getenv("FAULT_LOG");
+	placesname = getenv("FAULT_PLACES");
 	on = getenv("FAULT_ON") != NULL;
 	if (call == NULL || getenv("FAULT_AT") == NULL)
 		return;
@@ -89,6 +103,8 @@ start(void)
 	how_short = how != NULL && strcmp(how, "short") == 0;
 	how_kill = how != NULL && strcmp(how, "kill") == 0;
 	at = atol(getenv("FAULT_AT"));
+	if (placesname != NULL)
+		backtrace(stack, DEPTH);	/* the first one allocates */
 	ready = 1;
 	unsetenv("LD_PRELOAD");		/* children are not disturbed */
 }
@@ -112,11 +128,72 @@ say(const char *what, long n, const char *path)
 	syscall(SYS_close, fd);
 }
 
+static uint64_t
+mix(uint64_t key, uint64_t v)
+{
+	return (key ^ v) * 1099511628211u;
+}
+
+static void
+note(uint64_t key, long n, int once)
+{
+	size_t i = (key ^ key >> 32) % PLACES, tries;
+
+	for (tries = 0; place[i].first != 0 && place[i].key != key; tries++) {
+		if (tries == PLACES)
+			abort();
+		i = (i + 1) % PLACES;
+	}
+	place[i].key = key;
+	if (place[i].first == 0)
+		place[i].first = n;
+	else if (!once && place[i].second == 0)
+		place[i].second = n;
+	else if (!once)
+		place[i].last = n;
+}
+
+static void
+note_place(const char *path, long n)
+{
+	void *stack[DEPTH];
+	uint64_t key = 14695981039346656037u;
+	int depth = backtrace(stack, DEPTH), i;
+
+	while (atomic_flag_test_and_set(&busy))
+		;
+	if (path == NULL)
+		for (i = 0; i + 1 < depth; i++)
+			note(mix(mix(key, (uintptr_t)stack[i]),
+			    (uintptr_t)stack[i + 1]), n, 1);
+	else {
+		for (i = 0; i < depth; i++)
+			key = mix(key, (uintptr_t)stack[i]);
+		for (; *path != '\0'; path++)
+			if (!isdigit((unsigned char)*path))
+				key = mix(key, (uint8_t)*path);
+		note(key, n, 0);
+	}
+	atomic_flag_clear(&busy);
+}
+
 __attribute__((destructor)) static void
 end(void)
 {
-	if (ready)
-		say("total", atomic_load(&count), NULL);
+	FILE *f;
+	int i;
+
+	if (!ready)
+		return;
+	ready = 0;
+	say("total", atomic_load(&count), NULL);
+	if (placesname == NULL || (f = fopen(placesname, "a")) == NULL)
+		return;
+	for (i = 0; i < PLACES; i++)
+		if (place[i].first != 0)
+			fprintf(f, "%ld\n%ld\n%ld\n", place[i].first,
+			    place[i].second, place[i].last);
+	fclose(f);
 }
 
 /* 1: this call is to fail. */
@@ -131,6 +208,8 @@ fault(const char *kind, const char *path)
 	    strncmp(path, under, strlen(under)) != 0))
 		return 0;
 	n = atomic_fetch_add(&count, 1) + 1;
+	if (placesname != NULL)
+		note_place(path, n);
 	if (at <= 0 || n < at || (n > at && !on))
 		return 0;
 	if (atomic_fetch_add(&told, 1) == 0)
