@@ -1,5 +1,6 @@
 /* Signals, words, exit status, the model named. */
 #include <errno.h>
+#include <fcntl.h>
 #include <malloc.h>
 #include <signal.h>
 #include <stdarg.h>
@@ -129,6 +130,23 @@ notice(void *arg, const char *text)
 /* --------------------------------------------------------- start and end */
 
 /*
+ * Where a standard stream is closed, the next file that is opened would have
+ * its number, and words would go into it.  Opened so that using it fails.
+ */
+static int
+open_standard(lpo_ctx *c)
+{
+	int fd;
+
+	for (fd = STDIN_FILENO; fd <= STDERR_FILENO; fd++)
+		if (fcntl(fd, F_GETFD) < 0 && open("/dev/null", (fd ==
+		    STDIN_FILENO ? O_WRONLY : O_RDONLY) | O_CLOEXEC) < 0)
+			return lpo_fail(c, LPO_EIO, "cannot open '/dev/null': "
+			    "%s", strerror(errno));
+	return 0;
+}
+
+/*
  * Large blocks go back to the system when they are freed, so that memory in
  * use is what a plan has counted.  (By default the allocator keeps more the
  * larger they were.)
@@ -167,6 +185,8 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 	if ((cli->ctx = lpo_ctx_new()) == NULL ||
 	    (cli->priv = lpo_alloc(cli->ctx, 1, sizeof *cli->priv)) == NULL)
 		return LPO_ENOMEM;
+	if ((rc = open_standard(cli->ctx)) != 0)
+		return rc;
 	cli->priv->argc = argc;
 	cli->priv->argv = argv;
 	cli->priv->tty = isatty(STDERR_FILENO);

@@ -257,6 +257,12 @@ void	 lpo_cli_resolved(lpo_cli *, const char *name, json_t *value);
 int	 lpo_cli_begin(lpo_cli *, const char *path,
 	    int (*existing)(lpo_ctx *, const char *path, char run[17]));
 int	 lpo_cli_existing_tar(lpo_ctx *, const char *path, char run[17]);
+/*
+ * What to make of a failure to read what stands in an output's place: 0, it is
+ * something else or damaged, not ours to overwrite; the system's trouble (a
+ * disk, memory) stays an error, for it may well be ours.
+ */
+int	 lpo_cli_foreign(lpo_ctx *, int rc);
 const char *lpo_cli_run(const lpo_cli *);	/* 16 hex digits */
 /* The options and resolved values that are in the id; borrowed. */
 const json_t *lpo_cli_run_options(const lpo_cli *);

@@ -514,6 +514,15 @@ lpo_cli_begin(lpo_cli *cli, const char *path,
 }
 
 int
+lpo_cli_foreign(lpo_ctx *c, int rc)
+{
+	if (rc == LPO_EIO || rc == LPO_ENOMEM || rc == LPO_ESTOP)
+		return rc;
+	lpo_clear(c);
+	return 0;
+}
+
+int
 lpo_cli_existing_tar(lpo_ctx *c, const char *path, char run[17])
 {
 	lpo_shard *s = NULL;
@@ -523,11 +532,8 @@ lpo_cli_existing_tar(lpo_ctx *c, const char *path, char run[17])
 	run[0] = '\0';
 	if (!lpo_file_exists(path))
 		return LPO_ENOTFOUND;
-	if ((rc = lpo_shard_open(c, &s, path)) != 0) {
-		/* something else, or damaged: not ours to overwrite */
-		lpo_clear(c);
-		return rc == LPO_ENOMEM ? rc : 0;
-	}
+	if ((rc = lpo_shard_open(c, &s, path)) != 0)
+		return lpo_cli_foreign(c, rc);
 	id = json_string_value(json_object_get(lpo_shard_run(s), "run"));
 	if (id != NULL && strlen(id) == 16)
 		memcpy(run, id, 17);

@@ -244,7 +244,8 @@ keep_row(struct encode_job *j, struct lpo_record *r)
 
 /* --------------------------------------------------------------- encoding */
 
-static void
+/* Said and listed; why may be the context's text, which is cleared. */
+static int
 skip_row(struct encode_job *j, int64_t row, const char *image, const char *why)
 {
 	char text[1024];
@@ -255,10 +256,11 @@ skip_row(struct encode_job *j, int64_t row, const char *image, const char *why)
 	else
 		snprintf(text, sizeof text, "row %lld: %s", (long long)row,
 		    why);
+	lpo_clear(j->cli->ctx);
 	lpo_cli_skip(j->cli, "%s", text);
-	lpo_db_log(lpo_cli_db(j->cli), lpo_cli_db_run(j->cli),
-	    lpo_cli_db_attempt(j->cli), "warning", text);
 	j->shard_skipped++;
+	return lpo_db_log(lpo_cli_db(j->cli), lpo_cli_db_run(j->cli),
+	    lpo_cli_db_attempt(j->cli), "warning", text);
 }
 
 static void
@@ -280,10 +282,9 @@ read_row(struct encode_job *j, struct work_row *w, int64_t i)
 	int k, rc;
 
 	memset(w, 0, sizeof *w);
-	if (j->keep[i] == 2) {
-		skip_row(j, i, NULL, lpo_records_error(j->records, i));
-		return 1;
-	}
+	if (j->keep[i] == 2)
+		return (rc = skip_row(j, i, NULL, lpo_records_error(
+		    j->records, i))) != 0 ? rc : 1;
 	if ((rc = lpo_records_get(c, &w->r, j->records, i)) != 0)
 		return rc;
 	if (j->extra[i] != NULL) {
@@ -301,10 +302,9 @@ read_row(struct encode_job *j, struct work_row *w, int64_t i)
 			row_clear(w);
 			return rc;
 		}
-		skip_row(j, i, w->r.image[k], lpo_errmsg(c));
-		lpo_clear(c);
+		rc = skip_row(j, i, w->r.image[k], lpo_errmsg(c));
 		row_clear(w);
-		return 1;
+		return rc != 0 ? rc : 1;
 	}
 	return 0;
 }
@@ -332,10 +332,9 @@ write_row(struct encode_job *j, struct work_row *w,
 
 	memset(&s, 0, sizeof s);
 	for (k = 0; k < n; k++)
-		if (it[k].npy == NULL) {
-			skip_row(j, w->r.row, w->r.image[k], it[k].error);
-			return 0;
-		}
+		if (it[k].npy == NULL)
+			return skip_row(j, w->r.row, w->r.image[k],
+			    it[k].error);
 	if ((s.key = lpo_strdup(c, w->r.key)) == NULL)
 		return LPO_ENOMEM;
 	for (k = 0; k < n && rc == 0; k++)

@@ -154,20 +154,21 @@ existing(lpo_ctx *c, const char *path, char run[17])
 	char *file;
 	json_t *j = NULL;
 	const char *id;
+	int rc;
 
 	run[0] = '\0';
 	if (!lpo_file_exists(path))
 		return LPO_ENOTFOUND;
 	if ((file = lpo_path_join(c, path, "lrm.json")) == NULL)
 		return LPO_ENOMEM;
-	if (lpo_json_load_file(c, &j, file, 0) == 0 &&
-	    (id = json_string_value(lpo_json_get(j, "run"))) != NULL &&
+	if ((rc = lpo_json_load_file(c, &j, file, 0)) != 0)
+		rc = lpo_cli_foreign(c, rc);
+	else if ((id = json_string_value(lpo_json_get(j, "run"))) != NULL &&
 	    strlen(id) == 16)
 		memcpy(run, id, 17);
-	lpo_clear(c);
 	json_decref(j);
 	lpo_free(file);
-	return 0;
+	return rc;
 }
 
 /* ------------------------------------------------------------------- plan */

@@ -148,15 +148,14 @@ existing_folder(lpo_ctx *c, const char *path, char run[17])
 		return LPO_ENOTFOUND;
 	if ((file = lpo_path_join(c, path, "run.json")) == NULL)
 		return LPO_ENOMEM;
-	if (lpo_json_load_file(c, &o, file, 0) == 0) {
-		id = json_string_value(json_object_get(o, "run"));
-		if (id != NULL && strlen(id) == 16)
-			memcpy(run, id, 17);
-	}
-	lpo_clear(c);
+	if ((rc = lpo_json_load_file(c, &o, file, 0)) != 0)
+		rc = lpo_cli_foreign(c, rc);
+	else if ((id = json_string_value(json_object_get(o, "run"))) != NULL &&
+	    strlen(id) == 16)
+		memcpy(run, id, 17);
 	json_decref(o);
 	lpo_free(file);
-	return 0;
+	return rc;
 }
 
 static int

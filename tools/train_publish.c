@@ -251,15 +251,17 @@ existing_folder(lpo_ctx *c, const char *path, char run[17])
 {
 	char *file = lpo_path_join(c, path, "lpo.json");
 	json_t *j = NULL;
+	int rc;
 
 	if (file == NULL)
 		return LPO_ENOMEM;
-	if (lpo_json_load_file(c, &j, file, 0) == 0)
+	if ((rc = lpo_json_load_file(c, &j, file, 0)) != 0)
+		rc = lpo_cli_foreign(c, rc);
+	else
 		run_of(run, j);
-	lpo_clear(c);		/* a folder of another origin */
 	json_decref(j);
 	lpo_free(file);
-	return 0;
+	return rc;
 }
 
 int
@@ -275,11 +277,8 @@ lpo_traintool_existing(lpo_ctx *c, const char *path, char run[17])
 		return LPO_ENOTFOUND;
 	if (lpo_is_dir(path))
 		return existing_folder(c, path, run);
-	if ((rc = lpo_st_open(c, &st, path)) < 0) {
-		/* something else, or damaged: not ours to overwrite */
-		lpo_clear(c);
-		return rc == LPO_ENOMEM ? rc : 0;
-	}
+	if ((rc = lpo_st_open(c, &st, path)) < 0)
+		return lpo_cli_foreign(c, rc);
 	if ((text = lpo_st_meta(st, "lpo.run")) != NULL &&
 	    (j = json_loads(text, 0, NULL)) != NULL)
 		run_of(run, j);

@@ -284,10 +284,17 @@ exchange(lpo_ctx *c, const char *tmp, const char *to)
 	/* The file system can't: for a moment there is neither. */
 	if ((old = lpo_asprintf(c, "%s.old", tmp)) == NULL)
 		return LPO_ENOMEM;
-	if (rename(to, old) != 0 || rename(tmp, to) != 0 ||
-	    rename(old, tmp) != 0)
-		rc = lpo_fail(c, LPO_EIO, "cannot replace '%s': %s", to,
-		    strerror(errno));
+	if (rename(to, old) != 0)
+		rc = lpo_fail(c, LPO_EIO, "cannot rename '%s' to '%s': %s",
+		    to, old, strerror(errno));
+	else if (rename(tmp, to) != 0) {
+		rc = lpo_fail(c, LPO_EIO, "cannot rename '%s' to '%s': %s",
+		    tmp, to, strerror(errno));
+		if (rename(old, to) != 0)
+			lpo_fail_prefix(c, "'%s' is '%s' now", to, old);
+	} else if (rename(old, tmp) != 0)
+		rc = lpo_fail(c, LPO_EIO, "cannot rename '%s' to '%s': %s",
+		    old, tmp, strerror(errno));
 	lpo_free(old);
 	return rc;
 }

@@ -143,15 +143,22 @@ out:
 	return rc;
 }
 
-/* Remove what killed writers left, and every snapshot but two. */
+/*
+ * Remove what killed writers left, and every snapshot but two.  What cannot be
+ * removed does no harm; a context of its own, so that its text is not taken
+ * for that of a later failure.
+ */
 static void
 prune(lpo_snap *s, int64_t keep1, int64_t keep2, int only_tmp)
 {
+	lpo_ctx *c = lpo_ctx_new();
 	char **names, *path;
 	int64_t i, n, number;
 
-	if (lpo_dir_list(s->ctx, &names, &n, s->dir) < 0)
+	if (c == NULL || lpo_dir_list(c, &names, &n, s->dir) < 0) {
+		lpo_ctx_free(c);
 		return;
+	}
 	for (i = 0; i < n; i++) {
 		if (strncmp(names[i], "snap-", 5) != 0)
 			continue;
@@ -159,12 +166,13 @@ prune(lpo_snap *s, int64_t keep1, int64_t keep2, int only_tmp)
 		if (number >= 0 && (only_tmp || number == keep1 ||
 		    number == keep2))
 			continue;
-		if ((path = lpo_path_join(s->ctx, s->dir, names[i])) == NULL)
+		if ((path = lpo_path_join(c, s->dir, names[i])) == NULL)
 			break;
-		lpo_rmtree(s->ctx, path);
+		lpo_rmtree(c, path);
 		lpo_free(path);
 	}
 	lpo_names_free(names, n);
+	lpo_ctx_free(c);
 }
 
 /* Newest first; names are sorted. */

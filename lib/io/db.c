@@ -228,10 +228,15 @@ lpo_db_begin(lpo_db *db)
 	return lpo_db_exec(db, "BEGIN IMMEDIATE");
 }
 
+/* What cannot be committed must not stay open: the next BEGIN would fail. */
 int
 lpo_db_commit(lpo_db *db)
 {
-	return lpo_db_exec(db, "COMMIT");
+	int rc = lpo_db_exec(db, "COMMIT");
+
+	if (rc != 0)
+		lpo_db_rollback(db);
+	return rc;
 }
 
 void

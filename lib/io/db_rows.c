@@ -169,16 +169,15 @@ lpo_db_flush(lpo_db *db)
 		rc = lpo_db_run(db, NULL, sql_metric, "isid",
 		    db->metric[i].run_id, db->metric[i].name,
 		    db->metric[i].step, db->metric[i].value);
-	if (rc < 0) {
-		if (own)
-			lpo_db_rollback(db);
-		return rc;
-	}
+	if (rc < 0 && own)
+		lpo_db_rollback(db);
+	if (rc < 0 || (own && (rc = lpo_db_commit(db)) < 0))
+		return rc;	/* they are kept for another try */
 	for (i = 0; i < n; i++)
 		lpo_free(db->metric[i].name);
 	db->n_metrics = 0;
 	db->flushed_s = lpo_now_s();
-	return own ? lpo_db_commit(db) : 0;
+	return 0;
 }
 
 /* -------------------------------------------------------- what is judged */
@@ -263,6 +262,7 @@ int
 lpo_db_file_sha256(lpo_ctx *c, lpo_db *db, char out[65], const char *path)
 {
 	enum { WORTH_IT = 1 << 20 };	/* smaller files are hashed at once */
+	const unsigned char *hex;
 	struct stat sb;
 	sqlite3_stmt *st;
 	int64_t mtime;
@@ -276,8 +276,9 @@ lpo_db_file_sha256(lpo_ctx *c, lpo_db *db, char out[65], const char *path)
 	    (int64_t)sb.st_ino, (int64_t)sb.st_size, mtime)) < 0 ||
 	    (rc = lpo_db_step(db, st)) < 0)
 		return rc;
-	if (rc == 0 && sqlite3_column_bytes(st, 0) == 64) {
-		memcpy(out, sqlite3_column_text(st, 0), 65);
+	if (rc == 0 && (hex = sqlite3_column_text(st, 0)) != NULL &&
+	    sqlite3_column_bytes(st, 0) == 64) {
+		memcpy(out, hex, 65);
 		sqlite3_reset(st);
 		return 0;
 	}

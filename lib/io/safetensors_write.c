@@ -78,12 +78,12 @@ add(lpo_stw *w, const char *key, enum lpo_dtype dt, int ndim,
 	    strcmp(key, "__metadata__") == 0)
 		return lpo_fail(w->c, LPO_EINVAL, "cannot store '%s'", key);
 	if (w->n == w->room) {
-		w->room = w->room * 2 + 64;
 		grown = lpo_realloc(w->c, w->item,
-		    (size_t)w->room * sizeof(*grown));
+		    (size_t)(w->room * 2 + 64) * sizeof(*grown));
 		if (grown == NULL)
 			return LPO_ENOMEM;
 		w->item = grown;
+		w->room = w->room * 2 + 64;
 	}
 	it = &w->item[w->n];
 	memset(it, 0, sizeof(*it));

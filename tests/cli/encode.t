@@ -112,6 +112,12 @@ encode --rows-per-shard 20 "$dir/bad/prefs.csv" -o "$dir/bp.tar"
 is $? 3 "in parts: exit 3 as well"
 same "$dir/bad.tar" "$dir/bp.tar" "and the same bytes"
 
+# closed, their numbers would be those of the files opened next
+"$bin/lpo-encode" --db none -m "$model" -o "$dir/closed.tar" \
+    "$dir/bad/prefs.csv" <&- >&- 2>&-
+is $? 3 "without standard input, output and error: exit 3 as well"
+same "$dir/bad.tar" "$dir/closed.tar" "words do not go into the output"
+
 # ---- filters act before pictures are opened
 encode --filter mpcf2 --where 'label_0 = 1' "$prefs" -o "$dir/f.tar"
 ok $? "filters"

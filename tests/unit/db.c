@@ -164,6 +164,36 @@ runs(lpo_db *db, int64_t *run, int64_t *att)
 	lpo_clear(c);
 }
 
+static int
+refuse_once(void *arg)
+{
+	int *times = arg;
+
+	return (*times)-- > 0;
+}
+
+/* What a failed commit leaves: rows for another try, no open transaction. */
+static void
+failed_commits(lpo_db *db, int64_t run)
+{
+	int times = 1;
+
+	sqlite3_commit_hook(lpo_db_handle(db), refuse_once, &times);
+	ok(lpo_db_metric(db, run, 7, "again", 1) == 0 &&
+	    lpo_db_flush(db) == LPO_EDB, "a commit fails: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	ok(lpo_db_flush(db) == 0, "the next does not %s", lpo_errmsg(c));
+	sqlite3_commit_hook(lpo_db_handle(db), NULL, NULL);
+	IS(db, "SELECT count(*) FROM metric WHERE name = 'again'", "1");
+	ok(lpo_db_begin(db) == 0 &&
+	    lpo_db_exec(db, "PRAGMA defer_foreign_keys = ON") == 0 &&
+	    lpo_db_log(db, 999, 0, "info", "x") == 0 &&
+	    lpo_db_commit(db) == LPO_EDB, "another: %s", lpo_errmsg(c));
+	lpo_clear(c);
+	ok(lpo_db_begin(db) == 0 && lpo_db_commit(db) == 0,
+	    "no transaction is left open %s", lpo_errmsg(c));
+}
+
 static void
 metrics(lpo_db *db, int64_t run)
 {
@@ -192,6 +222,7 @@ metrics(lpo_db *db, int64_t run)
 	ok(rc == 0 && lpo_db_flush(db) == 0 && lpo_db_commit(db) == 0,
 	    "inside a transaction %s", lpo_errmsg(c));
 	IS(db, "SELECT count(*) FROM metric WHERE name = 'inside'", "1000");
+	failed_commits(db, run);
 	ok(lpo_db_metric(db, 999, 1, "x", 1) == 0 && lpo_db_flush(db) ==
 	    LPO_EDB, "%s", lpo_errmsg(c));
 	lpo_clear(c);
