@@ -181,6 +181,8 @@ one_stage() {
 	done
 }
 
+STEPS=2			# the shortest that has a step after another
+CANDIDATES=2
 make_world 2>"$dir/err"
 ok $? "a small world"
 for s in "$@"; do

@@ -66,7 +66,8 @@ stage_train() {
 	tool lpo-train --db lpo.db --checkpoint "$every" -m "$model" \
 	    -r "$in/lrm" -p "$in/prompts.csv" --iterations "${STEPS:-3}" \
 	    --prompts-per-iteration 2 --batch 4 --steps 4 --lr 1e-3 \
-	    --threshold quantile:0.5 --save-every 1 -o lora.safetensors
+	    --candidates "${CANDIDATES:-4}" --threshold quantile:0.5 \
+	    --save-every 1 -o lora.safetensors
 }
 stage_sample() {
 	tool lpo-sample --db lpo.db --checkpoint "$every" -m "$model" \
