@@ -1,13 +1,14 @@
 #!/bin/sh
-# faults.sh [-k STEP] [-m STEP] [-e EACH] [-c CALLS] [STAGE...]: in each tool
-# one system call or allocation fails (shim.c).  By default from each place in
-# the program: its first, second and last system call for the same file, and
-# an allocation for each pair of caller and called; -e takes each EACH-th of
-# these.  -k takes each STEP-th system call instead, -m each STEP-th
-# allocation.  After each: the exit status is not 0, standard error names a
-# file (or says what memory is for), nothing that looks finished is wrong, and
-# the same command without the fault ends with the right bytes.  Exit status 0
-# is right only where the output is complete.
+# faults.sh [-r] [-k STEP] [-m STEP] [-e EACH] [-c CALLS] [STAGE...]: in each
+# tool one system call or allocation fails (shim.c).  By default from each
+# place in the program: its first, second and last system call for the same
+# file, and an allocation for each pair of caller and called; -e takes each
+# EACH-th of these.  -k takes each STEP-th system call instead, -m each STEP-th
+# allocation.  -r: in a run that goes on after a kill.  After each: the exit
+# status is not 0, standard error names a file (or says what memory is for),
+# nothing that looks finished is wrong, and the same command without the fault
+# ends with the right bytes and rows.  Exit status 0 is right only where the
+# output is complete.
 set -u
 . tests/cli/lib.sh
 . tests/faults/world.sh
@@ -15,9 +16,11 @@ set -u
 step=0
 mstep=0
 each=1
-calls="write sync rename open close unlink malloc"
-while getopts k:m:e:c: opt; do
+again=
+calls="read write sync rename open close unlink malloc"
+while getopts rk:m:e:c: opt; do
 	case $opt in
+	r) again=1 ;;
 	k) step=$OPTARG ;;
 	m) mstep=$OPTARG ;;
 	e) each=$OPTARG ;;
@@ -54,13 +57,31 @@ bad() {				# bad TEXT: one line, and what was said
 	sed 's/^/#   /' "$dir/log" "$dir/err" 2>/dev/null | head -20
 }
 
+# whole STAGE: the files and rows of a run that nobody disturbed.
+whole() {
+	finished "$work" "$dir/ref.$1" && rows "$work/lpo.db" > "$dir/rows" ||
+	    return
+	cmp -s "$dir/rows" "$dir/ref.$1.rows" ||
+	    { echo "rows differ"; return 1; }
+}
+
+# The folder as the stage finds it.
+begin() {
+	rm -rf "$work"
+	if [ -n "$again" ]; then
+		cp -r "$dir/half" "$work"
+	else
+		mkdir "$work"
+	fi
+}
+
 # What must hold after a fault; then the same command without it.
 judge() {			# judge STAGE CALL HOW
 	if [ "$3" = kill ]; then
 		[ $status -eq 137 ] || bad "exit status $status"
 	elif [ $status -eq 0 ]; then
 		harmless=$((harmless + 1))
-		finished "$work" "$dir/ref.$1" > "$dir/why" ||
+		whole "$1" > "$dir/why" ||
 		    bad "success, but $(cat "$dir/why")"
 	elif [ $status -ne 1 ]; then
 		bad "exit status $status"
@@ -78,7 +99,7 @@ judge() {			# judge STAGE CALL HOW
 	if [ $status -ne 0 ]; then
 		: > "$dir/why"
 		if ! (cd "$work" && "stage_$1") >"$dir/out" 2>"$dir/err" ||
-		    ! finished "$work" "$dir/ref.$1" > "$dir/why"; then
+		    ! whole "$1" > "$dir/why"; then
 			bad "cannot go on: $(cat "$dir/why")"
 		fi
 	fi
@@ -90,14 +111,12 @@ places() {
 	point="$1, $2 without a fault"
 	stage=$1 call=$2 by=$3
 	shift 3
-	rm -rf "$work" "$dir/places"
-	mkdir "$work"
+	begin
 	: > "$dir/places"
 	disturbed "$stage" FAULT_CALL="$call" FAULT_AT=0 \
 	    FAULT_PLACES="$dir/places" "$@"
 	[ "$status" -eq 0 ] || bad "exit status $status"
-	finished "$work" "$dir/ref.$stage" > "$dir/why" ||
-	    bad "$(cat "$dir/why")"
+	whole "$stage" > "$dir/why" || bad "$(cat "$dir/why")"
 	total=$(sed -n 's/^total \([0-9]*\).*/\1/p' "$dir/log")
 	if [ "$by" -gt 0 ]; then
 		seq 1 "$by" "${total:-0}"
@@ -118,8 +137,7 @@ points() {
 	with=$(echo " $*" | sed 's/ *FAULT_UNDER=[^ ]*//')
 	while read -r nth <&3; do
 		point="$stage, $call $nth $how$with"
-		rm -rf "$work"
-		mkdir "$work"
+		begin
 		disturbed "$stage" FAULT_CALL="$call" FAULT_AT="$nth" \
 		    FAULT_HOW="$how" "$@"
 		tried=$((tried + 1))
@@ -161,15 +179,32 @@ memory() {			# memory STAGE: allocations of each library
 	done
 }
 
+# half STAGE: what a kill at the middle one of its fsyncs leaves, in $dir/half.
+half() {
+	again=
+	places "$1" sync 1 FAULT_UNDER="$dir"
+	begin
+	disturbed "$1" FAULT_CALL=sync FAULT_AT=$((total / 2 + 1)) \
+	    FAULT_HOW=kill FAULT_UNDER="$dir"
+	test $status -eq 137
+	ok $? "$1, killed half-way"
+	rm -rf "$dir/half"
+	mv "$work" "$dir/half"
+	again=1
+}
+
 one_stage() {
 	work=$dir/work
 	mkdir "$dir/ref.$1"
 	every=0
 	(cd "$dir/ref.$1" && "stage_$1") >"$dir/out" 2>"$dir/err"
 	ok $? "$1, undisturbed"
+	rows "$dir/ref.$1/lpo.db" > "$dir/ref.$1.rows"
 	wrong=0
+	[ -z "$again" ] || half "$1"
 	for c in $calls; do
 		case $c in
+		read)	files "$1" read EIO ;;
 		write)	files "$1" write ENOSPC EIO+ short kill ;;
 		sync)	files "$1" sync EIO kill ;;
 		rename)	files "$1" rename EIO kill ;;
@@ -183,6 +218,8 @@ one_stage() {
 
 STEPS=2			# the shortest that has a step after another
 CANDIDATES=2
+cp -r "$model" "$dir/model"	# its files below $dir too
+model=$dir/model
 make_world 2>"$dir/err"
 ok $? "a small world"
 for s in "$@"; do

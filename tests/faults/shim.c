@@ -1,7 +1,7 @@
 /*
  * Preloaded into a tool, makes its n-th call of one kind fail.
  *
- *	FAULT_CALL	write sync rename open close unlink malloc
+ *	FAULT_CALL	read write sync rename open close unlink malloc
  *	FAULT_AT	1, 2, ...: which; 0: none, only count
  *	FAULT_ON	set: from then on all fail
  *	FAULT_HOW	an errno's name; "short": half is written; "kill":
@@ -20,6 +20,7 @@
  * Standard error is never touched: it has to say what went wrong.
  */
 #include <ctype.h>
+#include <dirent.h>
 #include <dlfcn.h>
 #include <errno.h>
 #include <execinfo.h>
@@ -32,6 +33,7 @@
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
+#include <sys/mman.h>
 #include <sys/stat.h>
 #include <sys/syscall.h>
 #include <unistd.h>
@@ -416,6 +418,51 @@ FILE *
 fopen(const char *name, const char *mode)
 {
 	return fopen64(name, mode);
+}
+
+ssize_t
+read(int fd, void *p, size_t n)
+{
+	REAL(ssize_t, read, int, void *, size_t);
+
+	return fault_fd("read", fd) ? -1 : real(fd, p, n);
+}
+
+ssize_t
+pread64(int fd, void *p, size_t n, off64_t off)
+{
+	REAL(ssize_t, pread64, int, void *, size_t, off64_t);
+
+	return fault_fd("read", fd) ? -1 : real(fd, p, n, off);
+}
+
+ssize_t
+pread(int fd, void *p, size_t n, off_t off)
+{
+	return pread64(fd, p, n, off);
+}
+
+void *
+mmap64(void *at, size_t n, int prot, int flags, int fd, off64_t off)
+{
+	REAL(void *, mmap64, void *, size_t, int, int, int, off64_t);
+
+	return fd >= 0 && fault_fd("read", fd) ? MAP_FAILED :
+	    real(at, n, prot, flags, fd, off);
+}
+
+void *
+mmap(void *at, size_t n, int prot, int flags, int fd, off_t off)
+{
+	return mmap64(at, n, prot, flags, fd, off);
+}
+
+struct dirent *
+readdir(DIR *d)
+{
+	REAL(struct dirent *, readdir, DIR *);
+
+	return fault_fd("read", dirfd(d)) ? NULL : real(d);
 }
 
 /* ----------------------------------------------------------------- memory */
