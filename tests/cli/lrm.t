@@ -4,37 +4,19 @@
 # shellcheck disable=SC2002,SC2010,SC2012  # pipes are meant, names are ours
 set -u
 
-bin=${BIN:-bin}
+. tests/cli/lib.sh
+
 golden=tests/golden/lrm
 model=$golden/sd
-dir=$(mktemp -d) || exit 1
 pid=
-failed=0
 trap 'test -n "$pid" && kill -9 "$pid" 2>/dev/null; rm -rf "$dir"' EXIT
-n=0
-
-ok() {				# ok STATUS TEXT
-	n=$((n + 1))
-	if [ "$1" -eq 0 ]; then
-		echo "ok $n - $2"
-	else
-		failed=1
-		echo "not ok $n - $2"
-		sed 's/^/# /' "$dir/err" 2>/dev/null
-	fi
-}
-
-is() {				# is GOT WANTED TEXT
-	test "$1" = "$2"
-	ok $? "$3"
-}
 
 lrm() {
 	"$bin/lpo-lrm" -q -m "$model" --batch 4 --lr 1e-2 --schedule linear \
 	    --db none "$@" 2>"$dir/err"
 }
 
-same() {			# same FOLDER FOLDER TEXT
+same_folder() {			# same_folder FOLDER FOLDER TEXT
 	diff -r "$1" "$2" >/dev/null
 	ok $? "$3"
 }
@@ -71,11 +53,11 @@ test ! -e "$dir/a.state"
 ok $? "no state is left"
 
 lrm -o "$dir/b" -j 1 --micro-batch 1 "$pairs"
-same "$dir/a" "$dir/b" "micro-batch 1, one thread: the same bytes"
+same_folder "$dir/a" "$dir/b" "micro-batch 1, one thread: the same bytes"
 lrm -o "$dir/c/" -j 2 --micro-batch 3 "$pairs"
-same "$dir/a" "$dir/c" "micro-batch 3, two threads: the same bytes"
+same_folder "$dir/a" "$dir/c" "micro-batch 3, two threads: the same bytes"
 lrm -o "$dir/c1/" --segments on "$pairs"
-same "$dir/a" "$dir/c1" "checkpointed segments: the same bytes"
+same_folder "$dir/a" "$dir/c1" "checkpointed segments: the same bytes"
 lrm -o "$dir/c2/" --memory 1M "$pairs"
 is $? 1 "a run that does not fit is refused"
 grep -q "needs .* MiB (weights .* --memory allows 1 MiB; what would make it \
@@ -85,7 +67,7 @@ ok $? "with what it needs and what would make it fit, and leaves nothing"
 lrm -o "$dir/c2/" --memory "$(sed 's/.*fit: --memory \([0-9]*\)M.*/\1/' \
     "$dir/err" | awk -v more="${ASAN_OPTIONS:+1}" \
     '{ print int($1 * (more ? 1.25 : 1)) "M" }')" "$pairs"
-same "$dir/a" "$dir/c2" "with that it runs, to the same bytes"
+same_folder "$dir/a" "$dir/c2" "with that it runs, to the same bytes"
 
 cat "$pairs" | lrm -o "$dir/p"
 ok $? "train from a pipe"
@@ -115,7 +97,7 @@ cat "$pairs" | "$bin/lpo-lrm" -m "$model" --batch 4 --lr 1e-2 \
 ok $? "and goes on"
 grep -q 'goes on after step' "$dir/err"
 ok $? "from where it was"
-same "$dir/p" "$dir/k" "to the bytes of a run that was never killed"
+same_folder "$dir/p" "$dir/k" "to the bytes of a run that was never killed"
 
 # ---- stopped
 { head -c "$half" "$pairs"; exec sleep 60; } >"$dir/fifo" &
@@ -131,7 +113,7 @@ pid=
 kill "$feeder" 2>/dev/null
 wait "$feeder" 2>/dev/null
 cat "$pairs" | lrm -o "$dir/s"
-same "$dir/p" "$dir/s" "and goes on to the same bytes"
+same_folder "$dir/p" "$dir/s" "and goes on to the same bytes"
 
 # ---- what is wrong with a stream
 head -c "$half" "$pairs" | lrm -o "$dir/t"
@@ -139,7 +121,7 @@ is $? 1 "a stream that is cut: exit 1"
 test ! -e "$dir/t"
 ok $? "nothing is published"
 cat "$pairs" | lrm -o "$dir/t"
-same "$dir/p" "$dir/t" "the whole stream goes on from there"
+same_folder "$dir/p" "$dir/t" "the whole stream goes on from there"
 
 "$bin/lpo-pairs" -q -m "$model" --epochs 5 --db none --seed 9 \
     -o "$dir/other.tar" $golden/moments.tar 2>"$dir/err"
@@ -198,5 +180,4 @@ ok $? "--dry-run"
 grep -q '^steps	15 of 4 pairs' "$dir/plan" && test ! -e "$dir/d" \
     -a ! -e "$dir/d.state" -a ! -e "$dir/lpo.db"
 ok $? "says the plan and leaves nothing"
-echo "1..$n"
-exit $failed
+done_testing
