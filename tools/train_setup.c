@@ -423,7 +423,6 @@ static int
 load_networks(struct train_run *r)
 {
 	lpo_ctx *c = r->cli->ctx;
-	const struct lpo_unet_config *cfg;
 	char *path = NULL;
 	int rc;
 
@@ -431,12 +430,9 @@ load_networks(struct train_run *r)
 	    (rc = lpo_unet_load(c, r->parts.be, &r->unet, path,
 	    r->parts.dtype, 0)) < 0)
 		goto out;
-	cfg = lpo_unet_cfg(r->unet);
-	if (cfg->context_dim != r->parts.dim)
-		rc = lpo_fail(c, LPO_EFORMAT, "%s: the UNet reads texts of "
-		    "width %lld, the text encoder writes %lld", path,
-		    (long long)cfg->context_dim, (long long)r->parts.dim);
-	if (rc < 0 || (rc = check_reward(r)) < 0 ||
+	if ((rc = lpo_policy_check_texts(c, lpo_unet_cfg(r->unet),
+	    r->parts.dim, r->parts.pooled_dim, r->cli->o.model)) < 0 ||
+	    (rc = check_reward(r)) < 0 ||
 	    (rc = make_trainable(r, path)) != 0)
 		goto out;
 	if ((rc = lpo_lrm_load_unet(r->lrm)) == 0)

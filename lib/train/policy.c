@@ -202,6 +202,26 @@ fill_time_ids(lpo_policy *p)
 }
 
 int
+lpo_policy_check_texts(lpo_ctx *c, const struct lpo_unet_config *u,
+    int64_t dim, int64_t pooled_dim, const char *dir)
+{
+	int64_t pooled = u->text_time ? u->add_in_dim - 6 * u->add_time_dim :
+	    0;
+
+	if (u->context_dim != dim)
+		return lpo_fail(c, LPO_EFORMAT, "'%s': the UNet reads texts of "
+		    "width %lld, the text encoder%s %lld%s", dir,
+		    (long long)u->context_dim, pooled_dim > 0 ? "s write" :
+		    " writes", (long long)dim, pooled > 0 && pooled_dim == 0 ?
+		    "; SDXL's second one, text_encoder_2/, is missing" : "");
+	if (pooled > 0 && pooled != pooled_dim)
+		return lpo_fail(c, LPO_EFORMAT, "'%s': the UNet takes a pooled "
+		    "text of %lld values, text_encoder_2 gives %lld", dir,
+		    (long long)pooled, (long long)pooled_dim);
+	return 0;
+}
+
+int
 lpo_policy_new(lpo_ctx *c, lpo_policy **out, lpo_backend *be, lpo_unet *unet,
     enum lpo_dtype dt, const struct lpo_policy_shape *s)
 {

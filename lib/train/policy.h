@@ -46,6 +46,12 @@ struct lpo_policy_shape {
 	int backward, segments;
 	int flat_uncond;	/* as the texts say: see lpo_unet_in */
 };
+/*
+ * The UNet of the folder dir reads what its text encoders write; LPO_EFORMAT
+ * where it does not, as without text_encoder_2/.
+ */
+int	 lpo_policy_check_texts(lpo_ctx *, const struct lpo_unet_config *,
+	    int64_t dim, int64_t pooled_dim, const char *dir);
 int	 lpo_policy_new(lpo_ctx *, lpo_policy **, lpo_backend *, lpo_unet *,
 	    enum lpo_dtype, const struct lpo_policy_shape *);
 void	 lpo_policy_free(lpo_policy *);

@@ -84,6 +84,8 @@ open_models(lpo_sampler *s, const char *dir, const char *lora, float strength)
 	if (unet == NULL || vae == NULL ||
 	    (rc = lpo_unet_load(s->ctx, s->be, &s->unet, unet, s->dt,
 	    0)) != 0 ||
+	    (rc = lpo_policy_check_texts(s->ctx, lpo_unet_cfg(s->unet),
+	    s->dim, s->pooled_dim, dir)) != 0 ||
 	    (rc = lpo_vae_load(s->ctx, s->be, &s->vae, vae, s->dt,
 	    LPO_VAE_DECODER)) != 0)
 		goto out;

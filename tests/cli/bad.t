@@ -418,6 +418,43 @@ probe '' "sides of zero"
 bad 1 gone.png "probe: no such image" lpo-probe -m "$model" -c image \
     --file gone.png -s 16 -o "$out"
 
+# ------------------------------------------- parts that do not go together
+
+"$bin/lpo-probe" -q -m random:tinyxl --save xl
+xl() {				# xl PATTERN TEXT: m as it is now
+	sample 1 "$1" "SDXL: $2"
+	rm -rf m
+	cp -r xl m
+}
+rm -rf m
+cp -r xl m
+rm -r m/text_encoder_2
+bad 1 "'m': the UNet .* text_encoder_2/, is missing" \
+    "SDXL: lpo-train without its second encoder" lpo-train -m m \
+    -r random:tinyxl -p p.csv --iterations 1 -o "$out"
+xl "'m': the UNet .* text_encoder_2/, is missing" "no second encoder"
+rm -r m/tokenizer_2
+xl "m/tokenizer_2/vocab.json" "no second tokenizer"
+sed -i 's/"model_max_length": 77/"model_max_length": 60/' \
+    m/tokenizer_2/tokenizer_config.json
+xl "m: tokenizer makes 77 ids, tokenizer_2 60" "tokenizers of two lengths"
+for t in m/tokenizer m/tokenizer_2; do
+	sed -i 's/"model_max_length": 77/"model_max_length": 90/' \
+	    $t/tokenizer_config.json
+done
+xl "m/text_encoder: the tokenizer makes 90 ids, .* is 77" "more than positions"
+sed -i 's/^{/{"cat": 600,/' m/tokenizer/vocab.json
+xl "m/text_encoder: the tokenizer has ids up to 600, 'vocab_size' is 514" \
+    "ids beyond the table"
+sed -i s/WithProjection// m/text_encoder_2/config.json
+xl "m/text_encoder_2 has no 'text_projection.weight'" "it does not project"
+sed -i 's/\("force_zeros_for_empty_prompt":\).*/\1 "yes",/' m/model_index.json
+xl "m/model_index.json: 'force_zeros_for_empty_prompt' is not true or false" \
+    "a word where yes or no should be"
+sed -i 's/\("projection_class_embeddings_input_dim":\).*/\1 224,/' \
+    m/unet/config.json
+xl "config.json says \[64,224\]" "another pooled width"
+
 # ---------------------------------------------------------------- outputs
 
 fresh
