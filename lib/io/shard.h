@@ -127,14 +127,8 @@ int	 lpo_shards_open_fd(lpo_ctx *, lpo_shards **, int fd,
  * reads ahead as far as needed).  NULL: foreign.
  */
 const json_t *lpo_shards_run(const lpo_shards *);
-/*
- * Run ids seen so far, in order of appearance: `parents` for the next
- * run.json.  The caller's reference.
- */
-json_t	*lpo_shards_parents(const lpo_shards *);
 /* 0 and a sample (to be cleared), 1 at the verified end, or an error. */
 int	 lpo_shards_next(lpo_shards *, struct lpo_sample *);
-int64_t	 lpo_shards_skipped(const lpo_shards *);  /* end records' sum so far */
 int	 lpo_shards_files(const lpo_shards *);	/* 0: a stream */
 /*
  * Running CRC32C over the KEY.json bytes of all samples given so far: where

@@ -334,29 +334,17 @@ struct lpo_shards {
 	struct lpo_scan scan;	/* stream */
 	struct lpo_raw_sample raw;
 	struct lpo_set set;
-	json_t *run, *parents;
-	int64_t skipped;
+	json_t *run;
 	uint32_t crc;
 	int stream, foreign_said, ended;
 };
 
-static int
-add_parent(lpo_shards *r, const json_t *run)
+/* The first run record stands for all: the others are compatible. */
+static void
+keep_run(lpo_shards *r, const json_t *run)
 {
-	const json_t *id = lpo_json_get(run, "run");
-	json_t *v;
-	size_t i;
-
 	if (r->run == NULL && run != NULL)
 		r->run = json_incref((json_t *)(uintptr_t)run);
-	if (id == NULL)
-		return 0;
-	json_array_foreach(r->parents, i, v)
-		if (json_equal(v, (json_t *)(uintptr_t)id))
-			return 0;
-	if (json_array_append(r->parents, (json_t *)(uintptr_t)id) != 0)
-		return lpo_fail(r->c, LPO_ENOMEM, "out of memory");
-	return 0;
 }
 
 /* Verify the file at r->at and make it the present one. */
@@ -364,7 +352,6 @@ static int
 open_file(lpo_shards *r)
 {
 	const json_t *run;
-	int64_t skipped = 0;
 	int rc;
 
 	lpo_shard_close(r->shard);
@@ -377,11 +364,7 @@ open_file(lpo_shards *r)
 	if (r->run != NULL && run != NULL)
 		rc = lpo_run_compatible(r->c, r->run, run, r->names[r->at]);
 	if (rc == 0)
-		rc = add_parent(r, run);
-	if (rc == 0)
-		rc = lpo_json_int(r->c, &skipped, lpo_shard_end(r->shard),
-		    "skipped", 0);
-	r->skipped += skipped;
+		keep_run(r, run);
 	return rc;
 }
 
@@ -395,10 +378,6 @@ shards_new(lpo_ctx *c, lpo_shards **out, unsigned flags)
 		return LPO_ENOMEM;
 	r->c = c;
 	r->flags = flags;
-	if ((r->parents = json_array()) == NULL) {
-		lpo_free(r);
-		return lpo_fail(c, LPO_ENOMEM, "out of memory");
-	}
 	*out = r;
 	return 0;
 }
@@ -418,14 +397,16 @@ lpo_shards_open_fd(lpo_ctx *c, lpo_shards **out, int fd, const char *name)
 		rc = LPO_ENOMEM;
 	if (rc == 0)
 		rc = lpo_scan_open(c, &r->scan, NULL, fd, r->stream_name);
-	if (rc == 0 && (rc = lpo_scan_peek(&r->scan)) >= 0)
-		rc = add_parent(r, r->scan.run);
-	if (rc != 0) {
+	if (rc == 0)
+		rc = lpo_scan_peek(&r->scan);
+	if (rc < 0) {
 		lpo_shards_close(r);
-		r = NULL;
+		*out = NULL;
+		return rc;
 	}
+	keep_run(r, r->scan.run);
 	*out = r;
-	return rc;
+	return 0;
 }
 
 int
@@ -469,7 +450,6 @@ next_stream(lpo_shards *r, struct lpo_sample *out)
 	if (r->ended)
 		return 1;
 	while ((rc = lpo_scan_next(&r->scan, &r->raw)) == 2) {
-		r->skipped += r->scan.now.skipped;
 		rc = lpo_set_add(r->c, &r->set, &r->scan.now, r->stream_name);
 		if (rc != 0)
 			return rc;
@@ -481,15 +461,7 @@ next_stream(lpo_shards *r, struct lpo_sample *out)
 	}
 	if (rc != 0)
 		return rc;
-	/* A later run of a concatenated stream: its id, when it appears. */
-	if (r->raw.ours) {
-		json_t *id = json_pack("{s:s}", "run", r->scan.now.run);
-
-		rc = add_parent(r, id);
-		json_decref(id);
-		if (rc != 0)
-			return rc;
-	} else if (!r->foreign_said) {
+	if (!r->raw.ours && !r->foreign_said) {
 		r->foreign_said = 1;
 		lpo_notice(r->c, "%s: no sums and no end record: unverified",
 		    r->stream_name);
@@ -535,18 +507,6 @@ lpo_shards_run(const lpo_shards *r)
 	return r->run;
 }
 
-json_t *
-lpo_shards_parents(const lpo_shards *r)
-{
-	return json_incref(r->parents);
-}
-
-int64_t
-lpo_shards_skipped(const lpo_shards *r)
-{
-	return r->skipped;
-}
-
 int
 lpo_shards_files(const lpo_shards *r)
 {
@@ -571,7 +531,6 @@ lpo_shards_close(lpo_shards *r)
 	lpo_raw_sample_free(&r->raw);
 	lpo_set_free(&r->set);
 	json_decref(r->run);
-	json_decref(r->parents);
 	lpo_free(r->stream_name);
 	lpo_free(r);
 }

@@ -158,12 +158,6 @@ lpo_text_zero_uncond(const lpo_text *m)
 	return m->zero_uncond;
 }
 
-int
-lpo_text_encoders(const lpo_text *m)
-{
-	return m->n;
-}
-
 lpo_backend *
 lpo_text_backend(const lpo_text *m)
 {
@@ -191,18 +185,6 @@ int64_t
 lpo_text_pooled_dim(const lpo_text *m)
 {
 	return m->n == 2 ? lpo_clip_cfg(m->part[1].clip)->projection : 0;
-}
-
-lpo_clip *
-lpo_text_encoder(lpo_text *m, int which)
-{
-	return which >= 0 && which < m->n ? m->part[which].clip : NULL;
-}
-
-lpo_tokenizer *
-lpo_text_tokenizer(lpo_text *m, int which)
-{
-	return which >= 0 && which < m->n ? m->part[which].tok : NULL;
 }
 
 /* -------------------------------------------------------------- encoding */

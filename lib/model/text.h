@@ -15,7 +15,6 @@ typedef struct lpo_text lpo_text;
 int	 lpo_text_open(lpo_ctx *, lpo_backend *, lpo_text **, const char *dir,
 	    enum lpo_dtype);
 void	 lpo_text_free(lpo_text *);
-int	 lpo_text_encoders(const lpo_text *);		/* 1 or 2 */
 lpo_backend *lpo_text_backend(const lpo_text *);
 int64_t	 lpo_text_length(const lpo_text *);		/* tokens, 77 */
 int64_t	 lpo_text_dim(const lpo_text *);		/* context width */
@@ -25,8 +24,6 @@ int64_t	 lpo_text_pooled_dim(const lpo_text *);	/* 0 without pooled */
  * "": SDXL, unless model_index.json's force_zeros_for_empty_prompt is false.
  */
 int	 lpo_text_zero_uncond(const lpo_text *);
-lpo_clip *lpo_text_encoder(lpo_text *, int which);	/* 0, 1 */
-lpo_tokenizer *lpo_text_tokenizer(lpo_text *, int which);
 
 /* The encoder has a row for each id and each position; LPO_EFORMAT if not. */
 int	 lpo_text_check(lpo_ctx *, const lpo_tokenizer *, const lpo_clip *,

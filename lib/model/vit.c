@@ -1,7 +1,6 @@
 /* The CLIP vision tower. */
 #include "lib/model/vit.h"
 
-
 #include "lib/base/json.h"
 #include "lib/model/clip_joint.h"
 #include "lib/model/config.h"
@@ -158,12 +157,6 @@ const struct lpo_vit_config *
 lpo_vit_cfg(const lpo_vit *m)
 {
 	return &m->cfg;
-}
-
-lpo_params *
-lpo_vit_params(lpo_vit *m)
-{
-	return &m->params;
 }
 
 int

@@ -26,7 +26,6 @@ int	 lpo_vit_load(lpo_ctx *, lpo_backend *, lpo_vit **, const char *dir,
 	    enum lpo_dtype);
 void	 lpo_vit_free(lpo_vit *);		/* NULL is fine */
 const struct lpo_vit_config *lpo_vit_cfg(const lpo_vit *);
-lpo_params *lpo_vit_params(lpo_vit *);
 /* *s: exp() of it is the factor of the cosine in CLIP's logits. */
 int	 lpo_vit_logit_scale(const lpo_vit *, double *s);
 

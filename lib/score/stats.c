@@ -85,21 +85,3 @@ lpo_paired(double *difference, double *win, const double *a, const double *b,
 		}
 	}
 }
-
-void
-lpo_wilson(struct lpo_interval *out, int64_t good, int64_t n)
-{
-	const double z = 1.959963984540054;
-	double p, m, h, N = (double)n;
-
-	out->mean = out->low = out->high = NAN;
-	if (n == 0)
-		return;
-	p = (double)good / N;
-	m = (p + z * z / (2 * N)) / (1 + z * z / N);
-	h = z / (1 + z * z / N) * sqrt(p * (1 - p) / N +
-	    z * z / (4 * N * N));
-	out->mean = p;
-	out->low = fmax(m - h, 0);
-	out->high = fmin(m + h, 1);
-}

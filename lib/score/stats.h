@@ -30,7 +30,4 @@ int	 lpo_bootstrap(lpo_ctx *, struct lpo_interval *, const double *value,
 void	 lpo_paired(double *difference, double *win, const double *a,
 	    const double *b, const int64_t *first, int64_t prompts);
 
-/* Wilson's 95 % interval of `good` of n. */
-void	 lpo_wilson(struct lpo_interval *, int64_t good, int64_t n);
-
 #endif

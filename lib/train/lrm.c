@@ -199,12 +199,6 @@ lpo_lrm_sample_size(const lpo_lrm *m)
 	return m->ucfg.sample_size;
 }
 
-int64_t
-lpo_lrm_time_dim(const lpo_lrm *m)
-{
-	return m->ucfg.channels[0];
-}
-
 double
 lpo_lrm_logit_scale(const lpo_lrm *m)
 {

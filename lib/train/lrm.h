@@ -93,7 +93,6 @@ int64_t	 lpo_lrm_context_dim(const lpo_lrm *);
 int64_t	 lpo_lrm_pooled_dim(const lpo_lrm *);	/* SDXL's; 0 without */
 int64_t	 lpo_lrm_feature_dim(const lpo_lrm *);	/* of V and T */
 int64_t	 lpo_lrm_sample_size(const lpo_lrm *);	/* of its latents' sides */
-int64_t	 lpo_lrm_time_dim(const lpo_lrm *);	/* width of the sinusoid */
 double	 lpo_lrm_logit_scale(const lpo_lrm *);	/* s itself, not exp(s) */
 
 /* ids[which][length]; ids[1] is NULL or unused with one encoder. */

@@ -358,8 +358,8 @@ wilson(struct lpo_lrm_rate *r)
 	half = z * sqrt(p * (1 - p) / n + z * z / (4 * n * n)) /
 	    (1 + z * z / n);
 	r->rate = p;
-	r->low = mid - half;
-	r->high = mid + half;
+	r->low = fmax(mid - half, 0);
+	r->high = fmin(mid + half, 1);
 }
 
 /* The entry of timestep t, made if needed; they stay in order. */

@@ -48,7 +48,6 @@ int	 lpo_lrm_texts_new(lpo_ctx *, lpo_lrm_texts **, lpo_lrm *,
 int	 lpo_lrm_texts_new_ids(lpo_ctx *, lpo_lrm_texts **, lpo_lrm *,
 	    const int32_t *const ids[2], int64_t n);
 void	 lpo_lrm_texts_free(lpo_lrm_texts *);
-int64_t	 lpo_lrm_texts_count(const lpo_lrm_texts *);
 /* As lpo_policy_texts_drop(). */
 void	 lpo_lrm_texts_drop(const lpo_lrm_texts *);
 /* Bytes a prompt's row takes. */

@@ -233,12 +233,6 @@ out:
 	return rc;
 }
 
-int64_t
-lpo_lrm_texts_count(const lpo_lrm_texts *x)
-{
-	return x->n;
-}
-
 const float *
 lpo_lrm_texts_feature(const lpo_lrm_texts *x, int64_t i)
 {

@@ -122,12 +122,6 @@ lpo_policy_texts_flat_uncond(const lpo_policy_texts *x)
 }
 
 int64_t
-lpo_policy_texts_count(const lpo_policy_texts *x)
-{
-	return x->n;
-}
-
-int64_t
 lpo_policy_texts_bytes(const lpo_policy_texts *x)
 {
 	return (int64_t)x->bytes;

@@ -23,7 +23,6 @@ int	 lpo_policy_texts_new(lpo_ctx *, lpo_policy_texts **, lpo_text *text,
 void	 lpo_policy_texts_free(lpo_policy_texts *);
 /* 1: the unconditional row is zeros. */
 int	 lpo_policy_texts_flat_uncond(const lpo_policy_texts *);
-int64_t	 lpo_policy_texts_count(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_bytes(const lpo_policy_texts *);
 int64_t	 lpo_policy_texts_row_bytes(const lpo_policy_texts *);
 /* Rows touched so far go back to the file: no longer this process's memory. */

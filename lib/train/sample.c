@@ -265,12 +265,6 @@ lpo_sampler_plan(const lpo_sampler *s, struct lpo_sampler_plan *p)
 	    (double)s->decode_batch;
 }
 
-void
-lpo_sampler_lora(lpo_sampler *s, int on)
-{
-	s->flags = on ? 0 : LPO_LORA_OFF;
-}
-
 /* ------------------------------------------------------------------ run */
 
 /* N(0,1) for a picture, [c, h, w] in the order of a diffusers latent. */

@@ -56,8 +56,6 @@ struct lpo_sampler_plan {
 void	 lpo_sampler_plan(const lpo_sampler *, struct lpo_sampler_plan *);
 /* Seconds one picture takes; of a sampler on a dry backend (lpo_tape_time). */
 int	 lpo_sampler_time(lpo_sampler *, double *seconds);
-/* on 0: walk the base model although a LoRA is loaded. */
-void	 lpo_sampler_lora(lpo_sampler *, int on);
 
 /*
  * Pictures first .. first + n - 1: rgb [n, size, size, 3].  n <= batch.

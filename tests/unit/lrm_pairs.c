@@ -97,6 +97,16 @@ rates(void)
 	    "Wilson's interval, %.4f to %.4f", r[3].low, r[3].high);
 	ok(r[4].n == 0 && isnan(r[4].rate), "nothing to say is NaN");
 	lpo_free(r);
+	r = NULL;
+	n = 0;
+	/* Newcombe (1998): 81 of 263 gives 0.2553, 0.3662 */
+	for (i = 0; i < 263; i++)
+		rc |= lpo_lrm_rate_add(c, &r, &n, t[0], (double[2]){
+		    i < 81, i >= 81 }, up);
+	ok(rc == 0 && fabs(r[0].low - 0.2553) < 5e-5 &&
+	    fabs(r[0].high - 0.3662) < 5e-5, "81 of 263, %.4f to %.4f",
+	    r[0].low, r[0].high);
+	lpo_free(r);
 }
 
 int
