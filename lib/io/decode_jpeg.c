@@ -9,6 +9,7 @@
 #include <string.h>
 
 #include <jpeglib.h>
+#include <jerror.h>
 
 #include "lib/io/decode.h"
 
@@ -136,8 +137,9 @@ decode(struct job *j, const uint8_t *data, size_t bytes)
 	int err;
 
 	if (setjmp(j->jump))
-		return lpo_fail(j->c, LPO_EFORMAT, "damaged JPEG: %s",
-		    j->text);
+		return d->err->msg_code == JERR_OUT_OF_MEMORY ?
+		    lpo_fail(j->c, LPO_ENOMEM, "out of memory in libjpeg") :
+		    lpo_fail(j->c, LPO_EFORMAT, "damaged JPEG: %s", j->text);
 	jpeg_create_decompress(d);
 	d->src = &j->src;
 	d->progress = &j->progress;

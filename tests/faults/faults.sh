@@ -29,7 +29,7 @@ while getopts rk:m:e:c: opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- encode pairs lrm train sample eval images probe
+[ $# -gt 0 ] || set -- encode formats pairs lrm train sample eval images probe
 
 shim=$dir/shim.so
 # shellcheck disable=SC2086

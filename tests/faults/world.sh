@@ -16,12 +16,24 @@ tool() {
 	"$bin/$t" -q -j "${JOBS:-1}" --precision f32 "$@"
 }
 
+# A table of pictures in each format.
+formats() {
+	i=tests/fuzz/corpus
+	[ -d $i ] || return
+	echo prompt,image_0,image_1,preferred
+	for f in jpeg/progressive:webp/lossy jpeg/cmyk:webp/lossless \
+	    jpeg/grey:webp/alpha jpeg/quality-20:webp/animation; do
+		echo "${f%:*},$PWD/$i/${f%:*},$PWD/$i/${f#*:},0"
+	done
+}
+
 make_world() {
 	mkdir "$in"
 	"$bin/demo-world" prefs -n 24 --seed 5 --split train -o "$in/world" \
 	    >/dev/null &&
 	"$bin/demo-world" prompts -n 6 --seed 3 --split train \
 	    -o "$in/prompts.csv" &&
+	formats > "$in/formats.csv" &&
 	tool lpo-encode --db none -m "$model" -o "$in/enc-%06d.tar" \
 	    --rows-per-shard 8 "$in/world/prefs.csv" &&
 	tool lpo-encode --db none -m "$model" -o "$in/enc.tar" \
@@ -44,6 +56,9 @@ stage_encode() {
 stage_encode_one() {
 	tool lpo-encode --db lpo.db -m "$model" --rows-per-shard 6 \
 	    -o enc.tar "$in/world/prefs.csv"
+}
+stage_formats() {
+	tool lpo-encode --db lpo.db -m "$model" -o enc.tar "$in/formats.csv"
 }
 stage_pairs() {
 	tool lpo-pairs --db lpo.db --epochs "${EPOCHS:-2}" \
@@ -89,32 +104,32 @@ stage_probe() {
 	    -o image.safetensors
 }
 
-# published FOLDER: the files a user sees, without databases and what lpo(7)
-# says may stand beside an unfinished output.
-published() {
+# sums FOLDER: the files a user sees, without databases and what lpo(7) says
+# may stand beside an unfinished output.
+sums() {
 	(cd "$1" && find . -type f ! -name '*.db' ! -name '*.db-*' \
 	    ! -path '*.state/*' ! -path '*.tmp.[0-9]*' ! -name out \
-	    ! -name err | sort)
+	    ! -name err -exec sha256sum {} + | LC_ALL=C sort)
 }
 
 # Nothing in $1 that looks finished differs from the file in $2.
 nothing_wrong() {
-	published "$1" > "$dir/list"
-	while read -r f; do
-		cmp -s "$1/$f" "$2/$f" || { echo "wrong: $f"; return 1; }
-	done < "$dir/list"
+	[ -e "$2.sums" ] || sums "$2" > "$2.sums"
+	sums "$1" > "$dir/sums"
+	LC_ALL=C comm -23 "$dir/sums" "$2.sums" > "$dir/others"
+	test ! -s "$dir/others" ||
+	    { sed 's/^[^ ]*  /wrong: /' "$dir/others"; return 1; }
 }
 
 # All of $2 is in $1, and no temporary files are.
 finished() {
-	published "$2" > "$dir/list2"
 	nothing_wrong "$1" "$2" || return 1
-	published "$1" | cmp -s - "$dir/list2" ||
+	cmp -s "$dir/sums" "$2.sums" ||
 	    { echo "files are missing"; return 1; }
 	(cd "$1" && find . -path '*.tmp.[0-9]*' -o -name '*.state') > \
-	    "$dir/list3"
-	test ! -s "$dir/list3" ||
-	    { echo "left: $(tr '\n' ' ' < "$dir/list3")"; return 1; }
+	    "$dir/left"
+	test ! -s "$dir/left" ||
+	    { echo "left: $(tr '\n' ' ' < "$dir/left")"; return 1; }
 }
 
 # The rows that no time and no attempt changes.
