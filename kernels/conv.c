@@ -106,7 +106,7 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	int64_t m = s->n * s->ho * s->wo, k = s->kh * s->kw * s->ci;
 	struct lpo_src a = patches(s, dt, x);
 	struct lpo_src b = { .base = w, .dt = dt, .ld = k };
-	int add, rc;
+	int rc;
 
 	if (lpo_conv_is_linear(s))
 		return LPO_FN(lpo_linear_fwd)(be, dt, y, x, w, bias, residual,
@@ -114,15 +114,14 @@ LPO_FN(lpo_conv_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
 	if (LPO_FN(lpo_winograd)(be, LPO_FWD, dt, y, x, w, bias, residual, s,
 	    scratch))
 		return 0;
-	add = lpo_residual(dt, y, residual, m * s->co);
-	rc = LPO_FN(lpo_conv_strips)(be, LPO_FWD, dt, y, x, w, bias, s, add,
-	    scratch);
+	rc = LPO_FN(lpo_conv_strips)(be, LPO_FWD, dt, y, x, w, bias, residual,
+	    s, scratch);
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = s->co, .k = k,
 	    .a = &a, .b = &b, .b_transposed = 1,
-	    .y = { y, dt, 1, m, 0, 0, s->co }, .bias = bias, .alpha = 1,
-	    .add = add, .threads = be->threads, .scratch = scratch });
+	    .y = { y, dt, 1, m, 0, 0, s->co }, .bias = bias, .more = residual,
+	    .alpha = 1, .threads = be->threads, .scratch = scratch });
 	return 0;
 }
 
@@ -166,7 +165,7 @@ bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
 	struct lpo_src b = { .fetch = fetch_weight, .base = w, .dt = dt,
 	    .c = s->ci, .tw = u.taps, .co = s->co, .kh = s->kh, .kw = s->kw,
 	    .i0 = v.last, .j0 = u.last, .step = s->stride };
-	char *base = (char *)dx + (ph * s->w + pw) * s->ci *
+	void *base = (char *)dx + (ph * s->w + pw) * s->ci *
 	    (int64_t)lpo_dtype_bytes(dt);
 
 	if (v.size * u.size * v.taps * u.taps <= 0)
@@ -176,7 +175,7 @@ bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
 	    .k = v.taps * u.taps * s->co, .a = &a, .b = &b,
 	    .y = { base, dt, v.size, u.size, s->h * s->w * s->ci,
 	    s->stride * s->w * s->ci, s->stride * s->ci }, .alpha = 1,
-	    .add = add, .threads = be->threads, .scratch = scratch });
+	    .more = add ? base : NULL, .threads = be->threads, .scratch = scratch });
 }
 
 int
@@ -193,8 +192,8 @@ LPO_FN(lpo_conv_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 	if (LPO_FN(lpo_winograd)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL,
 	    add ? dx : NULL, s, scratch))
 		return 0;
-	rc = LPO_FN(lpo_conv_strips)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL, s,
-	    add != 0, scratch);
+	rc = LPO_FN(lpo_conv_strips)(be, LPO_BWD_DATA, dt, dx, dy, w, NULL,
+	    add ? dx : NULL, s, scratch);
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	/* a phase that no tap reaches is left out below */

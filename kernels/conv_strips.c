@@ -189,7 +189,8 @@ run_strip(lpo_backend *be, const struct plan *p, int64_t n, int64_t i,
 int
 LPO_FN(lpo_conv_strips)(lpo_backend *be, enum lpo_pass pass,
     enum lpo_dtype dt, void *y, const void *x, const void *w,
-    const float *bias, const struct lpo_conv_shape *s, int add, void *scratch)
+    const float *bias, const void *more, const struct lpo_conv_shape *s,
+    void *scratch)
 {
 	char *at = lpo_align_up(scratch);
 	struct plan p;
@@ -197,8 +198,10 @@ LPO_FN(lpo_conv_strips)(lpo_backend *be, enum lpo_pass pass,
 	int64_t u;
 	int rc;
 
-	if (!make_plan(be, &p, pass, dt, s, bias != NULL, add))
+	if (!make_plan(be, &p, pass, dt, s, bias != NULL, more != NULL))
 		return 0;
+	/* going back it is y */
+	lpo_residual(dt, y, more, s->n * s->ho * s->wo * s->co);
 	rc = lpo_onednn_weights(be, p.first, w, at, &weight);
 	if (rc != 0)
 		return rc;

@@ -16,6 +16,8 @@
 #define LDA	(KC + 16)		/* not a power of two: L1 has few ways */
 #define NC	512			/* columns of B packed at a time */
 #define LDN	(NC + 16)
+#define TILES_AHEAD 4
+#define LINE	16			/* floats of a cache line */
 #define KU	32			/* rows of B packed at a time */
 #define NT	256			/* columns of a tile of a weight sum */
 #define LDT	(NT + 16)
@@ -62,6 +64,7 @@ fetch(const struct lpo_src *s, float *dst, int64_t ld, int64_t r0, int64_t nr,
 
 /* How a product is cut; depends on sizes and threads, and changes no bit. */
 struct plan {
+	int64_t kc, k_blocks;	/* but this one does, and k alone decides */
 	int64_t nc;		/* columns packed at a time */
 	int64_t mc, m_blocks;	/* rows per tile */
 	int64_t splits;		/* tiles side by side in n */
@@ -74,6 +77,9 @@ make_plan(int64_t m, int64_t n, int64_t k, int threads)
 	struct plan p;
 	int64_t fit = B_FLOATS / (k > 0 ? k : 1) / NR * NR;
 
+	/* as many each time */
+	p.k_blocks = k > KC ? div_up(k, KC) : 1;
+	p.kc = round_up(div_up(k, p.k_blocks), LINE);
 	p.threads = (double)m * n * k * 2 < SERIAL_FLOPS ? 1 : threads;
 	p.nc = fit < 2 * NR ? 2 * NR : fit;
 	p.nc = min64(min64(p.nc, NC), round_up(n, NR));
@@ -100,22 +106,33 @@ LPO_FN(lpo_gemm_scratch_bytes)(int64_t m, int64_t n, int64_t k, int threads)
 	    sizeof(float) + 64;
 }
 
-static void *
-row_at(const struct lpo_dst *y, int64_t i)
+/* The elements of y that rows i .. i+m-1 begin with. */
+static void
+find_rows(const struct lpo_dst *y, int64_t i, int64_t m, int64_t *at)
 {
-	int64_t off = i / (y->p * y->q) * y->sn +
-	    i / y->q % y->p * y->sp + i % y->q * y->sq;
+	int64_t n = i / (y->p * y->q), p = i / y->q % y->p, q = i % y->q;
 
-	return (char *)y->base + off * (y->dt == LPO_F32 ? 4 : 2);
+	for (i = 0; i < m; i++) {
+		at[i] = n * y->sn + p * y->sp + q * y->sq;
+		if (++q < y->q)
+			continue;
+		q = 0;
+		if (++p == y->p) {
+			p = 0;
+			n++;
+		}
+	}
 }
 
-/* y[n] = alpha c[n] + bias[n], or += */
+/* y[n] = alpha c[n] + bias[n] + more[n] */
 static inline void
 store_row(void *y, enum lpo_dtype dt, const float *c, const float *bias,
-    int64_t n, float alpha, int add)
+    const void *more, int64_t n, float alpha)
 {
 	float *f = y;
 	uint16_t *h = y;
+	const float *mf = more;
+	const uint16_t *mh = more;
 	int64_t j;
 	vf v;
 	float x;
@@ -124,9 +141,9 @@ store_row(void *y, enum lpo_dtype dt, const float *c, const float *bias,
 		v = vf_load(c + j) * alpha;
 		if (bias != NULL)
 			v += vf_load(bias + j);
-		if (add)
-			v += dt == LPO_F32 ? vf_load(f + j) :
-			    vf_load_bf16(h + j);
+		if (more != NULL)
+			v += dt == LPO_F32 ? vf_load(mf + j) :
+			    vf_load_bf16(mh + j);
 		if (dt == LPO_F32)
 			vf_store(f + j, v);
 		else
@@ -136,8 +153,8 @@ store_row(void *y, enum lpo_dtype dt, const float *c, const float *bias,
 		x = c[j] * alpha;
 		if (bias != NULL)
 			x += bias[j];
-		if (add)
-			x += dt == LPO_F32 ? f[j] : bf16_to_f32(h[j]);
+		if (more != NULL)
+			x += dt == LPO_F32 ? mf[j] : bf16_to_f32(mh[j]);
 		if (dt == LPO_F32)
 			f[j] = x;
 		else
@@ -145,26 +162,81 @@ store_row(void *y, enum lpo_dtype dt, const float *c, const float *bias,
 	}
 }
 
-/* Store the sums c[m][w] of rows i0.. and columns n0.. */
+/* Store the sums c[m][w] of rows that begin at `at`, columns n0.. */
 static void
-store_tile(const struct lpo_gemm *g, const float *c, int64_t w, int64_t i0,
-    int64_t m, int64_t n0, int64_t n)
+store_tile(const struct lpo_gemm *g, const float *c, int64_t w,
+    const int64_t *at, int64_t m, int64_t n0, int64_t n)
 {
 	const float *bias = g->bias == NULL ? NULL : g->bias + n0;
-	const struct lpo_dst *y = &g->y;
-	int64_t bytes = y->dt == LPO_F32 ? 4 : 2, i, q = i0 % y->q;
-	char *row = row_at(y, i0);
+	int64_t bytes = g->y.dt == LPO_F32 ? 4 : 2, i, to;
 
 	for (i = 0; i < m; i++) {
-		store_row(row + n0 * bytes, y->dt, c + i * w, bias, n,
-		    g->alpha, g->add);
-		/* Divisions only where a row of pixels ends. */
-		if (++q < y->q) {
-			row += y->sq * bytes;
-		} else {
-			q = 0;
-			row = row_at(y, i0 + i + 1);
-		}
+		to = (at[i] + n0) * bytes;
+		store_row((char *)g->y.base + to, g->y.dt, c + i * w, bias,
+		    g->more == NULL ? NULL : (const char *)g->more + to, n,
+		    g->alpha);
+	}
+}
+
+/*
+ * What the next tiles will read is fetched while this one is multiplied: of
+ * the next panel a part per tile, of A the next rows, of y the lines below.
+ * Inlined always: to gcc 12 a function that only prefetches does nothing, and
+ * its calls are left out.
+ */
+#define inlined		static inline __attribute__((always_inline))
+
+struct ahead {
+	const char *at, *end;
+	int64_t step;
+};
+
+static struct ahead
+panel_ahead(const float *b, int64_t floats, int64_t m)
+{
+	struct ahead p = { (const char *)b, (const char *)(b + floats),
+	    round_up(floats * 4 / div_up(m, MR), 64) };
+
+	return p;
+}
+
+inlined void
+step_ahead(struct ahead *p)
+{
+	const char *end = p->end - p->at < p->step ? p->end : p->at + p->step;
+
+	for (; p->at < end; p->at += 64)
+		__builtin_prefetch(p->at, 0, 2);
+}
+
+inlined void
+rows_ahead(const float *a, int64_t sa, int64_t i, int64_t end, int64_t kc)
+{
+	int64_t k;
+
+	for (; i < end; i++)
+		for (k = 0; k < kc; k += 16)
+			__builtin_prefetch(a + i * sa + k);
+}
+
+/* y, and what is added to it, of the tile that comes TILES_AHEAD later */
+inlined void
+sums_ahead(const struct lpo_gemm *g, const int64_t *at, int64_t m, int64_t i,
+    int64_t n0, int64_t n1)
+{
+	int64_t bytes = g->y.dt == LPO_F32 ? 4 : 2, end, to;
+
+	i += TILES_AHEAD * MR;
+	if (i >= m) {
+		i -= round_up(m, MR);
+		n0 += NR;
+	}
+	end = i >= 0 && n0 < n1 ? min64(i + MR, m) : 0;
+	for (; i < end; i++) {
+		to = (at[i] + n0) * bytes;
+		__builtin_prefetch((const char *)g->y.base + to, 1);
+		if (g->more != NULL)
+			__builtin_prefetch((const char *)g->more + to);
 	}
 }
 
@@ -180,11 +252,14 @@ block(const struct lpo_gemm *g, const struct plan *p, const float *packed,
 	float *sums = mine + MC * LDA, *c;
 	int in_place = s->fetch == NULL && s->dt == LPO_F32;
 	int64_t k0, kc, i, j, n, w, sa, mr, cols = min64(p->nc, g->n - n0);
-	const float *a;
+	const float *a, *b;
+	int64_t at[MC];
+	struct ahead next;
 	int nv;
 
-	for (k0 = 0; k0 < g->k; k0 += KC) {
-		kc = min64(KC, g->k - k0);
+	find_rows(&g->y, i0, m, at);
+	for (k0 = 0; k0 < g->k; k0 += p->kc) {
+		kc = min64(p->kc, g->k - k0);
 		a = mine;
 		sa = LDA;
 		if (in_place) {
@@ -197,15 +272,25 @@ block(const struct lpo_gemm *g, const struct plan *p, const float *packed,
 			n = min64(NR, cols - j * NR);
 			nv = (int)div_up(n, VL);
 			w = nv * VL;
+			b = packed + j * NR * g->k + k0 * w;
+			next = j + 1 < j1 ? panel_ahead(b + NR * g->k, kc * w,
+			    m) : panel_ahead(packed + j0 * NR * g->k + (k0 +
+			    kc) * NR, k0 + kc < g->k ? kc * NR : 0, m);
 			for (i = 0; i < m; i += MR) {
 				mr = min64(MR, m - i);
-				row_tile[nv - 1][mr - 1](kc, a + i * sa, sa,
-				    packed + j * NR * g->k + k0 * w, w, c,
-				    k0 > 0);
+				step_ahead(&next);
+				if (j == j0)
+					rows_ahead(a, sa, i + MR,
+					    min64(i + 2 * MR, m), kc);
 				if (k0 + kc == g->k)
-					store_tile(g, c, w, i0 + i, mr,
+					sums_ahead(g, at, m, i, n0 + j * NR,
+					    n0 + j1 * NR);
+				row_tile[nv - 1][mr - 1](kc, a + i * sa, sa,
+				    b, w, c, k0 > 0);
+				if (k0 + kc == g->k)
+					store_tile(g, c, w, at + i, mr,
 					    n0 + j * NR, n);
-				if (g->k > KC)
+				if (p->k_blocks > 1)
 					c += MR * NR;
 			}
 		}
@@ -214,12 +299,12 @@ block(const struct lpo_gemm *g, const struct plan *p, const float *packed,
 
 /* B is [n][k]: unit u is one panel of one block of K, transposed. */
 static void
-pack_turned(const struct lpo_gemm *g, float *packed, int64_t n0, int64_t cols,
-    int64_t u, float *tmp)
+pack_turned(const struct lpo_gemm *g, const struct plan *p, float *packed,
+    int64_t n0, int64_t cols, int64_t u, float *tmp)
 {
 	const struct lpo_src *s = g->b;
-	int64_t k_blocks = div_up(g->k, KC), j = u / k_blocks;
-	int64_t k0 = u % k_blocks * KC, kc = min64(KC, g->k - k0);
+	int64_t j = u / p->k_blocks;
+	int64_t k0 = u % p->k_blocks * p->kc, kc = min64(p->kc, g->k - k0);
 	int64_t n = min64(NR, cols - j * NR), w = round_up(n, VL);
 	const float *src = tmp;
 	int64_t ld = LDA;
@@ -288,12 +373,12 @@ LPO_FN(lpo_gemm)(const struct lpo_gemm *g)
 		for (n0 = 0; n0 < g->n; n0 += p.nc) {
 			cols = min64(p.nc, g->n - n0);
 			units = g->b_transposed ? div_up(cols, NR) *
-			    div_up(g->k, KC) : div_up(g->k, KU);
+			    p.k_blocks : div_up(g->k, KU);
 #pragma omp for schedule(static)
 			for (u = 0; u < units; u++)
 				if (g->b_transposed)
-					pack_turned(g, packed, n0, cols, u,
-					    mine);
+					pack_turned(g, &p, packed, n0, cols,
+					    u, mine);
 				else
 					pack_straight(g, packed, n0, cols, u,
 					    mine);
@@ -323,7 +408,7 @@ group_step(const struct lpo_gemm_groups *g, int64_t i0, int64_t m, int64_t n0,
     int64_t n, int64_t kc, float *mine, int more, int last)
 {
 	const float *a = mine, *b = mine + KC * LDM;
-	float *c = mine + KC * LDM + KC * LDT;
+	float *c = mine + KC * LDM + KC * LDT, *to;
 	int64_t i, j, r, nn, mr, w;
 	int nv;
 
@@ -335,9 +420,11 @@ group_step(const struct lpo_gemm_groups *g, int64_t i0, int64_t m, int64_t n0,
 			mr = min64(MR, m - i);
 			col_tile[nv - 1][mr - 1](kc, a + i, LDM, b + j, LDT,
 			    c, more);
-			for (r = 0; last && r < mr; r++)
-				store_row(g->y + (i0 + i + r) * g->n + n0 + j,
-				    LPO_F32, c + r * w, NULL, nn, g->alpha, 1);
+			for (r = 0; last && r < mr; r++) {
+				to = g->y + (i0 + i + r) * g->n + n0 + j;
+				store_row(to, LPO_F32, c + r * w, NULL, to,
+				    nn, g->alpha);
+			}
 		}
 	}
 }

@@ -43,7 +43,7 @@ struct lpo_dst {
 };
 
 /*
- * y[m,n] = alpha A B + bias[n]    (add: y += ...)
+ * y[m,n] = alpha A B + bias[n] + more[m,n], which lies as y does, and may be y.
  * a has m rows of k; b has k rows of n, or with b_transposed n rows of k.
  */
 struct lpo_gemm {
@@ -52,8 +52,9 @@ struct lpo_gemm {
 	int b_transposed;
 	struct lpo_dst y;
 	const float *bias;	/* NULL: none */
+	const void *more;	/* NULL: none */
 	float alpha;
-	int add, threads;
+	int threads;
 	void *scratch;		/* lpo_gemm_scratch_bytes */
 };
 
@@ -75,8 +76,8 @@ struct lpo_gemm_groups {
 /*
  * lpo_column_sums: db[n] += alpha * column sums of dy[groups * m, n].
  * lpo_conv_strips: a bf16 convolution by oneDNN (FWD; BWD_DATA with y = dx and
- * x = dy); 1: done, 0: not for oneDNN, negative: LPO_E*.
- * lpo_winograd: the same for f32 by winograd.c, plus `more` (may be y).
+ * x = dy) plus `more` (may be y); 1: done, 0: not for oneDNN, negative: LPO_E*.
+ * lpo_winograd: the same for f32 by winograd.c.
  */
 #define LPO_GEMM_INTERNALS(s)						\
 	void	lpo_gemm##s(const struct lpo_gemm *);			\
@@ -89,9 +90,8 @@ struct lpo_gemm_groups {
 		    int64_t groups, int threads);				\
 	int	lpo_conv_strips##s(lpo_backend *, enum lpo_pass,	\
 		    enum lpo_dtype, void *y, const void *x,		\
-		    const void *w, const float *bias,			\
-		    const struct lpo_conv_shape *, int add,		\
-		    void *scratch);					\
+		    const void *w, const float *bias, const void *more,	\
+		    const struct lpo_conv_shape *, void *scratch);	\
 	size_t	lpo_conv_strips_scratch_bytes##s(lpo_backend *,		\
 		    enum lpo_pass, enum lpo_dtype,			\
 		    const struct lpo_conv_shape *);			\
@@ -124,13 +124,12 @@ LPO_GEMM_INTERNALS(_portable)
 LPO_GEMM_INTERNALS(_avx2)
 LPO_GEMM_INTERNALS(_avx512)
 
-/* What is added to y goes there first; 1 if there is such a thing. */
-static inline int
-lpo_residual(enum lpo_dtype dt, void *y, const void *residual, int64_t count)
+/* What is added to y, if there is such a thing, goes there first. */
+static inline void
+lpo_residual(enum lpo_dtype dt, void *y, const void *more, int64_t count)
 {
-	if (residual != NULL && residual != y)
-		memcpy(y, residual, (size_t)count * lpo_dtype_bytes(dt));
-	return residual != NULL;
+	if (more != NULL && more != y)
+		memcpy(y, more, (size_t)count * lpo_dtype_bytes(dt));
 }
 
 /* 1x1 on every pixel: a linear layer on the rows of x. */

@@ -66,9 +66,10 @@ run_rest(lpo_backend *be, const struct blocks *b, uint16_t *y,
 static int
 run_blocks(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
     uint16_t *y, const uint16_t *x, const void *w, const float *bias,
-    int64_t m, int64_t n, int64_t k, int add, void *scratch)
+    const void *more, int64_t m, int64_t n, int64_t k, void *scratch)
 {
-	struct blocks b = make_blocks(be, pass, dt, n, k, bias != NULL, add);
+	struct blocks b = make_blocks(be, pass, dt, n, k, bias != NULL,
+	    more != NULL);
 	char *at = lpo_align_up(scratch);
 	int64_t i, whole = m / BLOCK_ROWS;
 	void *weight;
@@ -76,6 +77,7 @@ run_blocks(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
 
 	if (b.piece == NULL)
 		return 0;
+	lpo_residual(dt, y, more, m * b.cols);
 	rc = lpo_onednn_weights(be, b.piece, w, at, &weight);
 	if (rc != 0)
 		return rc;
@@ -107,16 +109,15 @@ LPO_FN(lpo_linear_fwd)(lpo_backend *be, enum lpo_dtype dt, void *y,
     int64_t m, int64_t n, int64_t k, float alpha, void *scratch)
 {
 	struct lpo_src a = plain(dt, x, k), b = plain(dt, w, k);
-	int add = lpo_residual(dt, y, residual, m * n);
 	int rc = alpha != 1 ? 0 : run_blocks(be, LPO_FWD, dt, y, x, w, bias,
-	    m, n, k, add, scratch);
+	    residual, m, n, k, scratch);
 
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = n, .k = k,
 	    .a = &a, .b = &b, .b_transposed = 1,
-	    .y = { y, dt, 1, m, 0, 0, n }, .bias = bias, .alpha = alpha,
-	    .add = add, .threads = be->threads, .scratch = scratch });
+	    .y = { y, dt, 1, m, 0, 0, n }, .bias = bias, .more = residual,
+	    .alpha = alpha, .threads = be->threads, .scratch = scratch });
 	return 0;
 }
 
@@ -127,13 +128,13 @@ LPO_FN(lpo_linear_bwd_data)(lpo_backend *be, enum lpo_dtype dt, void *dx,
 {
 	struct lpo_src a = plain(dt, dy, n), b = plain(dt, w, k);
 	int rc = alpha != 1 ? 0 : run_blocks(be, LPO_BWD_DATA, dt, dx, dy, w,
-	    NULL, m, n, k, add != 0, scratch);
+	    NULL, add ? dx : NULL, m, n, k, scratch);
 
 	if (rc != 0)
 		return rc < 0 ? rc : 0;
 	LPO_FN(lpo_gemm)(&(struct lpo_gemm){ .m = m, .n = k, .k = n,
 	    .a = &a, .b = &b, .y = { dx, dt, 1, m, 0, 0, k },
-	    .alpha = alpha, .add = add != 0, .threads = be->threads,
+	    .more = add ? dx : NULL, .alpha = alpha, .threads = be->threads,
 	    .scratch = scratch });
 	return 0;
 }
