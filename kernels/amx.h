@@ -57,6 +57,9 @@ emulate_move(int t, void *p, int64_t stride, int store)
 			memcpy(tiles_now[t][i], (char *)p + i * stride, 64);
 }
 
+/* What the kernels leave to others. */
+#define OTHER(op)		lpo_##op##_portable
+
 #define tile_config()		((void)0)
 #define tile_release()		((void)0)
 #define tile_zero(t)		memset(tiles_now[t], 0, sizeof(tiles_now[t]))
@@ -65,6 +68,8 @@ emulate_move(int t, void *p, int64_t stride, int store)
 #define tile_dp(c, a, b)	emulate_dp(c, a, b)
 
 #else
+
+#define OTHER(op)	lpo_##op##_avx512
 
 static inline void
 tile_config(void)
@@ -98,6 +103,7 @@ tile_config(void)
 
 #endif
 
+typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint32_t w16 __attribute__((vector_size(64)));
 typedef uint32_t w4 __attribute__((vector_size(16)));
 

@@ -128,13 +128,13 @@ forward_unit(enum lpo_dtype dt, struct room *w, void *o, float *lse,
     int64_t q1)
 {
 	int64_t d = s->d, bk = keys_per_block(s), k0, keys, at, t, rows;
-	int64_t kr = i * s->nk / s->n * s->lk, qr = i * s->lq, size = d * STRIP;
+	int64_t kr = i * s->nk / s->n, size = d * STRIP;
 	float scale = LOG2E / sqrtf((float)d);
 
 	for (at = q0, t = 0; at < q1; at += STRIP, t++)
 		load_strip(dt, w->q + t * size, elem(dt, q,
-		    (qr + at) * s->ldq + h * d), s->ldq,
-		    min64(STRIP, q1 - at), d, scale);
+		    at_q(s, i, at, h)), s->ldq, min64(STRIP, q1 - at), d,
+		    scale);
 	memset(w->o, 0, (size_t)(t * size) * sizeof(float));
 	for (at = 0; at < t * STRIP; at++) {
 		w->m[at] = -INFINITY;
@@ -142,10 +142,10 @@ forward_unit(enum lpo_dtype dt, struct room *w, void *o, float *lse,
 	}
 	for (k0 = 0; k0 < s->lk && (!s->causal || k0 < q1); k0 += bk) {
 		keys = min64(bk, s->lk - k0);
-		load_rows(dt, w->k, elem(dt, k, (kr + k0) * s->ldk + h * d),
-		    s->ldk, keys, d, 1.0f);
-		load_rows(dt, w->v, elem(dt, v, (kr + k0) * s->ldk + h * d),
-		    s->ldk, keys, d, 1.0f);
+		load_rows(dt, w->k, elem(dt, k, at_k(s, kr, k0, h)), s->ldk,
+		    keys, d, 1.0f);
+		load_rows(dt, w->v, elem(dt, v, at_k(s, kr, k0, h)), s->ldk,
+		    keys, d, 1.0f);
 		for (at = q0, t = 0; at < q1; at += STRIP, t++) {
 			int nr = strip_vectors(q1 - at);
 
@@ -161,10 +161,10 @@ forward_unit(enum lpo_dtype dt, struct room *w, void *o, float *lse,
 	}
 	for (at = q0, t = 0; at < q1; at += STRIP, t++) {
 		rows = min64(STRIP, q1 - at);
-		finish_strip(dt, elem(dt, o, ((qr + at) * s->heads + h) * d),
-		    s->heads * d, lse == NULL ? NULL :
-		    lse + (i * s->heads + h) * s->lq + at, w->o + t * size,
-		    w->m + t * STRIP, w->l + t * STRIP, rows, d);
+		finish_strip(dt, elem(dt, o, at_o(s, i, at, h)), s->heads * d,
+		    lse == NULL ? NULL : lse + (i * s->heads + h) * s->lq + at,
+		    w->o + t * size, w->m + t * STRIP, w->l + t * STRIP, rows,
+		    d);
 	}
 }
 

@@ -261,6 +261,25 @@ vi_iota(void)
 	return v;
 }
 
+/* Element of q (row i, token t, head h), of o and of k and v. */
+static inline int64_t
+at_q(const struct lpo_attn_shape *s, int64_t i, int64_t t, int64_t h)
+{
+	return (i * s->lq + t) * s->ldq + h * s->d;
+}
+
+static inline int64_t
+at_o(const struct lpo_attn_shape *s, int64_t i, int64_t t, int64_t h)
+{
+	return ((i * s->lq + t) * s->heads + h) * s->d;
+}
+
+static inline int64_t
+at_k(const struct lpo_attn_shape *s, int64_t i, int64_t t, int64_t h)
+{
+	return (i * s->lk + t) * s->ldk + h * s->d;
+}
+
 /* Scratch of the backward pass. */
 size_t	LPO_FN(lpo_attention_bwd_bytes)(const lpo_backend *,
 	    const struct lpo_attn_shape *);

@@ -39,13 +39,6 @@ enum {
 /* Finite, for a query whose first scores are all -Inf. */
 #define M_LEAST		-1e38f
 
-/* What these kernels leave to others. */
-#ifdef LPO_AMX_EMULATE
-#define OTHER(op)	lpo_##op##_portable
-#else
-#define OTHER(op)	lpo_##op##_avx512
-#endif
-
 /* One thread's memory; packed k and v follow.  All on 64 bytes. */
 struct room {
 	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
@@ -671,8 +664,8 @@ heads_unit(char *room, void *o, float *lse, const void *q, const void *k,
     const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h0,
     int64_t h1, int64_t b0, int64_t b1)
 {
-	int64_t d = s->d, blocks = (s->lq + BQ - 1) / BQ, b, i, q0, at, h;
-	int64_t first = r * s->lk * s->ldk, each = packed_elements(s);
+	int64_t blocks = (s->lq + BQ - 1) / BQ, b, i, q0, h;
+	int64_t each = packed_elements(s);
 	struct room *w = (struct room *)room;
 	struct plan z = plan_new(s);
 	uint16_t *packed = (uint16_t *)(w + 1), *to;
@@ -680,21 +673,20 @@ heads_unit(char *room, void *o, float *lse, const void *q, const void *k,
 	tile_config();
 	for (h = h0; h < h1; h++) {
 		to = packed + (h - h0) * each;
-		pack_k(to, (const uint16_t *)k + first + h * d, s->ldk, &z);
-		pack_v(to + z.lk * z.steps * 32, (const uint16_t *)v + first +
-		    h * d, s->ldk, &z);
+		pack_k(to, (const uint16_t *)k + at_k(s, r, 0, h), s->ldk, &z);
+		pack_v(to + z.lk * z.steps * 32, (const uint16_t *)v +
+		    at_k(s, r, 0, h), s->ldk, &z);
 	}
 	for (b = b0; b < b1; b++) {
 		i = r * (s->n / s->nk) + b / blocks;
 		q0 = b % blocks * BQ;
-		at = i * s->lq + q0;
 		for (h = h0; h < h1; h++) {
 			z.k = packed + (h - h0) * each;
 			z.v = z.k + z.lk * z.steps * 32;
-			query_block(w, (uint16_t *)o + (at * s->heads + h) * d,
+			query_block(w, (uint16_t *)o + at_o(s, i, q0, h),
 			    lse == NULL ? NULL : lse + (i * s->heads + h) *
-			    s->lq + q0, (const uint16_t *)q + at * s->ldq +
-			    h * d, &z, s, q0);
+			    s->lq + q0, (const uint16_t *)q +
+			    at_q(s, i, q0, h), &z, s, q0);
 		}
 	}
 	tile_release();

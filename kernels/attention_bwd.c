@@ -42,25 +42,6 @@ struct job {
 	float scale;		/* of q: d^-1/2 log2 e */
 };
 
-/* Element of q and dq (row i, token t, head h), of o, of k. */
-static inline int64_t
-at_q(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return (i * j->s->lq + t) * j->s->ldq + h * j->s->d;
-}
-
-static inline int64_t
-at_o(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return ((i * j->s->lq + t) * j->s->heads + h) * j->s->d;
-}
-
-static inline int64_t
-at_k(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return (i * j->s->lk + t) * j->s->ldk + h * j->s->d;
-}
-
 /* One lane group of P and dS; both start as S and dP. */
 static inline void
 grad_lanes(float *s, float *dp, vf lse2, vf delta, vi unseen)
@@ -159,9 +140,9 @@ meet(const struct job *j, struct room *w, float *dqt, int64_t i, int64_t h,
 	const float *lse2 = j->lse2 + (i * j->s->heads + h) * j->s->lq + q0;
 	const float *delta = j->delta + (lse2 - j->lse2);
 
-	load_rows(j->dt, w->a, elem(j->dt, j->q, at_q(j, i, q0, h)),
+	load_rows(j->dt, w->a, elem(j->dt, j->q, at_q(j->s, i, q0, h)),
 	    j->s->ldq, rows, d, j->scale);
-	load_rows(j->dt, w->b, elem(j->dt, j->dout, at_o(j, i, q0, h)),
+	load_rows(j->dt, w->b, elem(j->dt, j->dout, at_o(j->s, i, q0, h)),
 	    j->s->heads * d, rows, d, 1.0f);
 	for (k = k0, t = 0; k < k1; k += STRIP, t++) {
 		int nr = strip_vectors(k1 - k);
@@ -187,7 +168,7 @@ store_dq(const struct job *j, const float *dqt, int64_t i, int64_t h)
 	int64_t lq = j->s->lq, d = j->s->d, t;
 
 	for (t = 0; t < lq; t += STRIP)
-		store_strip(j->dt, elem(j->dt, j->dq, at_q(j, i, t, h)),
+		store_strip(j->dt, elem(j->dt, j->dq, at_q(j->s, i, t, h)),
 		    j->s->ldq, dqt + t * d, min64(STRIP, lq - t), d,
 		    j->scale * LN2, 1);
 }
@@ -203,14 +184,14 @@ keys_unit(const struct job *j, struct room *w, float *dqt, int64_t r,
 	for (k = k0, t = 0; k < k1; k += STRIP, t++) {
 		lanes = min64(STRIP, k1 - k);
 		load_strip(j->dt, w->strip[0] + t * size, elem(j->dt, j->k,
-		    at_k(j, r, k, h)), j->s->ldk, lanes, d, 1.0f);
+		    at_k(j->s, r, k, h)), j->s->ldk, lanes, d, 1.0f);
 		load_strip(j->dt, w->strip[1] + t * size, elem(j->dt, j->v,
-		    at_k(j, r, k, h)), j->s->ldk, lanes, d, 1.0f);
+		    at_k(j->s, r, k, h)), j->s->ldk, lanes, d, 1.0f);
 	}
 	memset(w->strip[2], 0, (size_t)(t * size) * sizeof(float));
 	memset(w->strip[3], 0, (size_t)(t * size) * sizeof(float));
 	if (dqt != NULL)
-		load_rows(j->dt, w->c, elem(j->dt, j->k, at_k(j, r, k0, h)),
+		load_rows(j->dt, w->c, elem(j->dt, j->k, at_k(j->s, r, k0, h)),
 		    j->s->ldk, k1 - k0, d, 1.0f);
 	for (i = r * share; i < (r + 1) * share; i++) {
 		if (dqt != NULL && k0 == 0)
@@ -226,11 +207,11 @@ keys_unit(const struct job *j, struct room *w, float *dqt, int64_t r,
 		lanes = min64(STRIP, k1 - k);
 		if (j->dk != NULL)
 			store_strip(j->dt, elem(j->dt, j->dk,
-			    at_k(j, r, k, h)), j->s->ldk, w->strip[2] +
+			    at_k(j->s, r, k, h)), j->s->ldk, w->strip[2] +
 			    t * size, lanes, d, LN2, 1);
 		if (j->dv != NULL)
 			store_strip(j->dt, elem(j->dt, j->dv,
-			    at_k(j, r, k, h)), j->s->ldk, w->strip[3] +
+			    at_k(j->s, r, k, h)), j->s->ldk, w->strip[3] +
 			    t * size, lanes, d, 1.0f, 1);
 	}
 }
@@ -249,18 +230,18 @@ queries_unit(const struct job *j, struct room *w, int64_t i, int64_t h,
 	    (size_t)(q1 - q0) * sizeof(float));
 	for (q = q0, t = 0; q < q1; q += STRIP, t++) {
 		load_strip(j->dt, w->strip[0] + t * size, elem(j->dt, j->q,
-		    at_q(j, i, q, h)), j->s->ldq, min64(STRIP, q1 - q), d,
+		    at_q(j->s, i, q, h)), j->s->ldq, min64(STRIP, q1 - q), d,
 		    j->scale);
 		load_strip(j->dt, w->strip[1] + t * size, elem(j->dt,
-		    j->dout, at_o(j, i, q, h)), j->s->heads * d,
+		    j->dout, at_o(j->s, i, q, h)), j->s->heads * d,
 		    min64(STRIP, q1 - q), d, 1.0f);
 	}
 	memset(w->strip[2], 0, (size_t)(t * size) * sizeof(float));
 	for (k = 0; k < j->s->lk && (!j->s->causal || k < q1); k += ROWS) {
 		keys = min64(ROWS, j->s->lk - k);
-		load_rows(j->dt, w->a, elem(j->dt, j->k, at_k(j, kr, k, h)),
+		load_rows(j->dt, w->a, elem(j->dt, j->k, at_k(j->s, kr, k, h)),
 		    j->s->ldk, keys, d, 1.0f);
-		load_rows(j->dt, w->b, elem(j->dt, j->v, at_k(j, kr, k, h)),
+		load_rows(j->dt, w->b, elem(j->dt, j->v, at_k(j->s, kr, k, h)),
 		    j->s->ldk, keys, d, 1.0f);
 		for (q = q0, t = 0; q < q1; q += STRIP, t++) {
 			int nr = strip_vectors(q1 - q);
@@ -278,7 +259,7 @@ queries_unit(const struct job *j, struct room *w, int64_t i, int64_t h,
 		}
 	}
 	for (q = q0, t = 0; q < q1; q += STRIP, t++)
-		store_strip(j->dt, elem(j->dt, j->dq, at_q(j, i, q, h)),
+		store_strip(j->dt, elem(j->dt, j->dq, at_q(j->s, i, q, h)),
 		    j->s->ldq, w->strip[2] + t * size, min64(STRIP, q1 - q),
 		    d, j->scale * LN2, 1);
 }
@@ -295,9 +276,9 @@ prepare(const struct job *j, const lpo_backend *b)
 		int64_t i = u / lq, t = u % lq, h, x, to;
 
 		for (h = 0; h < heads; h++) {
-			const void *o = elem(j->dt, j->o, at_o(j, i, t, h));
+			const void *o = elem(j->dt, j->o, at_o(j->s, i, t, h));
 			const void *g = elem(j->dt, j->dout,
-			    at_o(j, i, t, h));
+			    at_o(j->s, i, t, h));
 			vf sum = {0};
 
 			for (x = 0; x < d; x += VL)

@@ -33,15 +33,7 @@ enum {
 	PAIR = 2 * SIDE / VL	/* vectors of two keys in a square */
 };
 
-#ifdef LPO_AMX_EMULATE
-#define OTHER(op)	lpo_##op##_portable
-#else
-#define OTHER(op)	lpo_##op##_avx512
-#endif
-
-typedef uint16_t h16 __attribute__((vector_size(32)));
 typedef uint16_t h32 __attribute__((vector_size(64)));
-typedef uint32_t w16 __attribute__((vector_size(64)));
 
 /* One thread's memory; a block of keys and `slots` of queries follow. */
 struct room {
@@ -85,25 +77,6 @@ struct job {
 	int64_t slots;		/* query blocks that a thread holds */
 	float scale;		/* d^-1/2 */
 };
-
-/* Element of q and dq (row i, token t, head h), of o and dout, of k and v. */
-static inline int64_t
-at_q(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return (i * j->s->lq + t) * j->s->ldq + h * j->s->d;
-}
-
-static inline int64_t
-at_o(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return ((i * j->s->lq + t) * j->s->heads + h) * j->s->d;
-}
-
-static inline int64_t
-at_k(const struct job *j, int64_t i, int64_t t, int64_t h)
-{
-	return (i * j->s->lk + t) * j->s->ldk + h * j->s->d;
-}
 
 /* ---- memory */
 
@@ -259,7 +232,7 @@ pack_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
 	uint16_t pairs[WORDS];
 
 	for (t = 0; t < sides; t++) {
-		at = at_k(j, r, b->first + t * SIDE, h);
+		at = at_k(j->s, r, b->first + t * SIDE, h);
 		left = b->count - t * SIDE;
 		tiles_of_rows(b->k + t * 2 * j->ck * WORDS, j->k + at, ld,
 		    left, j->s->d, j->ck);
@@ -301,8 +274,8 @@ pack_queries(const struct job *j, struct room *w, const struct queries *b,
 	    b->first;
 
 	for (t = 0; t < sides; t++) {
-		q = at_q(j, i, b->first + t * SIDE, h);
-		g = at_o(j, i, b->first + t * SIDE, h);
+		q = at_q(j->s, i, b->first + t * SIDE, h);
+		g = at_o(j->s, i, b->first + t * SIDE, h);
 		pack_rows(j, b->q + t * 2 * j->ck * WORDS,
 		    b->qp + t * j->cv * WORDS, w->rows, j->q + q, j->s->ldq,
 		    b->count - t * SIDE);
@@ -317,7 +290,7 @@ pack_queries(const struct job *j, struct room *w, const struct queries *b,
 		b->delta[t] = 0.0f;
 		if (t >= b->count)
 			continue;
-		g = at_o(j, i, b->first + t, h);
+		g = at_o(j->s, i, b->first + t, h);
 		for (x = 0; x < d; x += 32)
 			__builtin_prefetch(j->o + g + SIDE * ldo + x);
 		for (x = 0; x < d; x += VL)
@@ -691,7 +664,7 @@ store_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
 	int64_t t, at, from;
 
 	for (t = 0; t < b->count; t++) {
-		at = at_k(j, r, b->first + t, h);
+		at = at_k(j->s, r, b->first + t, h);
 		from = t / 16 * j->cv * FLOATS + t % 16 * 16;
 		if (j->dk != NULL)
 			store_row(j->dk + at, b->dk + from, FLOATS, j->s->d,
@@ -738,7 +711,7 @@ store_queries(const struct job *j, struct room *w, const struct queries *b,
 			turn_queries(w->turned + c * 16, b->dq +
 			    (t / SIDE * j->cv + c) * 2 * FLOATS);
 		for (k = 0; k < min64(SIDE, b->count - t); k++) {
-			at = at_q(j, i, b->first + t + k, h);
+			at = at_q(j->s, i, b->first + t + k, h);
 			store_row(j->dq + at, w->turned + k * LDA, 16,
 			    j->s->d, j->scale, j->add & LPO_ADD_A);
 		}

@@ -47,16 +47,6 @@ enum {
 #define WAIT_CYCLES	1e5		/* until all threads have met, twice */
 #endif
 
-/* What these kernels leave to others. */
-#ifdef LPO_AMX_EMULATE
-#define OTHER(op)	lpo_##op##_portable
-#else
-#define OTHER(op)	lpo_##op##_avx512
-#endif
-
-typedef uint16_t h16 __attribute__((vector_size(32)));
-typedef uint32_t w16 __attribute__((vector_size(64)));
-
 struct plan {
 	struct lpo_conv_shape s;	/* n: images of one group */
 	int64_t groups;
