@@ -180,27 +180,6 @@ tiles_of_rows(uint16_t *to, const uint16_t *p, int64_t ld, int64_t count,
 		}
 }
 
-/* A tile transposed as words of 4 bytes. */
-static void
-turn_tile(void *to, const void *from)
-{
-	const float *a = from;
-	float *b = to;
-	int64_t r, x, i;
-	v4 t[4];
-
-	for (r = 0; r < 16; r += 4)
-		for (x = 0; x < 16; x += 4) {
-			for (i = 0; i < 4; i++)
-				memcpy(&t[i], a + (r + i) * 16 + x,
-				    sizeof(v4));
-			transpose4(t);
-			for (i = 0; i < 4; i++)
-				memcpy(b + (x + i) * 16 + r, &t[i],
-				    sizeof(v4));
-		}
-}
-
 /*
  * Channels 16 c .. of such 32 rows with pairs of rows side by side: a tile
  * [16 pairs][16 channels][2]
@@ -241,8 +220,8 @@ pack_keys(const struct job *j, const struct keys *b, int64_t r, int64_t h)
 		for (c = 0; c < j->cv; c++) {
 			pair_rows(pairs, b->k + t * 2 * j->ck * WORDS, j->ck,
 			    c);
-			turn_tile(b->kt + (c * (j->bk / SIDE) + t) * WORDS,
-			    pairs);
+			tile_turn(b->kt + (c * (j->bk / SIDE) + t) * WORDS,
+			    pairs, 32);
 		}
 	}
 	memset(b->dk, 0, (size_t)(sides * 2 * j->cv * FLOATS) * 4);
@@ -258,7 +237,7 @@ pack_rows(const struct job *j, uint16_t *turned, uint16_t *pairs,
 
 	tiles_of_rows(rows, p, ld, count, j->s->d, j->ck);
 	for (t = 0; t < 2 * j->ck; t++)
-		turn_tile(turned + t * WORDS, rows + t * WORDS);
+		tile_turn(turned + t * WORDS, rows + t * WORDS, 32);
 	for (t = 0; t < j->cv; t++)
 		pair_rows(pairs + t * WORDS, rows, j->ck, t);
 }
