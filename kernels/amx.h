@@ -9,6 +9,7 @@
  *	gradient_amx.c		gradients of weights
  *	attention_amx.c		attention, forward
  *	attention_bwd_amx.c	and backward
+ * The first two multiply f32 too where that is to be split (split.h).
  * What they do not take, and all that is not a product, is avx512's.
  *
  * With LPO_AMX_EMULATE they are plain C, so that the op tests check all

@@ -9,6 +9,9 @@
  * a tap one shift of all pixel numbers.  The weights are brought into tiles
  * [16 channel pairs][16][2], for two tiles of results at a time, a panel.
  *
+ * f32 is split (split.h): pixels of a plane are [hi, lo][32], and of a panel
+ * the tiles of lo follow those of hi.
+ *
  * An element is one sum in the order of (32 channels, tap), whatever the
  * number of images and threads; the blocks below do not change it.
  */
@@ -17,6 +20,7 @@
 #include "kernels/ints.h"
 #include "kernels/levels.h"
 #include "kernels/onednn.h"
+#include "kernels/split.h"
 
 #include <omp.h>
 
@@ -27,6 +31,7 @@ enum {
 	TAPS = 9,
 	PANEL = 32,		/* channels of the result, of two tiles */
 	HIGH = 3,		/* tiles of pixels that meet a panel at once */
+	SPLIT_HIGH = 2,
 	AHEAD = 16,		/* steps that weights are fetched before */
 #ifdef LPO_AMX_EMULATE
 	MOST_STEPS = 2,		/* small: to meet all of it in small tests */
@@ -40,7 +45,8 @@ enum {
 	OWN_KB = 40,
 	SPAN_TILES = 4
 #else
-	MOST_STEPS = 30,	/* of a block: its weights stay in L2 */
+	MOST_STEPS = 30,	/* of a block: its weights stay in L2; split:
+				   half as many */
 	AHEAD_STEPS = 20,	/* the same where weights of two do */
 	SHORT_STEPS = 15,
 	FEW_TILES = 64,
@@ -66,6 +72,9 @@ enum {
  */
 struct plan {
 	int back;			/* x is dy, y is dx */
+	int split;			/* f32, else bf16 */
+	int64_t pixel;			/* elements of a plane's pixel */
+	int64_t high;			/* HIGH or SPLIT_HIGH */
 	int64_t n, h, w, in, out;	/* images; channels of x and y */
 	int64_t images, lines;		/* of a band */
 	int64_t pitch, plane;		/* pixels of a line, of a plane */
@@ -76,8 +85,8 @@ struct plan {
 	int ahead;			/* weights are made a block ahead */
 	int own;			/* threads have bands of their own */
 	int threads;
-	const uint16_t *x, *weight, *more;
-	uint16_t *y;
+	const void *x, *weight, *more;
+	void *y;
 	const float *bias;
 	char *planes, *room;		/* shared; of the threads */
 };
@@ -89,6 +98,19 @@ struct band {
 	int64_t run_lines;		/* from run to run within an image */
 	uint16_t *planes;
 };
+
+static inline enum lpo_dtype
+dtype(const struct plan *p)
+{
+	return p->split ? LPO_F32 : LPO_BF16;
+}
+
+/* Elements of a tap of a panel. */
+static inline int64_t
+tap_elements(const struct plan *p)
+{
+	return 2 * TILE_SIZE * (1 + p->split);
+}
 
 static int64_t
 grid_lines(int64_t n, int64_t h)
@@ -169,7 +191,7 @@ tile_rows(const struct plan *p, const struct band *b, int64_t t, int64_t *at)
 static inline size_t
 weight_bytes(const struct plan *p)
 {
-	return (size_t)(p->group * p->block) * 2 * TAPS * TILE_SIZE * 2;
+	return (size_t)(p->group * p->block * TAPS * tap_elements(p)) * 2;
 }
 
 /* Sums between blocks; of one block only what is made and what is stored. */
@@ -184,14 +206,14 @@ sums_bytes(const struct plan *p)
 static inline size_t
 planes_bytes(const struct plan *p)
 {
-	return lpo_aligned((size_t)(p->plane * p->steps) * STEP * 2);
+	return lpo_aligned((size_t)(p->plane * p->steps * p->pixel) * 2);
 }
 
 /* Bands of whole images or of lines, all about as large, of some bytes. */
 static void
 cut_bands(struct plan *p, int64_t bytes)
 {
-	int64_t lines = bytes / (p->steps * STEP * 2 * p->pitch);
+	int64_t lines = bytes / (p->steps * p->pixel * 2 * p->pitch);
 
 	p->lines = p->h;
 	p->images = max64(1, min64(p->n, lines / (p->h + 1)));
@@ -208,7 +230,7 @@ static void
 cut_units(struct plan *p)
 {
 	struct band b = make_band(p, 0, NULL);
-	int64_t tiles = band_tiles(&b), spans;
+	int64_t tiles = band_tiles(&b), spans, most;
 	int few = tiles <= FEW_TILES;
 
 	/*
@@ -217,8 +239,9 @@ cut_units(struct plan *p)
 	 * would hold these up; more panels at a time make the runs longer.
 	 */
 	p->ahead = few && !p->back && planes_bytes(p) <= AHEAD_KB << 10;
-	p->block = div_up(p->steps, div_up(p->steps, p->ahead ? AHEAD_STEPS :
-	    few && p->back ? SHORT_STEPS : MOST_STEPS));
+	most = div_up(p->ahead ? AHEAD_STEPS : few && p->back ? SHORT_STEPS :
+	    MOST_STEPS, 1 + p->split);
+	p->block = div_up(p->steps, div_up(p->steps, most));
 	/* as many panels as fit, and as all threads find work with */
 	p->group = 1;
 	p->group = max64(1, (WEIGHT_KB << 10) / (int64_t)weight_bytes(p) /
@@ -232,20 +255,23 @@ cut_units(struct plan *p)
 	    div_up(4 * p->threads, p->groups)));
 	p->span = div_up(tiles, min64(spans, tiles));
 	if (p->block < p->steps)
-		p->span = min64(p->span, max64(HIGH, (SUMS_KB << 10) /
+		p->span = min64(p->span, max64(p->high, (SUMS_KB << 10) /
 		    (p->group * 2 * SUMS * 4)));
 	p->span = div_up(tiles, div_up(tiles, p->span));
 }
 
 static void
 make_plan(struct plan *p, const lpo_backend *be, enum lpo_pass pass,
-    const struct lpo_conv_shape *s)
+    enum lpo_dtype dt, const struct lpo_conv_shape *s)
 {
 	double flops = 2. * (double)(s->n * s->h * s->w) * TAPS *
 	    (double)(s->ci * s->co);
 
 	memset(p, 0, sizeof(*p));
 	p->back = pass == LPO_BWD_DATA;
+	p->split = dt == LPO_F32;
+	p->pixel = STEP << p->split;
+	p->high = p->split ? SPLIT_HIGH : HIGH;
 	p->n = s->n;
 	p->h = s->h;
 	p->w = s->w;
@@ -260,7 +286,7 @@ make_plan(struct plan *p, const lpo_backend *be, enum lpo_pass pass,
 	p->groups = 1;
 	if (weight_bytes(p) <= OWN_KB << 10) {
 		cut_bands(p, min64(OWN_KB << 11, s->n * (s->h + 1) *
-		    p->pitch * p->steps * STEP * 2 / (2 * p->threads)));
+		    p->pitch * p->steps * p->pixel * 2 / (2 * p->threads)));
 		p->own = band_count(p) >= 2 * p->threads;
 	}
 	if (!p->own) {
@@ -270,14 +296,14 @@ make_plan(struct plan *p, const lpo_backend *be, enum lpo_pass pass,
 }
 
 /* What line l of the band's grid shows; NULL: zeros. */
-static const uint16_t *
+static const void *
 line_source(const struct plan *p, const struct band *b, int64_t l)
 {
 	int64_t n = b->n == 1 ? 0 : l / (b->h + 1);
 	int64_t y = (b->n == 1 ? l : l % (b->h + 1)) - 1 + b->y;
 
-	return y < 0 || y >= p->h ? NULL :
-	    p->x + ((b->i + n) * p->h + y) * p->w * p->in;
+	return y < 0 || y >= p->h ? NULL : elem(dtype(p), p->x,
+	    ((b->i + n) * p->h + y) * p->w * p->in);
 }
 
 /* n pixels of a line, `size` of their channels, to a plane. */
@@ -296,23 +322,46 @@ copy_pixels(const struct plan *p, uint16_t *to, const uint16_t *from,
 		}
 }
 
+/* The same of f32. */
+static inline void
+split_pixels(const struct plan *p, uint16_t *to, const float *from,
+    int64_t size)
+{
+	float some[STEP] = { 0 };
+	int64_t q;
+
+	for (q = 0; q < p->w; q++, to += 2 * STEP, from += p->in)
+		if (size == STEP) {
+			split_pairs(to, to + STEP, from, from + TILE);
+		} else {
+			memcpy(some, from, (size_t)size * 4);
+			split_pairs(to, to + STEP, some, some + TILE);
+		}
+}
+
 /* Line l of the grid to all planes; of one behind the last, its border. */
 static void
 copy_line(const struct plan *p, const struct band *b, int64_t l)
 {
-	uint16_t *to = b->planes + l * p->pitch * STEP;
-	const uint16_t *from = NULL;
-	int64_t c, zeros = 1;
+	uint16_t *to = b->planes + l * p->pitch * p->pixel;
+	int64_t c, some, zeros = 1;
+	const void *from = NULL;
 
 	if (l < grid_lines(b->n, b->h)) {
 		from = line_source(p, b, l);
 		zeros = from == NULL ? p->pitch : 1;
 	}
-	for (c = 0; c < p->in; c += STEP, to += p->plane * STEP) {
-		memset(to, 0, (size_t)(zeros * STEP) * 2);
-		if (from != NULL)
-			copy_pixels(p, to + STEP, from + c,
-			    min64(p->in - c, STEP));
+	for (c = 0; c < p->in; c += STEP, to += p->plane * p->pixel) {
+		memset(to, 0, (size_t)(zeros * p->pixel) * 2);
+		if (from == NULL)
+			continue;
+		some = min64(p->in - c, STEP);
+		if (p->split)
+			split_pixels(p, to + p->pixel, (const float *)from + c,
+			    some);
+		else
+			copy_pixels(p, to + p->pixel, (const uint16_t *)from +
+			    c, some);
 	}
 }
 
@@ -359,6 +408,25 @@ struct making {
 	int64_t some;			/* of them at a time */
 };
 
+/* 16 rows of 32 of w, some of them there, to a tile, or to two of f32. */
+static void
+turn_some(const struct plan *p, uint16_t *to, const void *w, int64_t ld,
+    int64_t rows, int64_t n)
+{
+	size_t size = lpo_dtype_bytes(dtype(p));
+	float copy[TILE * STEP];
+	int64_t i;
+
+	memset(copy, 0, sizeof(copy));
+	for (i = 0; i < rows; i++)
+		memcpy(elem(dtype(p), copy, i * STEP), elem(dtype(p), w,
+		    i * ld), (size_t)n * size);
+	if (p->split)
+		split_turn(to, copy, STEP);
+	else
+		tile_turn(to, (const uint16_t *)(const void *)copy, STEP);
+}
+
 /*
  * Forward, weights [o][tap][c] of 16 results and a step are a piece, a tile.
  * What is not there becomes zeros.
@@ -370,25 +438,28 @@ turn_piece(const struct plan *p, const struct making *m)
 	int64_t half = m->next / (m->steps * TAPS), ld = TAPS * p->in, i;
 	int64_t o = m->v * PANEL + half * TILE, c = (m->k + j) * STEP;
 	int64_t no = min64(p->out - o, TILE), nc = min64(p->in - c, STEP);
-	const uint16_t *from = p->weight + o * ld + t * p->in + c;
-	uint16_t *to = m->to + (((half / 2 * m->steps + j) * TAPS + t) * 2 +
-	    half % 2) * TILE_SIZE;
-	uint16_t copy[TILE * STEP];
+	const void *from = elem(dtype(p), p->weight, o * ld + t * p->in + c);
+	uint16_t *to = m->to + ((half / 2 * m->steps + j) * TAPS + t) *
+	    tap_elements(p) + half % 2 * TILE_SIZE;
 	int64_t ahead = AHEAD * STEP;
 
-	if (nc == STEP && no == TILE) {
-		/* at the end of a block's channels, of the next tap */
-		if (j + AHEAD >= m->steps)
-			ahead += p->in - m->steps * STEP;
-		for (i = 0; i < TILE; i++)
-			__builtin_prefetch(from + i * ld + ahead);
-		tile_turn(to, from, ld);
+	if (nc < STEP || no < TILE) {
+		turn_some(p, to, from, ld, no, nc);
 		return;
 	}
-	memset(copy, 0, sizeof(copy));
-	for (i = 0; i < no; i++)
-		memcpy(copy + i * STEP, from + i * ld, (size_t)nc * 2);
-	tile_turn(to, copy, STEP);
+	/* at the end of a block's channels, of the next tap */
+	if (j + AHEAD >= m->steps)
+		ahead += p->in - m->steps * STEP;
+	for (i = 0; i < TILE; i++)
+		__builtin_prefetch(elem(dtype(p), from, i * ld + ahead));
+	if (p->split) {
+		for (i = 0; i < TILE; i++)
+			__builtin_prefetch(elem(LPO_F32, from, i * ld + ahead +
+			    TILE));
+		split_turn(to, from, ld);
+	} else {
+		tile_turn(to, from, ld);
+	}
 }
 
 /*
@@ -402,8 +473,8 @@ pair_piece(const struct plan *p, const struct making *m)
 	int64_t next = m->steps * TAPS * 2 * TILE_SIZE, ld = TAPS * p->out;
 	int64_t c = m->k * STEP + 2 * pair, o = m->v * PANEL;
 	int64_t rows = min64(2, p->in - c), i, n;
-	const uint16_t *from = p->weight + c * ld + (TAPS - 1 - t) * p->out +
-	    o;
+	const uint16_t *from = (const uint16_t *)p->weight + c * ld +
+	    (TAPS - 1 - t) * p->out + o;
 	uint16_t *to = m->to + (pair / TILE * TAPS + t) * 2 * TILE_SIZE +
 	    pair % TILE * STEP;
 
@@ -419,16 +490,57 @@ pair_piece(const struct plan *p, const struct making *m)
 	}
 }
 
+/* 32 channels of two rows to a row of each of two tiles, hi and lo. */
+static inline void
+split_rows(uint16_t *to, const float *first, const float *second)
+{
+	split_pairs(to, to + SPLIT_LO, first, second);
+	split_pairs(to + TILE_SIZE, to + TILE_SIZE + SPLIT_LO, first + TILE,
+	    second + TILE);
+}
+
+/* The same of f32, whose pairs are 16 channels apart. */
+static void
+split_piece(const struct plan *p, const struct making *m)
+{
+	int64_t pair = m->next / TAPS, t = m->next % TAPS, ld = TAPS * p->out;
+	int64_t next = m->steps * TAPS * tap_elements(p), o = m->v * PANEL;
+	int64_t c = m->k * STEP + pair / TILE * STEP + pair % TILE, i, n, r;
+	const float *from = (const float *)p->weight + c * ld +
+	    (TAPS - 1 - t) * p->out + o;
+	uint16_t *to = m->to + (pair / TILE * TAPS + t) * tap_elements(p) +
+	    pair % TILE * STEP;
+	float copy[2][PANEL];
+
+	for (i = 0; i < m->panels; i++, from += PANEL, to += next) {
+		n = min64(p->out - o - i * PANEL, PANEL);
+		if (c + TILE < p->in && n == PANEL) {
+			__builtin_prefetch(from + ld);
+			__builtin_prefetch(from + ld + TILE);
+			__builtin_prefetch(from + (TILE + 1) * ld);
+			__builtin_prefetch(from + (TILE + 1) * ld + TILE);
+			split_rows(to, from, from + TILE * ld);
+			continue;
+		}
+		memset(copy, 0, sizeof(copy));
+		for (r = 0; r < 2 && c + r * TILE < p->in; r++)
+			memcpy(copy[r], from + r * TILE * ld, (size_t)n * 4);
+		split_rows(to, copy[0], copy[1]);
+	}
+}
+
 static __attribute__((noinline)) void
 make_some(const struct plan *p, struct making *m, int64_t pieces)
 {
 	int64_t end = min64(m->next + pieces, m->count);
 
 	for (; m->next < end; m->next++)
-		if (p->back)
-			pair_piece(p, m);
-		else
+		if (!p->back)
 			turn_piece(p, m);
+		else if (p->split)
+			split_piece(p, m);
+		else
+			pair_piece(p, m);
 }
 
 /*
@@ -443,9 +555,9 @@ struct waiting {
 };
 
 /* A pixel's results o.., n <= 16: sums, bias and what is added, rounded. */
-static inline void
-put_row(const struct plan *p, int64_t pixel, int64_t o, int64_t n,
-    const float *sums)
+static inline __attribute__((always_inline)) void
+put_row(const struct plan *p, enum lpo_dtype dt, int64_t pixel, int64_t o,
+    int64_t n, const float *sums)
 {
 	int64_t at = pixel * p->out + o, i, some;
 	vf v;
@@ -456,9 +568,20 @@ put_row(const struct plan *p, int64_t pixel, int64_t o, int64_t n,
 		if (p->bias != NULL)
 			v += vld_n(LPO_F32, p->bias, o + i, some);
 		if (p->more != NULL)
-			v += vld_n(LPO_BF16, p->more, at + i, some);
-		vst_n(LPO_BF16, p->y, at + i, some, v);
+			v += vld_n(dt, p->more, at + i, some);
+		vst_n(dt, p->y, at + i, some, v);
 	}
+}
+
+/* The same of a panel, n <= 32. */
+static inline __attribute__((always_inline)) void
+put_pixel(const struct plan *p, enum lpo_dtype dt, int64_t pixel, int64_t o,
+    int64_t n, const float *sums)
+{
+	put_row(p, dt, pixel, o, min64(n, TILE), sums);
+	if (n > TILE)
+		put_row(p, dt, pixel, o + TILE, min64(n - TILE, TILE), sums +
+		    SUMS);
 }
 
 /* The next `rows` of those that wait. */
@@ -472,20 +595,25 @@ put_some(const struct plan *p, struct waiting *l, int rows)
 		if (l->pixels[r] < 0)
 			continue;
 		from = l->sums + r / TILE * 2 * SUMS + r % TILE * TILE;
-		put_row(p, l->pixels[r], l->o, min64(p->out - l->o, TILE),
-		    from);
-		if (p->out - l->o > TILE)
-			put_row(p, l->pixels[r], l->o + TILE,
-			    min64(p->out - l->o - TILE, TILE), from + SUMS);
+		if (p->split)
+			put_pixel(p, LPO_F32, l->pixels[r], l->o, p->out -
+			    l->o, from);
+		else
+			put_pixel(p, LPO_BF16, l->pixels[r], l->o, p->out -
+			    l->o, from);
 	}
 	l->next = end;
 }
 
 /* One tap: tiles of pixels at a0, a1, a2 meet the two of a panel at b. */
 static inline __attribute__((always_inline)) void
-one_tap(int tiles, const uint16_t *a0, const uint16_t *a1, const uint16_t *a2,
-    const uint16_t *b)
+one_tap(int split, int tiles, const uint16_t *a0, const uint16_t *a1,
+    const uint16_t *a2, const uint16_t *b)
 {
+	if (split) {
+		split_step(tiles > 1, 1, a0, a1, 2 * STEP, b);
+		return;
+	}
 	tile_load(6, a0, 64);
 	tile_load(7, b, 64);
 	tile_dp(0, 6, 7);
@@ -525,14 +653,15 @@ fetch_sums(const float *c)
  * a[], and a panel.
  */
 static inline __attribute__((always_inline)) void
-products(const struct plan *p, int tiles, const uint16_t *const *a,
-    const uint16_t *b, int64_t steps, float *c, int add, struct waiting *l,
-    struct making *m)
+products(const struct plan *p, int split, int tiles,
+    const uint16_t *const *a, const uint16_t *b, int64_t steps, float *c,
+    int add, struct waiting *l, struct making *m)
 {
 	const uint16_t *a0 = a[0], *a1 = a[tiles > 1 ? 1 : 0];
 	const uint16_t *a2 = a[tiles > 2 ? 2 : 0];
-	int rows = (int)div_up(HIGH * TILE, steps * TAPS / 3);
-	int64_t line = p->pitch * STEP, next = p->plane * STEP - 3 * line;
+	int rows = (int)div_up(p->high * TILE, steps * TAPS / 3);
+	int64_t px = STEP << split, line = p->pitch * px;
+	int64_t next = p->plane * px - 3 * line, tap = 2 * TILE_SIZE << split;
 	int64_t k, i;
 
 	if (add) {
@@ -558,19 +687,19 @@ products(const struct plan *p, int tiles, const uint16_t *const *a,
 		for (i = 0; i < 3; i++) {
 			if (k == steps - 1)
 				fetch_sums(c + i * 2 * SUMS);
-			one_tap(tiles, a0, a1, a2, b);
-			one_tap(tiles, a0 + STEP, a1 + STEP, a2 + STEP,
-			    b + 2 * TILE_SIZE);
+			one_tap(split, tiles, a0, a1, a2, b);
+			one_tap(split, tiles, a0 + px, a1 + px, a2 + px, b +
+			    tap);
 			if (l->next < l->count)
 				put_some(p, l, rows);
 			if (m->next < m->count)
 				make_some(p, m, m->some);
-			one_tap(tiles, a0 + 2 * STEP, a1 + 2 * STEP,
-			    a2 + 2 * STEP, b + 4 * TILE_SIZE);
+			one_tap(split, tiles, a0 + 2 * px, a1 + 2 * px, a2 +
+			    2 * px, b + 2 * tap);
 			a0 += line;
 			a1 += line;
 			a2 += line;
-			b += 6 * TILE_SIZE;
+			b += 3 * tap;
 		}
 		a0 += next;
 		a1 += next;
@@ -587,6 +716,23 @@ products(const struct plan *p, int tiles, const uint16_t *const *a,
 	if (tiles > 1)
 		tile_store(3, c + 3 * SUMS, 64);
 	tile_store(1, c + SUMS, 64);
+}
+
+static void
+run_products(const struct plan *p, int tiles, const uint16_t *const *a,
+    const uint16_t *b, int64_t steps, float *c, int add, struct waiting *l,
+    struct making *m)
+{
+	if (p->split && tiles == 2)
+		products(p, 1, 2, a, b, steps, c, add, l, m);
+	else if (p->split)
+		products(p, 1, 1, a, b, steps, c, add, l, m);
+	else if (tiles == 3)
+		products(p, 0, 3, a, b, steps, c, add, l, m);
+	else if (tiles == 2)
+		products(p, 0, 2, a, b, steps, c, add, l, m);
+	else
+		products(p, 0, 1, a, b, steps, c, add, l, m);
 }
 
 /* A block of steps of a unit: a group of panels, a span of tiles. */
@@ -610,7 +756,7 @@ run_tiles(const struct plan *p, const struct band *b, const struct block *u,
 
 	for (i = 0; i < tiles; i++) {
 		a[i] = b->planes + (u->k * p->plane + tile_pixel(p, b,
-		    u->first + t + i)) * STEP;
+		    u->first + t + i)) * p->pixel;
 		if (last)
 			tile_rows(p, b, u->first + t + i, pixels + i * TILE);
 	}
@@ -618,15 +764,8 @@ run_tiles(const struct plan *p, const struct band *b, const struct block *u,
 		/* Two take turns where sums need not be kept. */
 		if (whole)
 			c = l->sums == sums ? sums + HIGH * 2 * SUMS : sums;
-		if (tiles == 3)
-			products(p, 3, a, weights, u->steps, c, u->k > 0, l,
-			    m);
-		else if (tiles == 2)
-			products(p, 2, a, weights, u->steps, c, u->k > 0, l,
-			    m);
-		else
-			products(p, 1, a, weights, u->steps, c, u->k > 0, l,
-			    m);
+		run_products(p, tiles, a, weights, u->steps, c, u->k > 0, l,
+		    m);
 		if (last) {
 			put_some(p, l, l->count);
 			memcpy(l->pixels, pixels, sizeof(pixels));
@@ -635,7 +774,7 @@ run_tiles(const struct plan *p, const struct band *b, const struct block *u,
 			l->next = 0;
 			l->count = tiles * TILE;
 		}
-		weights += u->steps * TAPS * 2 * TILE_SIZE;
+		weights += u->steps * TAPS * tap_elements(p);
 		c += tiles * 2 * SUMS;
 	}
 }
@@ -644,7 +783,7 @@ static void
 run_block(const struct plan *p, const struct band *b, const struct block *u,
     const uint16_t *weights, float *sums, struct making *m)
 {
-	int64_t parts = div_up(u->tiles, HIGH), i, t, next;
+	int64_t parts = div_up(u->tiles, p->high), i, t, next;
 	struct waiting l = { .count = 0 };
 
 	for (i = t = 0; i < parts; i++, t = next) {
@@ -687,7 +826,7 @@ begin_weights(const struct plan *p, const struct block *u,
 
 	m.count = u->steps * TAPS * (p->back ? TILE : 2 * u->panels);
 	if (during != NULL)
-		m.some = div_up(m.count, div_up(during->tiles, HIGH) *
+		m.some = div_up(m.count, div_up(during->tiles, p->high) *
 		    during->panels * during->steps * 3);
 	return m;
 }
@@ -802,10 +941,10 @@ run_plan(struct plan *p, void *scratch)
 
 /* By channels and kernel alone: bits must not depend on the images. */
 static int
-is_candidate(enum lpo_pass pass, enum lpo_dtype dt,
+is_candidate(const lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
     const struct lpo_conv_shape *s)
 {
-	return pass != LPO_BWD_WEIGHT && dt == LPO_BF16 && s->stride == 1 &&
+	return pass != LPO_BWD_WEIGHT && lpo_on_tiles(be, dt) && s->stride == 1 &&
 	    s->kh == 3 && s->kw == 3 && s->pad_top == 1 && s->pad_left == 1 &&
 	    s->ho == s->h && s->wo == s->w && s->ci >= 16 && s->co >= 16;
 }
@@ -817,9 +956,9 @@ lpo_conv_tiles(const lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
 {
 	struct plan p;
 
-	if (!is_candidate(pass, dt, s))
+	if (!is_candidate(be, pass, dt, s))
 		return 0;
-	make_plan(&p, be, pass, s);
+	make_plan(&p, be, pass, dt, s);
 	p.y = y;
 	p.x = x;
 	p.weight = w;
@@ -835,8 +974,8 @@ lpo_conv_tiles_bytes(const lpo_backend *be, enum lpo_pass pass,
 {
 	struct plan p;
 
-	if (!is_candidate(pass, dt, s))
+	if (!is_candidate(be, pass, dt, s))
 		return 0;
-	make_plan(&p, be, pass, s);
+	make_plan(&p, be, pass, dt, s);
 	return 64 + shared_bytes(&p) + (size_t)p.threads * room_bytes(&p);
 }

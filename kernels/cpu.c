@@ -355,6 +355,15 @@ lpo_cpu_open(lpo_backend *be, enum lpo_isa isa, int threads)
 	return rc;
 }
 
+int
+lpo_cpu_split(lpo_backend *be)
+{
+	if (be->isa < LPO_ISA_AMX)
+		return LPO_ENODEV;
+	be->split = 1;
+	return 0;
+}
+
 void
 lpo_cpu_close(lpo_backend *be)
 {

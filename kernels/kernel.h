@@ -35,7 +35,7 @@
 
 #include "kernels/error.h"
 
-#define LPO_KERNEL_ABI 4
+#define LPO_KERNEL_ABI 5
 
 enum lpo_dtype {
 	LPO_F32, LPO_BF16, LPO_F16, LPO_F64, LPO_I64, LPO_I32, LPO_U8
@@ -351,6 +351,7 @@ struct lpo_backend {
 	const struct lpo_kernels *k;
 	enum lpo_isa isa;	/* CPU: the level in use */
 	int threads;
+	int split;		/* CPU, by lpo_cpu_split */
 	void *priv;		/* the backend's own */
 };
 
@@ -361,6 +362,14 @@ struct lpo_backend {
  */
 int	lpo_cpu_open(lpo_backend *, enum lpo_isa, int threads);
 void	lpo_cpu_close(lpo_backend *);
+/*
+ * From now on f32 products go to AMX tiles, each operand as two bf16 and each
+ * product off by at most 2^-15 of itself (split.h); sums, and all else, stay
+ * f32.  So are linear layers and 3x3 convolutions forward and to x; what tiles
+ * do not take, and gradients of weights and attention, is as it was.
+ * LPO_ENODEV below the level amx.
+ */
+int	lpo_cpu_split(lpo_backend *);
 enum lpo_isa lpo_cpu_best_isa(void);
 /* "amx,avx512,avx512_bf16,avx2,fma" ... what this CPU has, for --devices */
 const char *lpo_cpu_features(void);

@@ -7,7 +7,7 @@
  *
  * The amx table is the avx512 one with the ops of LPO_AMX_OPS replaced by
  * lpo_<op>_amx; such a function calls lpo_<op>_avx512 itself for what it does
- * not do (f32, odd shapes).
+ * not do (f32 that is not split, odd shapes).
  */
 #ifndef LPO_LEVELS_H
 #define LPO_LEVELS_H

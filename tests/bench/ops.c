@@ -2,7 +2,8 @@
  * Speed of the ops at real shapes: milliseconds, GFLOP/s, and the fraction of
  * the best large product of the same run, level and dtype; of ops that the
  * memory bounds, GB/s and the fraction of a copy.  Nothing is asserted.
- * usage: ops.t [portable|avx2|avx512|amx [product|memory]]
+ * usage: ops.t [portable|avx2|avx512|amx [product|memory|split]]
+ * split: products of f32 that is split, as amx can
  */
 #include <stdio.h>
 #include <stdlib.h>
@@ -425,13 +426,15 @@ main(int argc, char **argv)
 {
 	const char *part = argc > 2 ? argv[2] : "";
 	int isa = argc > 1 ? lpo_isa_parse(argv[1]) : LPO_ISA_AUTO, i;
+	int split = strcmp(part, "split") == 0;
 
-	if (isa < 0 || lpo_cpu_open(&be, (enum lpo_isa)isa, 0) < 0) {
+	if (isa < 0 || lpo_cpu_open(&be, (enum lpo_isa)isa, 0) < 0 ||
+	    (split && lpo_cpu_split(&be) < 0)) {
 		fprintf(stderr, "ops: no level '%s' here\n",
 		    argc > 1 ? argv[1] : "auto");
 		return 2;
 	}
-	for (i = 0; i < (lpo_cpu_has_bf16(be.isa) ? 2 : 1); i++) {
+	for (i = 0; i < (lpo_cpu_has_bf16(be.isa) && !split ? 2 : 1); i++) {
 		dt = i == 0 ? LPO_F32 : LPO_BF16;
 		ceiling = 0;
 		printf("%s, %s, %d threads; last column: fraction of the "
@@ -439,7 +442,7 @@ main(int argc, char **argv)
 		    be.threads);
 		if (strcmp(part, "memory") != 0)
 			products();
-		if (strcmp(part, "product") != 0) {
+		if (strcmp(part, "product") != 0 && !split) {
 			memory(20, 64, 320);
 			memory(4, 64, 320);
 			memory(8, 16, 1280);

@@ -1,7 +1,7 @@
 /*
  * Convolutions at each level of this CPU and on CUDA, all three passes against
  * f64 loops, and the promises about bits: images per call, threads and groups;
- * on CUDA also large ones against the CPU.
+ * on CUDA also large ones against the CPU, and where f32 is split, against f32.
  */
 #include "tests/ops/levels.h"
 
@@ -47,7 +47,8 @@ static const struct lpo_conv_shape shapes[] = {
 	{ 3, 4, 3, 68, 66, 3, 3, 1, 1, 1, 4, 3 }
 };
 
-/* SD1.5's, and odd ones as long: for CUDA, whose tensor cores want size. */
+/* SD1.5's, and odd ones as long: for CUDA, whose tensor cores want size,
+   and for f32 that is split. */
 static const struct lpo_conv_shape large[] = {
 	{ 2, 64, 64, 4, 320, 3, 3, 1, 1, 1, 64, 64 },
 	{ 2, 64, 64, 320, 4, 3, 3, 1, 1, 1, 64, 64 },
@@ -473,7 +474,7 @@ all_large(lpo_backend *be, const char *level)
 
 	if (!ok(lpo_cpu_open(&cpu, LPO_ISA_AUTO, 0) == 0, "a CPU"))
 		return;
-	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+	for (dt = LPO_F32; dt <= last_dtype(be); dt++)
 		for (i = 0; i < sizeof(large) / sizeof(*large); i++)
 			check_large(be, &cpu, level, dt, large[i]);
 	lpo_cpu_close(&cpu);
@@ -488,14 +489,14 @@ one_level(lpo_backend *be, const char *level)
 	enum lpo_dtype dt;
 	int i;
 
-	for (dt = LPO_F32; dt <= LPO_BF16; dt++) {
+	for (dt = LPO_F32; dt <= last_dtype(be); dt++) {
 		for (i = 0; i < count; i++)
 			check_shape(be, level, dt, &shapes[i]);
 		for (i = 1; i < count; i++)
 			check_bits(be, level, dt, shapes[i]);
 		check_bits(be, level, dt, wide);
 	}
-	if (on_cuda(be))
+	if (on_cuda(be) || be->split)
 		all_large(be, level);
 }
 
@@ -503,5 +504,6 @@ int
 main(void)
 {
 	each_level(one_level);
+	split_level(one_level);
 	return done_testing();
 }

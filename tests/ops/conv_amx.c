@@ -1,7 +1,8 @@
 /*
- * The AMX convolutions with their tile operations in plain C and small blocks:
- * everything but the instructions themselves is tested on machines without
- * AMX.  (With AMX, tests/ops/conv.c runs the real ones.)
+ * The AMX convolutions, of bf16 and of split f32, with their tile operations
+ * in plain C and small blocks: everything but the instructions themselves is
+ * tested on machines without AMX.  (With AMX, tests/ops/conv.c runs the real
+ * ones.)
  */
 #define LPO_AMX_EMULATE
 #include "kernels/conv_amx.c"
@@ -40,13 +41,20 @@ y_count(const struct lpo_conv_shape *s)
 	return s->n * s->h * s->w * s->co;
 }
 
+/* f32 where it is split. */
+static enum lpo_dtype
+type_of(const lpo_backend *be)
+{
+	return be->split ? LPO_F32 : LPO_BF16;
+}
+
 static const char *
-text(const struct lpo_conv_shape *s)
+text(const lpo_backend *be, const struct lpo_conv_shape *s)
 {
 	static char t[128];
 
-	snprintf(t, sizeof(t), "emulated 3x3 on %dx%dx%dx%d to %d", (int)s->n,
-	    (int)s->h, (int)s->w, (int)s->ci, (int)s->co);
+	snprintf(t, sizeof(t), "emulated %s 3x3 on %dx%dx%dx%d to %d", be->split ?
+	    "split" : "bf16", (int)s->n, (int)s->h, (int)s->w, (int)s->ci, (int)s->co);
 	return t;
 }
 
@@ -130,19 +138,18 @@ run_images(lpo_backend *be, struct lpo_conv_shape s, int64_t first, int64_t n,
 {
 	int64_t at_x = first * s.h * s.w * s.ci, at_y = first * s.h * s.w *
 	    s.co;
-	uint16_t *to = (uint16_t *)y->p + at_y, *dto = (uint16_t *)dx->p +
-	    at_x;
+	enum lpo_dtype dt = type_of(be);
+	void *to = elem(dt, y->p, at_y), *dto = elem(dt, dx->p, at_x);
 	struct scratch f, b;
 	int rc;
 
 	s.n = n;
-	f = scratch_new(be, lpo_conv_tiles_bytes(be, LPO_FWD, LPO_BF16, &s));
-	b = scratch_new(be, lpo_conv_tiles_bytes(be, LPO_BWD_DATA, LPO_BF16,
-	    &s));
-	rc = lpo_conv_tiles(be, LPO_FWD, LPO_BF16, to, (uint16_t *)x->p + at_x,
-	    w->p, bias->p, to, &s, f.p);
-	rc &= lpo_conv_tiles(be, LPO_BWD_DATA, LPO_BF16, dto,
-	    (uint16_t *)dy->p + at_y, w->p, NULL, dto, &s, b.p);
+	f = scratch_new(be, lpo_conv_tiles_bytes(be, LPO_FWD, dt, &s));
+	b = scratch_new(be, lpo_conv_tiles_bytes(be, LPO_BWD_DATA, dt, &s));
+	rc = lpo_conv_tiles(be, LPO_FWD, dt, to, elem(dt, x->p, at_x), w->p,
+	    bias->p, to, &s, f.p);
+	rc &= lpo_conv_tiles(be, LPO_BWD_DATA, dt, dto, elem(dt, dy->p, at_y),
+	    w->p, NULL, dto, &s, b.p);
 	return (rc == 1) & scratch_done(&f) & scratch_done(&b);
 }
 
@@ -152,15 +159,16 @@ run_plain(lpo_backend *be, const struct lpo_conv_shape *s,
     const struct buf *y, const struct buf *dx, const struct buf *x,
     const struct buf *w, const struct buf *dy)
 {
+	enum lpo_dtype dt = type_of(be);
 	struct scratch f = scratch_new(be, lpo_conv_tiles_bytes(be, LPO_FWD,
-	    LPO_BF16, s));
+	    dt, s));
 	struct scratch b = scratch_new(be, lpo_conv_tiles_bytes(be,
-	    LPO_BWD_DATA, LPO_BF16, s));
-	int rc = lpo_conv_tiles(be, LPO_FWD, LPO_BF16, y->p, x->p, w->p, NULL,
-	    NULL, s, f.p);
+	    LPO_BWD_DATA, dt, s));
+	int rc = lpo_conv_tiles(be, LPO_FWD, dt, y->p, x->p, w->p, NULL, NULL,
+	    s, f.p);
 
-	rc &= lpo_conv_tiles(be, LPO_BWD_DATA, LPO_BF16, dx->p, dy->p, w->p,
-	    NULL, NULL, s, b.p);
+	rc &= lpo_conv_tiles(be, LPO_BWD_DATA, dt, dx->p, dy->p, w->p, NULL,
+	    NULL, s, b.p);
 	return (rc == 1) & scratch_done(&f) & scratch_done(&b);
 }
 
@@ -168,14 +176,15 @@ static void
 check_case(lpo_backend *be, const int64_t *c)
 {
 	struct lpo_conv_shape s = shape(c);
-	struct buf x = buf_new(be, LPO_BF16, x_count(&s), 1);
-	struct buf w = buf_new(be, LPO_BF16, s.co * 9 * s.ci, 2);
-	struct buf dy = buf_new(be, LPO_BF16, y_count(&s), 3);
-	struct buf y = buf_new(be, LPO_BF16, y_count(&s), 4);
-	struct buf dx = buf_new(be, LPO_BF16, x_count(&s), 5);
+	enum lpo_dtype dt = type_of(be);
+	struct buf x = buf_new(be, dt, x_count(&s), 1);
+	struct buf w = buf_new(be, dt, s.co * 9 * s.ci, 2);
+	struct buf dy = buf_new(be, dt, y_count(&s), 3);
+	struct buf y = buf_new(be, dt, y_count(&s), 4);
+	struct buf dx = buf_new(be, dt, x_count(&s), 5);
 	struct buf bias = buf_new(be, LPO_F32, s.co, 6);
-	struct buf y2 = buf_new(be, LPO_BF16, y_count(&s), 4);
-	struct buf dx2 = buf_new(be, LPO_BF16, x_count(&s), 5);
+	struct buf y2 = buf_new(be, dt, y_count(&s), 4);
+	struct buf dx2 = buf_new(be, dt, x_count(&s), 5);
 	struct sum sy = sum_new(y.count), sx = sum_new(dx.count);
 	double e, f;
 	int64_t i;
@@ -189,7 +198,7 @@ check_case(lpo_backend *be, const int64_t *c)
 	e = worst(&y, sy.v, sy.magnitude, NULL);
 	f = worst(&dx, sx.v, sx.magnitude, NULL);
 	ok(good && e <= 1 && f <= 1 && guard_whole(&y) && guard_whole(&dx),
-	    "%s: errors %.2g %.2g of what is allowed", text(&s), e, f);
+	    "%s: errors %.2g %.2g of what is allowed", text(be, &s), e, f);
 	buf_reset(&y);
 	buf_reset(&dx);
 	for (i = 0; i < y.count; i++) {
@@ -202,7 +211,7 @@ check_case(lpo_backend *be, const int64_t *c)
 	e = worst(&y, sy.v, sy.magnitude, sy.added);
 	f = worst(&dx, sx.v, sx.magnitude, sx.added);
 	ok(good && e <= 1 && f <= 1 && guard_whole(&y) && guard_whole(&dx),
-	    "%s, added: errors %.2g %.2g of what is allowed", text(&s), e, f);
+	    "%s, added: errors %.2g %.2g of what is allowed", text(be, &s), e, f);
 	for (be->threads = 2; be->threads <= 4; be->threads++) {
 		buf_reset(&y2);
 		buf_reset(&dx2);
@@ -215,7 +224,7 @@ check_case(lpo_backend *be, const int64_t *c)
 	for (i = 0; i < s.n; i++)
 		good &= run_images(be, s, i, 1, &y2, &dx2, &x, &w, &dy, &bias);
 	good &= buf_same(&y, &y2) && buf_same(&dx, &dx2);
-	ok(good, "%s: same bits for any threads and images", text(&s));
+	ok(good, "%s: same bits for any threads and images", text(be, &s));
 	buf_free(&x);
 	buf_free(&w);
 	buf_free(&dy);
@@ -236,8 +245,9 @@ main(void)
 
 	if (!ok(lpo_cpu_open(&be, LPO_ISA_PORTABLE, 4) == 0, "open"))
 		return done_testing();
-	for (i = 0; i < sizeof(cases) / sizeof(*cases); i++)
-		check_case(&be, cases[i]);
+	for (be.split = 0; be.split < 2; be.split++)
+		for (i = 0; i < sizeof(cases) / sizeof(*cases); i++)
+			check_case(&be, cases[i]);
 	lpo_cpu_close(&be);
 	return done_testing();
 }

@@ -1,7 +1,7 @@
 /*
  * Linear layers at each level of this CPU and on CUDA: against f64, and the
  * promises about bits: rows, threads and groups do not change them; on CUDA
- * also large ones against the CPU.
+ * also large ones against the CPU, and where f32 is split, against f32.
  */
 #include "tests/ops/levels.h"
 
@@ -21,7 +21,7 @@ static const struct problem problems[] = {
 	{ 40, 2656, 96, 2 }, { 35, 48, 2656, 1 }
 };
 
-/* SD1.5's, its LoRA's, and odd ones as long: for CUDA. */
+/* SD1.5's, its LoRA's, and odd ones as long: for CUDA, and for f32 that is split. */
 static const struct problem large[] = {
 	{ 8192, 2560, 320, 2 }, { 8192, 320, 1280, 2 }, { 2048, 640, 640, 2 },
 	{ 512, 10240, 1280, 2 }, { 154, 320, 768, 2 }, { 2, 1280, 1280, 2 },
@@ -420,7 +420,7 @@ all_large(lpo_backend *be, const char *level)
 
 	if (!ok(lpo_cpu_open(&cpu, LPO_ISA_AUTO, 0) == 0, "a CPU"))
 		return;
-	for (dt = LPO_F32; dt <= LPO_BF16; dt++)
+	for (dt = LPO_F32; dt <= last_dtype(be); dt++)
 		for (i = 0; i < sizeof(large) / sizeof(*large); i++)
 			check_large(be, &cpu, level, dt, &large[i]);
 	lpo_cpu_close(&cpu);
@@ -693,7 +693,7 @@ one_level(lpo_backend *be, const char *level)
 	enum lpo_dtype dt;
 	int i;
 
-	for (dt = LPO_F32; dt <= LPO_BF16; dt++) {
+	for (dt = LPO_F32; dt <= last_dtype(be); dt++) {
 		for (i = 0; i < count; i++) {
 			check_forward(be, level, dt, &problems[i]);
 			check_backward(be, level, dt, &problems[i]);
@@ -709,10 +709,10 @@ one_level(lpo_backend *be, const char *level)
 	}
 	/* AMX's threads share tiles of such a size; one alone does not. */
 	if (be->isa == LPO_ISA_AMX)
-		check_threads(be, level, LPO_BF16, &wide);
+		check_threads(be, level, last_dtype(be), &wide);
 	if (be->k->lora_fwd != NULL && be->k->lora_bwd != NULL)
 		all_loras(be, level);
-	if (on_cuda(be))
+	if (on_cuda(be) || be->split)
 		all_large(be, level);
 }
 
@@ -723,6 +723,7 @@ main(void)
 
 	/* first: a backend here would fix oneDNN's level for theirs */
 	each_level(one_level);
+	split_level(one_level);
 	ok(lpo_cpu_open(&be, LPO_ISA_AUTO, 0) == 0 && be.threads > 0 &&
 	    be.isa == lpo_cpu_best_isa() && be.k->abi == LPO_KERNEL_ABI &&
 	    be.k->size_bytes == sizeof(struct lpo_kernels), "open: level %s, "
