@@ -75,7 +75,9 @@ struct lpo_cli_tool {
 	const struct lpo_cli_option *options;
 };
 
-enum lpo_cli_precision { LPO_PREC_AUTO, LPO_PREC_F32, LPO_PREC_BF16 };
+enum lpo_cli_precision {
+	LPO_PREC_AUTO, LPO_PREC_F32, LPO_PREC_BF16, LPO_PREC_BF16X3
+};
 
 /* Values of the common options; read only for tools except as said. */
 struct lpo_cli_common {
@@ -190,15 +192,18 @@ double	 lpo_cli_now(void);	/* seconds, monotonic */
 /* ---- compute */
 
 /*
- * Open cli->be for --device, --isa, --threads.  LPO_ENODEV for a device or
- * level this machine has not.  The host has its threads with any device.
+ * Open cli->be for --device, --isa, --threads, and for the products of
+ * --precision bf16x3.  LPO_ENODEV for a device or level this machine has not.
+ * The host has its threads with any device.
  */
 int	 lpo_cli_backend(lpo_cli *);
 /*
- * LPO_F32 or LPO_BF16: --precision, `auto` being bf16 where the device
- * multiplies bf16 natively.  After lpo_cli_backend().
+ * What is stored, LPO_F32 or LPO_BF16: --precision, `auto` being bf16 where
+ * the device multiplies bf16 natively.  After lpo_cli_backend().
  */
 enum lpo_dtype lpo_cli_precision(const lpo_cli *);
+/* Its name where so is stored: "f32", "bf16", "bf16x3"; for provenance. */
+const char *lpo_cli_precision_name(const lpo_cli *, enum lpo_dtype);
 /* --threads for OpenMP; their number.  lpo_cli_backend() does it too. */
 int	 lpo_cli_threads(lpo_cli *);
 /*

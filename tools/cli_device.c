@@ -59,7 +59,14 @@ open_cpu(lpo_cli *cli, lpo_backend *be)
 		return lpo_fail(cli->ctx, rc, "cannot use the CPU at level "
 		    "'%s' (it has: %s)", lpo_isa_name(isa),
 		    lpo_cpu_features());
-	return 0;
+	if (cli->o.precision != LPO_PREC_BF16X3 ||
+	    (rc = lpo_cpu_split(be)) == 0)
+		return 0;
+	isa = be->isa;
+	lpo_cpu_close(be);
+	return lpo_fail(cli->ctx, rc, "--precision bf16x3 needs the level "
+	    "'amx', not '%s' (the CPU has: %s)", lpo_isa_name(isa),
+	    lpo_cpu_features());
 }
 
 /*
@@ -90,6 +97,9 @@ open_cuda(lpo_cli *cli, int device)
 	if (cli->o.isa != NULL)
 		return lpo_cli_usage(cli, "--isa is for the CPU, not for "
 		    "--device %s", cli->o.device);
+	if (cli->o.precision == LPO_PREC_BF16X3)
+		return lpo_cli_usage(cli, "--precision bf16x3 is for the CPU, "
+		    "not for --device %s", cli->o.device);
 	if ((rc = open_cpu(cli, &cpu)) != 0)
 		return rc;
 	rc = lpo_cuda_open(&cli->be, device, 0, text, sizeof text);
@@ -143,6 +153,12 @@ lpo_cli_precision(const lpo_cli *cli)
 		return lpo_cli_on_cuda(cli) || lpo_cpu_has_bf16(cli->be.isa) ?
 		    LPO_BF16 : LPO_F32;
 	return cli->o.precision == LPO_PREC_BF16 ? LPO_BF16 : LPO_F32;
+}
+
+const char *
+lpo_cli_precision_name(const lpo_cli *cli, enum lpo_dtype stored)
+{
+	return stored == LPO_BF16 ? "bf16" : cli->be.split ? "bf16x3" : "f32";
 }
 
 /* The number in a one-line file, or INT64_MAX ("max", or no such file). */

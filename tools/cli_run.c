@@ -315,8 +315,8 @@ collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 	    json_string(lpo_cli_level(cli)))) != 0)
 		return rc;
 	if ((rc = lpo_json_set(cli->ctx, r->options, "precision",
-	    json_string(lpo_cli_precision(cli) == LPO_BF16 ? "bf16" :
-	    "f32"))) != 0)
+	    json_string(lpo_cli_precision_name(cli,
+	    lpo_cli_precision(cli))))) != 0)
 		return rc;
 	return lpo_json_set(cli->ctx, r->options, "library",
 	    json_string(lpo_cli_library(cli)));
@@ -414,8 +414,8 @@ write_rows(lpo_cli *cli, struct lpo_cli_run *r, const char *path)
 		a.device = lpo_cli_on_cuda(cli) ? cli->priv->where :
 		    cli->o.device;
 		a.isa = lpo_cli_level(cli);
-		a.precision = lpo_cli_precision(cli) == LPO_BF16 ? "bf16" :
-		    "f32";
+		a.precision = lpo_cli_precision_name(cli,
+		    lpo_cli_precision(cli));
 		a.threads = cli->be.threads;
 	}
 	rc = lpo_db_run_begin(r->db, &r->run_row, &r->attempt_row, &a);

@@ -92,7 +92,7 @@ print_cpu(lpo_cli *cli)
 	l.memory_bytes = (int64_t)sysconf(_SC_PHYS_PAGES) *
 	    sysconf(_SC_PAGESIZE);
 	l.free_bytes = lpo_cli_memory(cli);
-	l.precision = lpo_cli_precision(cli) == LPO_BF16 ? "bf16" : "f32";
+	l.precision = lpo_cli_precision_name(cli, lpo_cli_precision(cli));
 	return print(cli, &l);
 }
 
@@ -103,7 +103,8 @@ print_cuda(lpo_cli *cli, const struct lpo_device *d, int i)
 	struct line l = { .device = device, .name = d->name, .level = level,
 	    .units = d->processors, .memory_bytes = (int64_t)d->memory_bytes,
 	    .free_bytes = (int64_t)d->free_bytes,
-	    .precision = !d->usable ? "none" :
+	    .precision = !d->usable ||
+	    cli->o.precision == LPO_PREC_BF16X3 ? "none" :
 	    cli->o.precision == LPO_PREC_F32 ? "f32" : "bf16",
 	    .library = lpo_cuda_versions(), .features = "" };
 

@@ -254,7 +254,7 @@ read_prompts(struct train_run *r)
 }
 
 /*
- * The policy is f32 unless bf16 is asked for: what bf16 rounds away between
+ * The policy is f32 unless another is asked for: what bf16 rounds away between
  * policy and reference is no smaller than what the loss takes for a
  * difference (tests/parity/bf16_noise.py).  Scores bear it.
  */
@@ -268,7 +268,7 @@ precision(struct train_run *r)
 		cli->o.precision = LPO_PREC_F32;
 	r->parts.dtype = lpo_cli_precision(cli);
 	lpo_cli_resolved(cli, "lrm_precision", json_string(
-	    r->lrm_dtype == LPO_BF16 ? "bf16" : "f32"));
+	    lpo_cli_precision_name(cli, r->lrm_dtype)));
 }
 
 int

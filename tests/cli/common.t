@@ -68,6 +68,13 @@ for t in lpo-encode lpo-sample lpo-probe; do
 	refused 'no CUDA plug-in' "$bin/$t" -m "$model" -d cuda --dry-run "$@"
 	is "$(status "$bin/$t" -m "$model" -d cuda --isa avx2 "$@")" 2 \
 	    "$t: --isa is the CPU's"
+	is "$(status "$bin/$t" -m "$model" -d cuda --precision bf16x3 "$@")" \
+	    2 "$t: so is --precision bf16x3"
+	is "$(status "$bin/$t" -m "$model" --isa portable --precision bf16x3 \
+	    --dry-run "$@")" 1 "$t: --precision bf16x3 without AMX"
+	grep -q "^$t: --precision bf16x3 needs the level 'amx', not 'portable'\
+ (the CPU has: " "$dir/err"
+	ok $? "it says so"
 	is "$(status "$bin/$t" -m "$model" -d cuda:-1 "$@")" 2 \
 	    "$t: no such name of a device"
 	unset LPO_CUDA_PLUGIN

@@ -60,6 +60,11 @@ says() {			# says TEXT NAME: standard error has it
 	ok $? "$2"
 }
 
+has_amx() {			# what --precision bf16x3 needs
+	"$bin/lpo-probe" -q --devices 2>/dev/null |
+	    grep -q '^cpu	.*	amx,'
+}
+
 tar_of() {			# tar_of FOLDER: FOLDER.tar of what it holds
 	(cd "$1" && tar --format=ustar -cf - -- *) > "$1.tar"
 }

@@ -39,6 +39,12 @@ is "$(awk -F '\t' 'NF != 9' "$dir/out" | wc -l | tr -d ' ')" 0 "in every line"
 is "$(sed -n 2p "$dir/out" | cut -f 1,7)" "cpu	f32" "the CPU, its precision"
 is "$(probe --devices --isa portable | sed -n 2p | cut -f 3)" portable \
     "at the level asked for"
+if has_amx; then
+	is "$(probe --devices --precision bf16x3 | sed -n 2p | cut -f 7)" \
+	    bf16x3 "f32 by products of bf16"
+else
+	skip "no AMX: --precision bf16x3"
+fi
 is "$(probe --devices -j 2 --json | head -1 | sed 's/,"memory.*//; s/"name":"[^"]*"/N/; s/"level":"[^"]*"/L/')" '{"device":"cpu",N,L,"units":2' "as JSON"
 (
 	LPO_CUDA_PLUGIN=/nonexistent/lpo-cuda.so

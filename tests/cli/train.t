@@ -46,6 +46,22 @@ if command -v sqlite3 >/dev/null; then
 	    "--precision auto: the policy is f32 on every machine"
 fi
 
+if has_amx; then
+	quiet --precision bf16x3 -o "$dir/split.safetensors"
+	ok $? "--precision bf16x3"
+	! cmp -s "$dir/a.safetensors" "$dir/split.safetensors"
+	ok $? "is not f32"
+	train -q --db "$dir/x.db" --precision bf16x3 -j 3 --micro-batch 1 \
+	    -o "$dir/split3.safetensors" 2>"$dir/err"
+	same "$dir/split.safetensors" "$dir/split3.safetensors" \
+	    "three threads and one pair at a time: the same bytes"
+	is "$(sqlite3 "$dir/x.db" 'select precision,
+	    json_extract(options, "$.lrm_precision") from attempt, run')" \
+	    "bf16x3|bf16x3" "the database has the precision"
+else
+	skip "no AMX: --precision bf16x3"
+fi
+
 is "$(status train --db none -o "$dir/a.safetensors")" 0 \
     "the same command again is done already"
 grep -q "already done" "$dir/err"
@@ -113,6 +129,14 @@ is "$(status train -q --db none --iterations 61 -o "$dir/t.safetensors")" 1 \
     "state of other options is refused"
 grep -q "iterations" "$dir/err"
 ok $? "and the option named"
+if has_amx; then
+	is "$(status train -q --db none --iterations 60 --precision bf16x3 \
+	    -o "$dir/t.safetensors")" 1 "state in f32 is not for bf16x3"
+	grep -q "precision.*f32.*bf16x3" "$dir/err"
+	ok $? "which is said"
+else
+	skip "no AMX: --precision bf16x3"
+fi
 
 # what a run says and stores
 train --db "$dir/lpo.db" --save-every 1 -o "$dir/s.safetensors" \
