@@ -1,7 +1,8 @@
 """The noise floor of f32 and bf16 in LPO: may a policy be trained with them?
 
-usage: bf16_noise.py [demo|random16|random32|DIR ...]
+usage: bf16_noise.py [bf16x3] [demo|random16|random32|DIR ...]
        DIR: an SD1.5- or SD2.1-like folder
+       bf16x3: that, which needs AMX, in the place of bf16
 
 With a LoRA too small to matter (scaled by 1e-3) policy and reference are all
 but equal, and what is left of their difference is rounding.  Per timestep,
@@ -162,10 +163,10 @@ def log_ratios(run, rows, uncond):
     return np.array(out).reshape(len(TIMES), -1, 3)[::-1]
 
 
-def table(name, n, truth, f32, bf16):
+def table(name, n, truth, f32, other, bf16):
     print(f"\n{name}: {n} pairs a timestep, beta {BETA:g}, guidance "
           f"{GUIDANCE:g}\n    t |   f64: rms h |  f32: bias ln r    rms h | "
-          "bf16: rms ln r   bias ln r    rms h | eps - eps_ref",
+          f"{other}: rms ln r   bias ln r    rms h | eps - eps_ref",
           file=sys.stderr)
     for i, t in enumerate(TIMES):
         d = [v[i, :, :2] - truth[i, :, :2] for v in (f32, bf16)]
@@ -176,9 +177,9 @@ def table(name, n, truth, f32, bf16):
               f"{np.sqrt(np.mean(d[1] ** 2)):14.2e} {bias[1]:+11.2e} "
               f"{h[2]:8.3f}{'x' * int(h[2] > MAX_H)} | "
               f"{bf16[i, :, 2].mean():.2e}", file=sys.stderr)
-        parity.add("LPO in f32: rms h <= 0.3 (torch's: bf16)", name, h[1],
+        parity.add(f"LPO in f32: rms h <= 0.3 (torch's: {other})", name, h[1],
                    h[2], MAX_H, f"t = {t}")
-        parity.add("LPO in f32: |bias ln r| <= 0.01 (torch's: bf16)", name,
+        parity.add(f"LPO in f32: |bias ln r| <= 0.01 (torch's: {other})", name,
                    abs(bias[0]), abs(bias[1]), MAX_BIAS, f"t = {t}")
 
 
@@ -200,16 +201,18 @@ def setting(name):
     return model, unet, lora, rows, uncond
 
 
-def measure(name):
+def measure(name, other):
     model, unet, lora, rows, uncond = setting(name)
-    runs = exact(unet, lora), ours(model, "f32"), ours(model, "bf16")
-    table(name, len(rows["timestep"]) // len(TIMES), *(
-        log_ratios(r, rows, uncond) for r in runs))
+    truth, f32, rest = (log_ratios(run, rows, uncond) for run in (
+        exact(unet, lora), ours(model, "f32"), ours(model, other)))
+    table(name, len(rows["timestep"]) // len(TIMES), truth, f32, other, rest)
 
 
 def main():
-    for name in sys.argv[1:] or ["demo", "random16", "random32"]:
-        measure(name)
+    names = sys.argv[1:]
+    other = names.pop(0) if names[:1] == ["bf16x3"] else "bf16"
+    for name in names or ["demo", "random16", "random32"]:
+        measure(name, other)
 
 
 parity.run(main)

@@ -11,7 +11,9 @@ environment of tests/parity/run; PARITY_BIN and PARITY_ROWS as that sets them.
     products    only what products take is, and q, k, v: sums, norms and the
                 residual stream are not
 
-bf16 has 8 bits; f16 and TF32 have 11.  The LoRA is never rounded.
+bf16 has 8 bits; f16 and TF32 have 11.  bf16x3 is what kernels/split.h has:
+what linear and convolution layers take is hi + lo, each of 8 bits, and the
+product of both lo is left out; q, k and v are f32.  The LoRA is never rounded.
 """
 import copy
 import sys
@@ -24,8 +26,9 @@ import parity
 parity.run = lambda main: None
 import bf16_noise as noise  # noqa: E402
 
+SPLIT = 2 * 8
 MODES = (("bf16, all", 8, 8), ("bf16, products", 8, 0), ("f16, all", 11, 11),
-         ("TF32, products", 11, 0))
+         ("TF32, products", 11, 0), ("bf16x3, products", SPLIT, 0))
 BLOCKS = ("ResnetBlock2D", "GEGLU", "Attention", "FeedForward",
           "BasicTransformerBlock", "Transformer2DModel", "GroupNorm",
           "LayerNorm", "SiLU")
@@ -35,6 +38,15 @@ def rounded(x, bits):
     mantissa, exponent = torch.frexp(x)
     return torch.ldexp(torch.round(mantissa * 2 ** bits) / 2 ** bits,
                        exponent)
+
+
+def halves(x):
+    hi = rounded(x, SPLIT // 2)
+    return hi, rounded(x - hi, SPLIT // 2)
+
+
+def taken(x, bits):
+    return sum(halves(x)) if bits == SPLIT else rounded(x, bits)
 
 
 class Emulation:
@@ -51,20 +63,31 @@ class Emulation:
                     if torch.is_tensor(y) else y)
 
     def layer(self, name, m, lora, products, stored):
-        m.weight.data = rounded(m.weight.data, products)
+        low = halves(m.weight.data)[1] if products == SPLIT else None
+        m.weight.data = taken(m.weight.data, products)
         key = f"unet.{name}.lora."
         up, down = (lora[key + k].double() if key + k in lora else None
                     for k in ("up.weight", "down.weight"))
-        bits = stored or products * name.endswith(("to_q", "to_k", "to_v"))
+        bits = stored or products * (low is None and name.endswith(
+            ("to_q", "to_k", "to_v")))
 
-        def after(_, x, y):
+        def after(m, x, y):
+            if low is not None:
+                y = y - self.product(m, halves(x[0])[1], low)
             if up is not None and self.lora_on:
                 y = y + x[0] @ down.T @ up.T
             return rounded(y, bits) if bits else y
 
         m.register_forward_pre_hook(
-            lambda m, x: (rounded(x[0], products), *x[1:]))
+            lambda m, x: (taken(x[0], products), *x[1:]))
         m.register_forward_hook(after)
+
+    @staticmethod
+    def product(m, x, weight):
+        if isinstance(m, torch.nn.Linear):
+            return torch.nn.functional.linear(x, weight)
+        return torch.nn.functional.conv2d(x, weight, None, m.stride,
+                                          m.padding)
 
     @torch.no_grad()
     def __call__(self, part, uncond):
