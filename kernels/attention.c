@@ -13,12 +13,15 @@
 #include <math.h>
 #include <omp.h>
 
+/* Keys are loaded once for so many queries, or as many as have room. */
+#define QUERIES	512
+
 /* One thread's memory. */
 struct room {
 	float k[BLOCK * LDA], v[BLOCK * LDA];	/* rows */
 	float s[BLOCK * STRIP];			/* [key][STRIP] */
 	float q[BLOCK * LDA], o[BLOCK * LDA];	/* strips [d][STRIP] */
-	float m[BLOCK], l[BLOCK];
+	float m[QUERIES], l[QUERIES];
 };
 
 /*
@@ -174,13 +177,15 @@ LPO_FN(lpo_attention_fwd)(lpo_backend *b, enum lpo_dtype dt, void *o,
     const struct lpo_attn_shape *s, void *scratch)
 {
 	struct room *room = scratch;
-	int64_t heads = s->n * s->heads, bq = min64(BLOCK, s->lq), blocks, u;
+	int64_t heads = s->n * s->heads, bq, blocks, u;
 
 	if (s->d > LDA)
 		return LPO_FN(lpo_attention_wide_fwd)(b, dt, o, lse, q, k, v,
 		    s, scratch);
 	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
+	bq = min64(QUERIES, BLOCK * LDA / s->d / STRIP * STRIP);
+	bq = min64(bq, s->lq);
 	while (bq > STRIP && heads * ((s->lq + bq - 1) / bq) < 2 * b->threads)
 		bq -= STRIP;
 	blocks = (s->lq + bq - 1) / bq;
