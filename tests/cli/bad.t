@@ -415,6 +415,16 @@ probe sample "no tensors"
 { hostile '{"sample":{"dtype":"F32","shape":[1,4,0,0],"data_offsets":[0,0]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[0,8]},"encoder_hidden_states":{"dtype":"F32","shape":[1,1,1],"data_offsets":[8,12]}}'
     head -c 12 /dev/zero; } > in
 probe '' "sides of zero"
+latents='"x_t":{"dtype":"F32","shape":[1,4,1,1],"data_offsets":[0,16]},"eps":{"dtype":"F32","shape":[1,4,1,1],"data_offsets":[16,32]}'
+{ hostile "{$latents,\"timestep\":{\"dtype\":\"I64\",\"shape\":[1],\"data_offsets\":[32,40]}}"
+    head -c 32 /dev/zero; printf '\350\3\0\0\0\0\0\0'; } > in.safetensors
+bad 1 "timestep 1000 is not in 0..999" "probe: no such timestep" \
+    lpo-probe -m "$model" -c ddim -i in.safetensors -o "$out"
+{ hostile "{$latents}"; head -c 32 /dev/zero; } > in.safetensors
+bad 1 "in.safetensors.*timestep" "probe: no timestep" \
+    lpo-probe -m "$model" -c ddim -i in.safetensors -o "$out"
+bad 2 "lpo-step: give --lora" "probe: a step without a LoRA" \
+    lpo-probe -m "$model" -c lpo-step -i in.safetensors -o "$out"
 bad 1 gone.png "probe: no such image" lpo-probe -m "$model" -c image \
     --file gone.png -s 16 -o "$out"
 

@@ -5,7 +5,9 @@
 #include <math.h>
 #include <stdlib.h>
 #include <string.h>
+#include <unistd.h>
 
+#include "lib/base/file.h"
 #include "lib/io/safetensors.h"
 #include "lib/model/lora.h"
 #include "lib/train/lpo_loss.h"
@@ -177,6 +179,210 @@ out:
 	lpo_schedule_free(&s);
 }
 
+/* ------------------------------------------------- the same by lpo-probe */
+
+static const int64_t timestep[PAIRS] = { 901, 451, 51 };
+
+/* What the components take, as the golden file and our text encoder have it. */
+static int
+write_inputs(const char *path)
+{
+	static const char *const key[] = { "x_t", "x_win", "x_lose", "eps",
+	    "eps_ref" };
+	static const char *const prompts[] = { "a red circle",
+	    "two large blue squares",
+	    "a green cross left of a pink triangle", "" };
+	const int64_t shape[4] = { PAIRS, C, 8, 8 };
+	int64_t n[1] = { PAIRS }, text_shape[3] = { PAIRS, 0, 0 }, i, row;
+	float *context = NULL, *v[5] = { NULL };
+	lpo_text *text = NULL;
+	lpo_stw *w = NULL;
+	lpo_backend be;
+	int rc;
+
+	if (!backend_open(&be, "auto", 0, 0))
+		return -1;
+	if ((rc = lpo_text_open(ctx, &be, &text, "demo/model", LPO_F32)) < 0)
+		goto out;
+	text_shape[1] = lpo_text_length(text);
+	text_shape[2] = lpo_text_dim(text);
+	row = text_shape[1] * text_shape[2];
+	context = malloc((size_t)(4 * row) * sizeof(*context));
+	if ((rc = lpo_text_encode(text, context, NULL, prompts, 4)) < 0 ||
+	    (rc = lpo_stw_new(ctx, &w)) < 0)
+		goto out;
+	for (i = 0; i < 5 && rc == 0; i++)
+		rc = lpo_stw_add_f32(w, key[i], LPO_F32, 4, shape,
+		    v[i] = values(key[i]));
+	if (rc == 0)
+		rc = lpo_stw_add(w, "timestep", LPO_I64, 1, n, timestep);
+	if (rc == 0)
+		rc = lpo_stw_add_f32(w, "encoder_hidden_states", LPO_F32, 3,
+		    text_shape, context);
+	text_shape[0] = 1;
+	if (rc == 0)
+		rc = lpo_stw_add_f32(w, "uncond_hidden_states", LPO_F32, 3,
+		    text_shape, context + 3 * row);
+	if (rc == 0)
+		rc = lpo_stw_write(w, path);
+out:
+	lpo_stw_free(w);
+	lpo_text_free(text);
+	backend_close(&be);
+	free(context);
+	for (i = 0; i < 5; i++)
+		free(v[i]);
+	return rc;
+}
+
+/* The error of a tensor of `got` against the golden one of its name. */
+static double
+error_of(lpo_st *got, const char *key)
+{
+	const struct lpo_st_tensor *t = lpo_st_find(got, key);
+	float *ref = values(key), *is;
+	double e = INFINITY;
+
+	if (t != NULL && ref != NULL &&
+	    t->count == lpo_st_find(want, key)->count) {
+		is = malloc((size_t)t->count * sizeof(*is));
+		lpo_st_f32(ctx, is, t);
+		e = error(is, ref, t->count);
+		free(is);
+	}
+	free(ref);
+	return e;
+}
+
+static void
+same_as(lpo_st *got, const char *component, const char *key, double bound)
+{
+	double e = error_of(got, key);
+
+	ok(e < bound, "%s: %s, error %.1e", component, key, e);
+}
+
+static void
+same_loss(lpo_st *got, const char *component)
+{
+	float *loss = values("loss"), is = NAN;
+	double mean = ((double)loss[0] + (double)loss[1] + (double)loss[2]) /
+	    PAIRS;
+	const struct lpo_st_tensor *t = lpo_st_find(got, "loss");
+
+	if (t != NULL && t->count == 1)
+		lpo_st_f32(ctx, &is, t);
+	ok(fabs(is - mean) < 500 * 2e-6 * fmax(mean, 1), "%s: loss %.6f, "
+	    "torch %.6f", component, (double)is, mean);
+	free(loss);
+}
+
+static char program[512];	/* lpo-probe */
+
+static lpo_st *
+run_probe(const char *dir, const char *component, const char *more)
+{
+	char command[1024], path[256];
+	lpo_st *got = NULL;
+
+	snprintf(path, sizeof(path), "%s/out.safetensors", dir);
+	snprintf(command, sizeof(command), "%s -q --precision f32 "
+	    "-m demo/model -c %s -i %s/in.safetensors -o %s --steps 20 "
+	    "--eta 1 --beta 500 --clip 0.1 --guidance 5 %s", program,
+	    component, dir, path, more);
+	ok(system(command) == 0 && lpo_st_open(ctx, &got, path) == 0,
+	    "lpo-probe -c %s %s", component, lpo_errmsg(ctx));
+	lpo_clear(ctx);
+	return got;
+}
+
+/* x0, mean and sigma in f64 from the cumulative products it gives. */
+static void
+check_ddim(lpo_st *got)
+{
+	const struct lpo_st_tensor *t = lpo_st_find(got, "alphas_cumprod");
+	float *x = values("x_t"), *eps = values("eps"), *abar, *is[2];
+	float sigma[PAIRS];
+	double a, b, s, x0, e[3] = { 0, 0, 0 };
+	int n, i;
+
+	abar = malloc((size_t)t->count * sizeof(*abar));
+	lpo_st_f32(ctx, abar, t);
+	for (i = 0; i < 2; i++) {
+		is[i] = malloc(PAIRS * COUNT * sizeof(float));
+		lpo_st_f32(ctx, is[i], lpo_st_find(got, i ? "mu" : "x0"));
+	}
+	lpo_st_f32(ctx, sigma, lpo_st_find(got, "sigma"));
+	for (n = 0; n < PAIRS; n++) {
+		a = abar[timestep[n]];
+		b = abar[timestep[n] - 50];
+		s = sqrt((1 - b) / (1 - a) * (1 - a / b));
+		e[2] = worse(e[2], fabs(sigma[n] - s));
+		for (i = n * COUNT; i < (n + 1) * COUNT; i++) {
+			x0 = (x[i] - sqrt(1 - a) * eps[i]) / sqrt(a);
+			e[0] = worse(e[0], fabs(is[0][i] - x0) /
+			    fmax(1, fabs(x0)));
+			e[1] = worse(e[1], fabs(is[1][i] - (sqrt(b) * x0 +
+			    sqrt(1 - b - s * s) * eps[i])));
+		}
+	}
+	ok(e[0] < 1e-5 && e[1] < 1e-5 && e[2] < 1e-6, "ddim: x0 %.1e, mean "
+	    "%.1e, sigma %.1e from the formula", e[0], e[1], e[2]);
+	free(abar);
+	free(is[0]);
+	free(is[1]);
+	free(x);
+	free(eps);
+}
+
+static void
+test_probe(void)
+{
+	char dir[] = "/tmp/lpo-step-XXXXXX", path[256];
+	const struct lpo_st_tensor *t;
+	const char *bin = getenv("BIN");
+	double worst = 0;
+	lpo_st *got;
+	int64_t i;
+	int n = 0;
+
+	snprintf(program, sizeof(program), "%s/lpo-probe", bin != NULL ? bin :
+	    "bin");
+	if (access(program, X_OK) != 0) {
+		skip("no %s", program);
+		return;
+	}
+	if (mkdtemp(dir) == NULL)
+		return;
+	snprintf(path, sizeof(path), "%s/in.safetensors", dir);
+	ok(write_inputs(path) == 0, "inputs %s", lpo_errmsg(ctx));
+	if ((got = run_probe(dir, "lpo-step", "--grad "
+	    "--lora tests/golden/lpo_step_lora.safetensors")) != NULL) {
+		same_as(got, "lpo-step", "eps", limit);
+		same_as(got, "lpo-step", "eps_ref", limit);
+		same_loss(got, "lpo-step");
+		for (i = 0; (t = lpo_st_at(want, i)) != NULL; i++)
+			if (strncmp(t->key, "grad.", 5) == 0) {
+				worst = worse(worst, error_of(got, t->key));
+				n++;
+			}
+		ok(n == 112 && worst < limit, "lpo-step: %d gradients, worst "
+		    "error %.1e", n, worst);
+	}
+	lpo_st_close(got);
+	if ((got = run_probe(dir, "lpo-loss", "--grad")) != NULL) {
+		same_loss(got, "lpo-loss");
+		same_as(got, "lpo-loss", "ratio_win", 2e-6);
+		same_as(got, "lpo-loss", "ratio_lose", 2e-6);
+		ok(lpo_st_find(got, "d_eps") != NULL, "its gradient");
+	}
+	lpo_st_close(got);
+	if ((got = run_probe(dir, "ddim", "")) != NULL)
+		check_ddim(got);
+	lpo_st_close(got);
+	lpo_rmtree(ctx, dir);
+}
+
 int
 main(void)
 {
@@ -197,6 +403,7 @@ main(void)
 			test(&be, levels[i]);
 			backend_close(&be);
 		}
+	test_probe();
 	lpo_st_close(want);
 	lpo_ctx_free(ctx);
 	return done_testing();
