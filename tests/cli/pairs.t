@@ -35,11 +35,24 @@ is "$(cat "$dir/out")" 000000060-e0 "--in-order keeps the order given"
 mv "$dir/e-1.tar" "$dir/gone"
 pairs "$dir/e-*.tar" > /dev/null
 is $? 1 "a gap in a sequence is refused"
+says "shard 1 of 3 is missing (--allow-missing goes on without)" "which"
 pairs --allow-missing "$dir/e-*.tar" | keys > "$dir/out"
 is "$(wc -l < "$dir/out" | tr -d ' ')" 50 "but with --allow-missing"
 mv "$dir/gone" "$dir/e-1.tar"
 pairs "$e" "$dir/e-%d.tar" > /dev/null
 is $? 1 "the same rows twice are refused"
+says "row 0 is there twice: give several inputs to one lpo-encode" "what to do"
+pairs "$dir"/e-?.tar "$dir/e-1.tar" > /dev/null
+is $? 1 "a shard twice is refused"
+says "e-1.tar': shard 1 is there twice" "which"
+"$bin/lpo-encode" -q -m "$model" --db none --rows-per-shard 40 \
+    "$dir/world/prefs.csv" -o "$dir/two-%d.tar" 2>"$dir/err"
+pairs "$dir"/e-?.tar "$dir"/two-?.tar > /dev/null
+is $? 1 "shards of two sequences are refused"
+says "two-0.tar' is of a sequence of 2 shards, others of 3" "which"
+pairs "$dir/nothing-*.tar" > /dev/null
+is $? 1 "a pattern that nothing fits"
+says "no file '$dir/nothing-*.tar'" "which"
 is "$(pairs --seed 43 "$e" | cmp -s - "$dir/ref.tar"; echo $?)" 1 \
     "another seed gives other pairs"
 
@@ -117,6 +130,35 @@ if command -v sqlite3 >/dev/null; then
 else
 	skip "no sqlite3"
 fi
+# Columns of every type, one that ours hide, two that differ in case.
+i=0
+while [ $i -lt 3 ]; do
+	f=$(printf 'img/%06d_0.png' $i)
+	echo "{\"prompt\":\"p\",\"image_0\":\"$f\",\"image_1\":\"$f\",
+	    \"preferred\":0,\"n\":$i,\"x\":0.1,\"s\":\"it's \\\"$i\\\"\",
+	    \"l\":[1,\"a\"],\"b\":true,\"none\":null,\"Key\":7,\"S\":2}" |
+	    tr -d '\n\t'
+	echo
+	i=$((i + 1))
+done > "$dir/world/types.jsonl"
+"$bin/lpo-encode" -q -m "$model" --db none "$dir/world/types.jsonl" \
+    -o "$dir/types.tar" 2> "$dir/err"
+pairs --dump "$dir/t.db" "$dir/types.tar"
+ok $? "--dump of further columns"
+if command -v sqlite3 >/dev/null; then
+	is "$(sqlite3 "$dir/t.db" "select n, typeof(n), x, typeof(x), S, l, b,
+	    \"extra.Key\", \"extra.s\" from pair where row = 2")" \
+	    "2|integer|0.1|real|2|[1,\"a\"]|true|7|it's \"2\"" \
+	    "each as it is"
+else
+	skip "no sqlite3"
+fi
+mkdir "$dir/d.dir"
+pairs --dump "$dir/d.dir" "$dir/types.tar"
+is $? 1 "--dump to a folder"
+says "$dir/d.dir" "which"
+find "$dir" -name 'd.dir.tmp*' | grep -q .
+is $? 1 "and nothing is left"
 pairs --dry-run "$e" | grep -q '^output pairs	80$'
 ok $? "--dry-run"
 
