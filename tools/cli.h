@@ -231,6 +231,10 @@ int	 lpo_cli_need_model(lpo_cli *);
  * options, does for inputs.
  */
 int	 lpo_cli_input_file(lpo_cli *, const char *role, const char *path);
+/* A list of prompts: its file, or from standard input, "-", its texts. */
+struct lpo_prompts;
+int	 lpo_cli_input_prompts(lpo_cli *, const char *path,
+	    const struct lpo_prompts *);
 /* All weight and config files below a folder, in name order. */
 int	 lpo_cli_input_dir(lpo_cli *, const char *role, const char *path);
 /* A hash the tool knows; path may be NULL. */

@@ -10,6 +10,7 @@
 #include "lib/base/runid.h"
 #include "lib/base/state.h"
 #include "lib/io/db.h"
+#include "lib/io/prompts.h"
 #include "lib/io/shard.h"
 #include "lib/model/random.h"
 #include "tools/cli_priv.h"
@@ -158,6 +159,18 @@ lpo_cli_input_file(lpo_cli *cli, const char *role, const char *path)
 
 	return rc != 0 ? rc : add_input(cli, role, hex, path,
 	    lpo_file_size(path), 0);
+}
+
+int
+lpo_cli_input_prompts(lpo_cli *cli, const char *path,
+    const struct lpo_prompts *p)
+{
+	char hex[65];
+
+	if (strcmp(path, "-") != 0)
+		return lpo_cli_input_file(cli, "prompts", path);
+	lpo_prompts_sha256(p, hex);
+	return add_input(cli, "prompts", hex, path, 0, 0);
 }
 
 int

@@ -178,7 +178,7 @@ inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	int rc = 0;
 
 	if (o->prompts != NULL)
-		rc = lpo_cli_input_file(cli, "prompts", o->prompts);
+		rc = lpo_cli_input_prompts(cli, o->prompts, &e->list);
 	for (i = 0; i < e->systems && rc == 0; i++) {
 		s = &e->system[i];
 		rc = input_of(cli, s);

@@ -5,7 +5,6 @@
 #include <omp.h>
 
 #include "lib/base/file.h"
-#include "lib/base/hash.h"
 #include "lib/base/json.h"
 #include "lib/base/state.h"
 #include "lib/io/png.h"
@@ -98,10 +97,8 @@ add_inputs(struct job *j)
 	static const char *const part[] = { "unet", "vae", "text_encoder",
 	    "tokenizer", "text_encoder_2", "tokenizer_2", "scheduler" };
 	lpo_cli *cli = j->cli;
-	struct lpo_sha256 h;
 	char hex[65], *dir;
 	size_t i;
-	int64_t k;
 	int rc = 0;
 
 	for (i = 0; i < sizeof part / sizeof *part && rc == 0; i++) {
@@ -114,11 +111,7 @@ add_inputs(struct job *j)
 	}
 	if (rc == 0 && j->lora != NULL)
 		rc = lpo_cli_input_file(cli, "lora", j->lora);
-	lpo_sha256_init(&h);
-	for (k = 0; k < j->prompts.n; k++)
-		lpo_sha256_update(&h, j->prompts.text[k],
-		    strlen(j->prompts.text[k]) + 1);
-	lpo_sha256_hex(&h, hex);
+	lpo_prompts_sha256(&j->prompts, hex);
 	if (rc == 0)
 		rc = lpo_cli_input_hash(cli, "prompts", j->o->prompts, hex);
 	lpo_cli_resolved(cli, "lora_strength", json_real(j->strength));

@@ -294,7 +294,8 @@ lpo_traintool_settle(struct train_run *r)
 	resolved(r);
 	if ((rc = lpo_cli_input_dir(cli, "model", cli->o.model)) < 0 ||
 	    (rc = lpo_cli_input_dir(cli, "reward", r->o->reward)) < 0 ||
-	    (rc = lpo_cli_input_file(cli, "prompts", r->o->prompts)) < 0 ||
+	    (rc = lpo_cli_input_prompts(cli, r->o->prompts,
+	    &r->prompts)) < 0 ||
 	    (r->o->init_lora != NULL && (rc = lpo_cli_input_file(cli,
 	    "init-lora", r->o->init_lora)) < 0))
 		return rc;

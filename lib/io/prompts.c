@@ -3,7 +3,15 @@
 
 #include <string.h>
 
+#include "lib/base/hash.h"
 #include "lib/io/csv.h"
+
+static int
+no_column(lpo_ctx *c, const lpo_table *t, int64_t line)
+{
+	return lpo_fail(c, LPO_EFORMAT, "%s:%lld: no column 'prompt' or "
+	    "'caption'", lpo_table_path(t), (long long)line);
+}
 
 static int
 add(lpo_ctx *c, struct lpo_prompts *p, const char *text)
@@ -40,9 +48,7 @@ lpo_prompts_read(lpo_ctx *c, struct lpo_prompts *p, const char *path)
 		if (text == NULL)
 			text = lpo_table_field(t, "caption");
 		if (text == NULL) {
-			rc = lpo_fail(c, LPO_EFORMAT, "%s:%lld: no column "
-			    "'prompt' or 'caption'", path,
-			    (long long)lpo_table_line(t));
+			rc = no_column(c, t, lpo_table_line(t));
 			goto out;
 		}
 		if ((rc = add(c, p, text)) < 0)
@@ -50,13 +56,29 @@ lpo_prompts_read(lpo_ctx *c, struct lpo_prompts *p, const char *path)
 	}
 	if (rc < 0)
 		goto out;
-	rc = p->n > 0 ? 0 : lpo_fail(c, LPO_EFORMAT, "'%s' has no prompts",
-	    path);
+	/* a single prompt where a table should be is its header */
+	rc = p->n > 0 ? 0 : lpo_table_columns(t) > 0 &&
+	    lpo_table_find(t, "prompt") < 0 &&
+	    lpo_table_find(t, "caption") < 0 ? no_column(c, t, 1) :
+	    lpo_fail(c, LPO_EFORMAT, "'%s' has no prompts",
+	    lpo_table_path(t));
 out:
 	lpo_table_close(t);
 	if (rc < 0)
 		lpo_prompts_free(p);
 	return rc;
+}
+
+void
+lpo_prompts_sha256(const struct lpo_prompts *p, char hex[65])
+{
+	struct lpo_sha256 h;
+	int64_t i;
+
+	lpo_sha256_init(&h);
+	for (i = 0; i < p->n; i++)
+		lpo_sha256_update(&h, p->text[i], strlen(p->text[i]) + 1);
+	lpo_sha256_hex(&h, hex);
 }
 
 void

@@ -19,5 +19,7 @@ struct lpo_prompts {
  * an error too.  Freed by lpo_prompts_free(). */
 int	 lpo_prompts_read(lpo_ctx *, struct lpo_prompts *, const char *path);
 void	 lpo_prompts_free(struct lpo_prompts *);	/* zeroed is fine */
+/* SHA-256 of the texts, each with its NUL, whatever file they came in. */
+void	 lpo_prompts_sha256(const struct lpo_prompts *, char hex[65]);
 
 #endif

@@ -1,6 +1,7 @@
 #!/bin/sh
 # Standard output that is closed after so many bytes, wherever that is: exit
 # 141 in silence, and nothing is left.  Standard output that is a terminal.
+# Tables on standard input.
 set -u
 . tests/cli/lib.sh
 cd "$dir" || exit 1
@@ -56,6 +57,41 @@ for t in encode pairs sample; do
 	done
 	is $bad 0 "$t: closed at $tried places: silent, nothing left"
 done
+
+# --------------------------------------------------- tables on standard input
+
+(cd world && "$bin/lpo-encode" -q -m "$model" --db none --precision f32 - \
+    < prefs.csv > ../all 2> ../err)
+same all enc.tar "encode: a table on standard input"
+{ echo prompt; sed -n 2,3p p.csv | cut -d , -f 1; } > two.csv
+few() {				# few WANTED NAME TOOL OPTION...
+	want=$1 name=$2 tool=$3
+	shift 3
+	"$bin/$tool" -q -m "$model" --db none "$@" > out 2> err < two.csv
+	is $? "$want" "$name"
+}
+few 0 "sample: from a file" lpo-sample -p two.csv --steps 1
+cp out want
+few 0 "sample: prompts on standard input" lpo-sample -p - --steps 1
+same out want "the same bytes"
+set -- --system one="$model" --system two="$model" --steps 1 --scorer \
+    'j=tar tf - | sed -n "s/.png$/	1/p; 1i key	x"'
+few 0 "eval: from a file" lpo-eval -p two.csv "$@"
+cp out want
+few 0 "eval: prompts on standard input" lpo-eval -p - "$@"
+same out want "the same table"
+few 0 "train: prompts on standard input" lpo-train -p - -r random:tiny \
+    -m random:tiny --iterations 1 -o lora.safetensors \
+    --dry-run
+grep -q '^prompts	2$' out
+ok $? "it has understood them"
+sed 1d two.csv > p.txt
+mv p.txt two.csv
+few 1 "a text on standard input is no table" lpo-sample -p - --steps 1
+says "lpo-sample: standard input:2: no column 'prompt' or 'caption'" "why"
+echo 'a red circle' > two.csv
+few 1 "nor is a line of it" lpo-sample -p - --steps 1
+says "lpo-sample: standard input:1: no column 'prompt' or 'caption'" "why"
 
 if command -v script > /dev/null; then
 	for t in "lpo-encode' -m '$model' '$dir/world/prefs.csv" \
