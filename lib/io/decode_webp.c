@@ -3,15 +3,22 @@
  * black canvas, which is what is left of Pillow's transparent one without its
  * alpha.
  */
+#include <errno.h>
 #include <string.h>
 
 #include <webp/decode.h>
 
 #include "lib/io/decode.h"
 
+/*
+ * libwebp calls most pictures damaged for which its memory does not suffice;
+ * malloc leaves its mark, where errno was 0 before.
+ */
 static int
 failed(lpo_ctx *c, VP8StatusCode status)
 {
+	if (errno == ENOMEM)
+		status = VP8_STATUS_OUT_OF_MEMORY;
 	switch (status) {
 	case VP8_STATUS_OUT_OF_MEMORY:
 		return lpo_fail(c, LPO_ENOMEM, "out of memory in libwebp");
@@ -41,6 +48,7 @@ decode_at(lpo_ctx *c, struct lpo_image *out, int64_t x, int64_t y, int64_t w,
 	cfg.output.u.RGBA.rgba = out->rgb + y * stride + x * 3;
 	cfg.output.u.RGBA.stride = (int)stride;
 	cfg.output.u.RGBA.size = (size_t)((h - 1) * stride + w * 3);
+	errno = 0;
 	status = WebPDecode(data, bytes, &cfg);
 	WebPFreeDecBuffer(&cfg.output);
 	return status == VP8_STATUS_OK ? 0 : failed(c, status);
@@ -97,6 +105,7 @@ lpo_decode_webp(lpo_ctx *c, struct lpo_image *out, const uint8_t *data,
 	VP8StatusCode status;
 	int err;
 
+	errno = 0;
 	status = WebPGetFeatures(data, bytes, &f);
 	if (status != VP8_STATUS_OK)
 		return failed(c, status);
