@@ -1,14 +1,14 @@
 #!/bin/sh
-# faults.sh [-r] [-k STEP] [-m STEP] [-e EACH] [-c CALLS] [STAGE...]: in each
-# tool one system call or allocation fails (shim.c).  By default from each
+# faults.sh [-r] [-k STEP] [-m STEP] [-e EACH] [-o OFFSET] [-c CALLS]
+# [STAGE...]: in each tool one system call or allocation fails (shim.c).  By default from each
 # place in the program: its first, second and last system call for the same
 # file, and an allocation for each pair of caller and called; -e takes each
-# EACH-th of these.  -k takes each STEP-th system call instead, -m each STEP-th
-# allocation.  -r: in a run that goes on after a kill.  After each: the exit
-# status is not 0, standard error names a file (or says what memory is for),
-# nothing that looks finished is wrong, and the same command without the fault
-# ends with the right bytes and rows.  Exit status 0 is right only where the
-# output is complete.
+# EACH-th of these, -o from the OFFSET-th on.  -k takes each STEP-th system call
+# instead, -m each STEP-th allocation.  -r: in a run that goes on after a kill.
+# After each: the exit status is not 0, standard error names a file (or says
+# what memory is for), nothing that looks finished is wrong, and the same
+# command without the fault ends with the right bytes and rows.  Exit status 0
+# is right only where the output is complete.
 set -u
 . tests/cli/lib.sh
 . tests/faults/world.sh
@@ -16,14 +16,16 @@ set -u
 step=0
 mstep=0
 each=1
+offset=0
 again=
 calls="read write sync rename open close unlink malloc"
-while getopts rk:m:e:c: opt; do
+while getopts rk:m:e:o:c: opt; do
 	case $opt in
 	r) again=1 ;;
 	k) step=$OPTARG ;;
 	m) mstep=$OPTARG ;;
 	e) each=$OPTARG ;;
+	o) offset=$OPTARG ;;
 	c) calls=$OPTARG ;;
 	*) exit 2 ;;
 	esac
@@ -122,7 +124,7 @@ places() {
 		seq 1 "$by" "${total:-0}"
 	else
 		sort -nu "$dir/places" | awk -v each="$each" \
-		    '$1 > 0 && i++ % each == 0'
+		    -v offset="$offset" '$1 > 0 && i++ % each == offset'
 	fi > "$dir/at"
 }
 
