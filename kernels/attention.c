@@ -185,7 +185,8 @@ LPO_FN(lpo_attention_fwd)(lpo_backend *b, enum lpo_dtype dt, void *o,
 	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
 	bq = min64(QUERIES, BLOCK * LDA / s->d / STRIP * STRIP);
-	bq = min64(bq, s->lq);
+	/* strips begin where they would for any number of threads */
+	bq = min64(bq, round_up(s->lq, STRIP));
 	while (bq > STRIP && heads * ((s->lq + bq - 1) / bq) < 2 * b->threads)
 		bq -= STRIP;
 	blocks = (s->lq + bq - 1) / bq;
