@@ -182,7 +182,7 @@ LPO_FN(lpo_attention_fwd)(lpo_backend *b, enum lpo_dtype dt, void *o,
 	if (s->d > LDA)
 		return LPO_FN(lpo_attention_wide_fwd)(b, dt, o, lse, q, k, v,
 		    s, scratch);
-	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
+	if (bad_shape(s, LDA) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
 	bq = min64(QUERIES, BLOCK * LDA / s->d / STRIP * STRIP);
 	/* strips begin where they would for any number of threads */

@@ -286,12 +286,12 @@ size_t	LPO_FN(lpo_attention_bwd_bytes)(const lpo_backend *,
 size_t	lpo_attention_bwd_bytes_amx(const lpo_backend *,
 	    const struct lpo_attn_shape *);
 
-/* A shape the kernels cannot take. */
+/* A shape that kernels for heads up to `widest` cannot take. */
 static inline int
-bad_shape(const struct lpo_attn_shape *s)
+bad_shape(const struct lpo_attn_shape *s, int64_t widest)
 {
 	return s->n < 1 || s->nk < 1 || s->n % s->nk != 0 || s->lq < 1 ||
-	    s->lk < 1 || s->heads < 1 || s->d < 1 || s->d > LDA;
+	    s->lk < 1 || s->heads < 1 || s->d < 1 || s->d > widest;
 }
 
 #endif

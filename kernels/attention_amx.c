@@ -29,6 +29,7 @@ enum {
 	BK = 64,		/* keys of a block */
 	BK_MOST = 96,		/* ... where they are all */
 	NEAR = 1 << 18,		/* bytes of packed k and v to have at a time */
+	WIDEST = 512,		/* of a head: the VAE's */
 	ELEMENTS = 512,		/* of a tile */
 	ONE = 0x3f80		/* in bf16 */
 };
@@ -41,8 +42,8 @@ enum {
 
 /* One thread's memory; packed k and v follow.  All on 64 bytes. */
 struct room {
-	uint16_t q[2 * LDA * TILE];	/* [d / 32][2] tiles */
-	float o[LDA * BQ];		/* [channel][query] */
+	uint16_t q[2 * WIDEST * TILE];	/* [d / 32][2] tiles */
+	float o[WIDEST * BQ];		/* [channel][query] */
 	float s[2][32 * BQ];		/* [key][query], 32 keys at a time */
 	uint16_t p[2][BK_MOST * BQ];	/* [key / 32][2] tiles */
 	float m[BQ], l[BQ];
@@ -700,10 +701,10 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 	int64_t near, groups, units, blocks, parts, u;
 	size_t bytes;
 
-	if (dt != LPO_BF16 || s->d > LDA)
+	if (dt != LPO_BF16 || s->d > WIDEST)
 		return OTHER(attention_fwd)(b, dt, o, lse, q, k, v, s,
 		    scratch);
-	if (bad_shape(s))
+	if (bad_shape(s, WIDEST))
 		return LPO_EINVAL;
 	bytes = room_bytes(s);
 	near = min64(heads_near(s), s->nk * s->heads / b->threads);
@@ -730,9 +731,9 @@ size_t
 lpo_attention_scratch_bytes_amx(lpo_backend *b, enum lpo_pass pass,
     enum lpo_dtype dt, const struct lpo_attn_shape *s)
 {
-	if (pass != LPO_FWD && dt == LPO_BF16 && !bad_shape(s))
+	if (pass != LPO_FWD && dt == LPO_BF16 && !bad_shape(s, LDA))
 		return lpo_attention_bwd_bytes_amx(b, s);
-	if (pass != LPO_FWD || dt != LPO_BF16 || s->d > LDA)
+	if (pass != LPO_FWD || dt != LPO_BF16 || s->d > WIDEST)
 		return OTHER(attention_scratch_bytes)(b, pass, dt, s);
 	return (size_t)b->threads * room_bytes(s);
 }

@@ -373,7 +373,7 @@ LPO_FN(lpo_attention_bwd)(lpo_backend *b, enum lpo_dtype dt, void *dq,
 	struct job j = { dt, dq, dk, dv, dout, o, q, k, v, lse, s, NULL,
 	    NULL, NULL, 0, scratch, 0.0f };
 
-	if (bad_shape(s) || (dt != LPO_F32 && dt != LPO_BF16))
+	if (bad_shape(s, LDA) || (dt != LPO_F32 && dt != LPO_BF16))
 		return LPO_EINVAL;
 	if ((add & LPO_ADD_A) == 0)
 		clear_rows(dt, dq, s->n * s->lq, s->heads * s->d, s->ldq);

@@ -584,7 +584,7 @@ lpo_attention_bwd_amx(lpo_backend *b, enum lpo_dtype dt, void *dq, void *dk,
 {
 	struct job j;
 
-	if (dt != LPO_BF16 || bad_shape(s))
+	if (dt != LPO_BF16 || bad_shape(s, LDA))
 		return OTHER(attention_bwd)(b, dt, dq, dk, dv, dout, o, lse,
 		    q, k, v, s, add, scratch);
 	j = job_of(b, s);

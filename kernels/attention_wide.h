@@ -1,7 +1,7 @@
 /*
  * Attention for heads wider than flash attention's strips hold (attention.h's
- * LDA): the VAE's one head of 512.  Forward only; shapes and numbers as
- * attention_fwd in kernel.h.
+ * LDA): the VAE's one head of 512, which AMX takes in bf16.  Forward
+ * only; shapes and numbers as attention_fwd in kernel.h.
  */
 #ifndef LPO_ATTENTION_WIDE_H
 #define LPO_ATTENTION_WIDE_H

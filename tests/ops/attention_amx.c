@@ -79,10 +79,18 @@ check_rows(lpo_backend *be, const struct shape_case *c)
 	set_free(&b);
 }
 
+static const struct shape_case wide[] = {
+	{ "VAE", { 1, 1, 144, 144, 1, 512, 512, 512, 0 } },
+	{ "wide, odd", { 2, 2, 37, 41, 2, 161, 330, 322, 0 } }
+};
+
 static void
 all(lpo_backend *be)
 {
 	int i;
+
+	for (i = 0; i < 2; i++)
+		check_case(be, &wide[i]);
 
 	for (i = 0; i < CASES; i++)
 		check_case(be, &cases[i]);
