@@ -64,4 +64,48 @@ is "$(sqlite3 lpo.db "select abs(avg(change) - (select difference from result
     where scorer = 'judge.aesthetic')) < 1e-9 from prompt_change
     where scorer = 'judge.aesthetic'")" 1 \
     "the prompts' changes add up to the difference"
+# ------------------------------------------------- several at the same time
+
+# Who writes to a database waits for another that does.
+mkfifo hold
+sqlite3 held.db 'create table t (x); drop table t; pragma journal_mode = wal' \
+    > out 2> err
+sqlite3 -batch held.db < hold > out 2> err &
+holder=$!
+exec 3> hold
+echo "begin exclusive; select 'mine';" >&3
+i=0
+while [ ! -s out ] && [ $i -lt 100 ]; do sleep 0.1; i=$((i + 1)); done
+"$bin/lpo-pairs" -q --db held.db -o waits.tar enc.tar 2> err &
+waits=$!
+sleep 1
+kill -0 $waits 2> /dev/null && [ ! -e waits.tar ]
+ok $? "a database that another writes to is waited for"
+echo 'rollback;' >&3
+exec 3>&-
+wait $holder
+wait $waits
+is $? 0 "and written to after that"
+same waits.tar pairs.tar "the same bytes"
+is "$(sqlite3 held.db "select group_concat(status) from run")" done "its row"
+
+# Eight that make a database at once: one run, eight attempts at it.
+i=0
+pids=
+while [ $i -lt 8 ]; do
+	"$bin/lpo-pairs" -q --db race.db -o race$i.tar enc.tar 2>> err &
+	pids="$pids $!"
+	i=$((i + 1))
+done
+bad=0
+for p in $pids; do
+	wait "$p" || bad=$((bad + 1))
+done
+is $bad 0 "eight processes make one database"
+is "$(sqlite3 race.db "select count(*), (select count(*) from attempt where
+    exit_status = 0) from run where status = 'done'")" "1|8" "a row of each"
+for i in 0 1 2 3 4 5 6 7; do
+	cmp race$i.tar pairs.tar || bad=1
+done
+is $bad 0 "all with the same bytes"
 done_testing
