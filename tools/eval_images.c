@@ -424,7 +424,8 @@ eval_images(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	    (rc = lpo_records_sha256(cli->ctx, hex, t.in)) == 0 &&
 	    (rc = lpo_cli_input_hash(cli, "images", o->images, hex)) == 0 &&
 	    (rc = eval_scorers_inputs(cli, o)) == 0 &&
-	    (rc = lpo_cli_begin(cli, NULL, NULL)) == 0 &&
+	    (rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? NULL :
+	    cli->o.output, NULL)) == 0 &&
 	    (rc = score_table(&t, o, e, &s)) == 0 &&
 	    (rc = column_names(cli, o, &s)) == 0)
 		rc = print_rows(&t, e->out, &s);

@@ -87,7 +87,7 @@ wait $holder
 wait $waits
 is $? 0 "and written to after that"
 same waits.tar pairs.tar "the same bytes"
-is "$(sqlite3 held.db "select group_concat(status) from run")" done "its row"
+is "$(sqlite3 held.db "select group_concat(status) from run")" "done" "its row"
 
 # Eight that make a database at once: one run, eight attempts at it.
 i=0

@@ -190,6 +190,8 @@ says "78 of 78 pictures are scored already" "nothing was scored twice"
 is "$(grep -c 'skipped row 7: ' err)" 1 "the row is named again"
 test ! -e first.runs
 ok $? "a program that had ended has not run again"
+is "$(sqlite3 m.db "select output, status, (select count(*) from attempt) > 1
+    from run")" "m.csv|done|1" "one run, its attempts"
 test ! -e m.csv.state
 ok $? "no state is left"
 
