@@ -234,6 +234,14 @@ conditions(lpo_cli *cli, const struct eval *e, const struct eval_opts *o)
 
 /* ------------------------------------------------------------------ work */
 
+/* Hours of drawing should not end with this. */
+static int
+no_folder(lpo_cli *cli, const char *file)
+{
+	return file != NULL && lpo_is_dir(file) ? lpo_fail(cli->ctx,
+	    LPO_EINVAL, "'%s' is a folder", file) : 0;
+}
+
 /* Everything that can be said about the options before the work begins. */
 static int
 check(lpo_cli *cli, const struct eval_opts *o)
@@ -253,7 +261,9 @@ check(lpo_cli *cli, const struct eval_opts *o)
 	if (!o->pool && o->images == NULL && cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);
-	if (!o->pool && (rc = eval_scorers_check(cli, o)) != 0)
+	if ((rc = no_folder(cli, o->html)) != 0 ||
+	    (rc = no_folder(cli, cli->o.output)) != 0 ||
+	    (!o->pool && (rc = eval_scorers_check(cli, o)) != 0))
 		return rc;
 	return check_conditions(cli, o);
 }

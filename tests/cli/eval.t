@@ -123,6 +123,12 @@ run 0 "three systems" pair --system three="$d/a.tar" --scorer judge=./judge
 test "$(grep -c '	three	one	' out)" = 2
 ok $? "each is compared with the first"
 
+for o in -o --html; do
+	run 1 "$o a folder" pair --scorer judge=./nothing $o "$d/a"
+	says "lpo-eval: '$d/a' is a folder" "$o: said before any work"
+	test ! -e "$d/a.state"
+	ok $? "$o: no state"
+done
 run 0 "dry run" pair --scorer judge=./nothing --dry-run
 grep -q '^scorers	1$' out
 ok $? "a plan, and nothing is run"
