@@ -7,7 +7,7 @@ build=$1
 find "$build/lib" -name '*.gcno' | sort | while read -r notes; do
 	gcov -n "$notes" 2> /dev/null
 done | awk '
-	# "File '\''lib/io/csv.c'\''", then "Lines executed:93.45% of 321"
+	# "File '\''lib/io/table.c'\''", then "Lines executed:93.45% of 321"
 	/^File / {
 		file = substr($2, 2, length($2) - 2)
 		next

@@ -5,8 +5,8 @@
 #include <string.h>
 
 #include "lib/base/json.h"
-#include "lib/io/csv.h"
 #include "lib/io/filter_priv.h"
+#include "lib/io/table.h"
 
 struct entry {
 	char *id;		/* NULL when joined by row */

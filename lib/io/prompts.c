@@ -4,7 +4,7 @@
 #include <string.h>
 
 #include "lib/base/hash.h"
-#include "lib/io/csv.h"
+#include "lib/io/table.h"
 
 static int
 no_column(lpo_ctx *c, const lpo_table *t, int64_t line)

@@ -4,8 +4,8 @@
 #include <string.h>
 
 #include "lib/base/json.h"
-#include "lib/io/csv.h"
 #include "lib/io/record_priv.h"
+#include "lib/io/table.h"
 
 /*
  * The present row as an object.  Prompt, id and paths stay the text they are:

@@ -4,7 +4,7 @@
  * fields written as RFC 4180 has it.
  */
 #include "lib/base/json.h"
-#include "lib/io/csv.h"
+#include "lib/io/table.h"
 #include "tests/fuzz/fuzz.h"
 
 struct text {

@@ -3,7 +3,7 @@
 #include <string.h>
 
 #include "lib/base/json.h"
-#include "lib/io/csv.h"
+#include "lib/io/table.h"
 #include "tests/tap.h"
 
 static lpo_ctx *c;

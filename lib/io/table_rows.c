@@ -7,7 +7,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
-#include "lib/io/csv_priv.h"
+#include "lib/io/table_priv.h"
 
 #define LINE_LIMIT	((size_t)16 << 20)
 #define COLUMN_LIMIT	10000

@@ -1,10 +1,10 @@
-/* What csv.c, which opens tables, and csv_rows.c, which reads rows, share. */
-#ifndef LPO_IO_CSV_PRIV_H
-#define LPO_IO_CSV_PRIV_H
+/* What table.c (tables, columns) and table_rows.c (rows) share. */
+#ifndef LPO_IO_TABLE_PRIV_H
+#define LPO_IO_TABLE_PRIV_H
 
 #include <csv.h>
 
-#include "lib/io/csv.h"
+#include "lib/io/table.h"
 
 struct lpo_table_cell {
 	size_t at;		/* into t->text */

@@ -2,8 +2,8 @@
  * Tables read row by row: CSV (RFC 4180), TSV, JSON lines, a JSON array of
  * objects or strings, plain lines.  One interface: named columns of text.
  */
-#ifndef LPO_IO_CSV_H
-#define LPO_IO_CSV_H
+#ifndef LPO_IO_TABLE_H
+#define LPO_IO_TABLE_H
 
 #include <stdint.h>
 

@@ -9,7 +9,7 @@
 
 #include "lib/base/json.h"
 #include "lib/base/mem.h"
-#include "lib/io/csv_priv.h"
+#include "lib/io/table_priv.h"
 
 /* The header row of CSV and TSV. */
 static int
