@@ -146,6 +146,31 @@ limits(void)
 	free(big);
 }
 
+/* 10000 columns are taken, one more is not. */
+static void
+columns(void)
+{
+	static char wide[6 * 10001 + 1];
+	lpo_table *t = NULL;
+	int n, k, rc;
+
+	lpo_clear(c);
+	for (n = 10000; n <= 10001; n++) {
+		for (k = 0; k < n; k++)
+			sprintf(wide + 6 * k, "%05d%c", k, k + 1 < n ? ',' :
+			    '\n');
+		rc = lpo_table_open_memory(c, &t, wide, 6 * (size_t)n, "w",
+		    LPO_TABLE_CSV);
+		ok(n == 10000 ? rc == 0 && lpo_table_columns(t) == n :
+		    rc == LPO_EFORMAT && strstr(lpo_errmsg(c),
+		    "w:1: more than 10000 fields") != NULL, "%d columns %s",
+		    n, lpo_errmsg(c));
+		lpo_clear(c);
+		lpo_table_close(t);
+		t = NULL;
+	}
+}
+
 /* Any bytes, in any format: no crash, an end. */
 static void
 noise(void)
@@ -204,6 +229,7 @@ main(void)
 	formats();
 	places();
 	limits();
+	columns();
 	noise();
 	out_of_memory();
 	lpo_ctx_free(c);
