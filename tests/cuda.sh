@@ -67,9 +67,9 @@ export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 
 # The longest first.
 all='cli/cuda ops/gemm ops/conv ops/attention unit/cuda golden/lrm
-	unit/lpo_train golden/unet golden/lora golden/scorers ops/norm
-	ops/attention_wide ops/elementwise ops/rows ops/memory ops/vmath
-	golden/clip golden/vae golden/lpo_step unit/tape'
+	unit/lpo_train unit/lpo_ahead golden/unet golden/lora golden/scorers
+	ops/norm ops/attention_wide ops/elementwise ops/rows ops/memory
+	ops/vmath golden/clip golden/vae golden/lpo_step unit/tape'
 
 # Until all are done, or what cannot even be killed has had its time.
 begun=$(date +%s)

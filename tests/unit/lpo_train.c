@@ -1,117 +1,13 @@
 /*
  * The LPO trainer: values that are not finite never reach the weights; the
  * reference; micro-batches and state of a whole UNet; the held-out check; the
- * timestep that candidates are scored at; work that is started ahead.
+ * timestep that candidates are scored at.
  */
 #include <math.h>
-#include <stdlib.h>
-#include <string.h>
-#include <unistd.h>
 
-#include "lib/base/file.h"
-#include "lib/train/lpo_priv.h"
-#include "tests/backend.h"
+#include "tests/unit/lpo_rig.h"
 
-enum { PROMPTS = 2, ALL = 3, STEPS = 4, K = 2, BATCH = 2 };
-#define RUN "0123456789abcdef"
-
-static lpo_ctx *ctx;
-static lpo_backend be;
-static lpo_lrm *lrm;
-static lpo_lrm_texts *lrm_texts;
-static lpo_policy_texts *texts;
-static struct lpo_schedule schedule;
-static int64_t length, dim;
-
-/* A trainer and what it works on. */
-struct rig {
-	lpo_unet *unet, *reference;
-	lpo_lora_set *lora;
-	lpo_lpo *l;
-};
-
-static void
-drop(struct rig *r)
-{
-	lpo_lpo_free(r->l);
-	lpo_lora_free(r->lora);
-	lpo_unet_free(r->unet);
-	lpo_unet_free(r->reference);
-	memset(r, 0, sizeof(*r));
-}
-
-static struct lpo_lpo_options
-options(void)
-{
-	struct lpo_lpo_options o = {
-		.seed = 3, .h = 4, .w = 4, .height_px = 16, .width_px = 16,
-		.steps = STEPS, .candidates = K, .prompts = PROMPTS,
-		.batch = BATCH, .t_hi = 1000, .eta = 1, .guidance = 5,
-		.threshold = { .kind = LPO_TH_STATIC, .scale = 1 },
-		.loss = { .beta = 500, .clip = 0.1 },
-		.adamw = { .lr = 1e-3f, .beta1 = 0.9f, .beta2 = 0.999f,
-		    .eps = 1e-8f, .weight_decay = 1e-4f },
-		.memory_bytes = (size_t)1 << 30, .check_first = PROMPTS,
-		.check_prompts = 1
-	};
-
-	return o;
-}
-
-static int
-make(struct rig *r, int full, const struct lpo_lpo_options *o)
-{
-	struct lpo_lpo_parts in = { .be = &be, .dtype = LPO_F32,
-	    .schedule = &schedule, .texts = texts, .prompts = PROMPTS,
-	    .length = length, .dim = dim, .lrm = lrm,
-	    .lrm_texts = lrm_texts };
-
-	memset(r, 0, sizeof(*r));
-	if (lpo_unet_load(ctx, &be, &r->unet, "demo/model/unet", LPO_F32,
-	    0) < 0)
-		return -1;
-	if (full && (lpo_unet_load(ctx, &be, &r->reference,
-	    "demo/model/unet", LPO_F32, 0) < 0 ||
-	    lpo_params_train_all(lpo_unet_params(r->unet)) < 0))
-		return -1;
-	if (!full && lpo_lora_attach(ctx, &r->lora, r->unet,
-	    LPO_LORA_ATTENTION, 2, 2, 3) < 0)
-		return -1;
-	in.unet = r->unet;
-	in.reference = r->reference;
-	in.lora = r->lora;
-	return lpo_lpo_new(ctx, &r->l, &in, o);
-}
-
-/* Two of the same. */
-static int
-make_two(struct rig *a, struct rig *b, int full,
-    const struct lpo_lpo_options *o)
-{
-	return make(a, full, o) < 0 || make(b, full, o) < 0 ? -1 : 0;
-}
-
-/* Nothing went wrong on the way; b may be NULL. */
-static void
-finish(struct rig *a, struct rig *b, const char *what)
-{
-	ok(lpo_errcode(ctx) == 0, "%s: no error %s", what, lpo_errmsg(ctx));
-	lpo_clear(ctx);
-	drop(a);
-	if (b != NULL)
-		drop(b);
-}
-
-static float *
-weights(lpo_lpo *l, int64_t *n)
-{
-	float *w;
-
-	*n = lpo_params_state_count(lpo_lpo_params(l), 0, 1 << 20);
-	w = malloc((size_t)*n * sizeof(*w));
-	lpo_params_get_state(lpo_lpo_params(l), 0, 1 << 20, w);
-	return w;
-}
+/* ------------------------------------------------------------ not finite */
 
 static int
 all_finite(lpo_lpo *l)
@@ -125,47 +21,6 @@ all_finite(lpo_lpo *l)
 	return bad == 0;
 }
 
-static int
-equal(lpo_lpo *a, lpo_lpo *b)
-{
-	int64_t n, m;
-	float *x = weights(a, &n), *y = weights(b, &m);
-	int same = n == m && memcmp(x, y, (size_t)n * sizeof(*x)) == 0;
-
-	free(x);
-	free(y);
-	return same;
-}
-
-/* Until all candidates of the present iteration have scores. */
-static int
-to_scores(lpo_lpo *l)
-{
-	int64_t done, total;
-
-	while (lpo_lpo_where(l, &done, &total) != LPO_PH_TRAIN)
-		if (lpo_lpo_advance(l) < 0)
-			return -1;
-	return 0;
-}
-
-/* To the first batch of the present iteration, its pairs chosen. */
-static int
-to_training(lpo_lpo *l)
-{
-	return to_scores(l) < 0 ? -1 : lpo_lpo_select(l);
-}
-
-static int
-iterations(lpo_lpo *l, int64_t n)
-{
-	int rc = 0;
-
-	while (rc >= 0 && lpo_lpo_iteration(l) < n)
-		rc = lpo_lpo_advance(l);
-	return rc;
-}
-
 /* x_t of a pair, all of it */
 static void
 poison(lpo_lpo *l, const struct lpo_transition *tr, float v)
@@ -176,8 +31,6 @@ poison(lpo_lpo *l, const struct lpo_transition *tr, float v)
 	for (i = 0; i < l->count; i++)
 		x[i] = v;
 }
-
-/* ------------------------------------------------------------ not finite */
 
 static void
 one_bad_pair(float v, const char *what)
@@ -224,30 +77,6 @@ huge(void)
 		    a.l->report.skipped_steps <= 1, "1e38: finite weights");
 	}
 	finish(&a, NULL, "1e38");
-}
-
-static int
-save_to(lpo_lpo *l, const char *dir)
-{
-	lpo_snap *s = NULL;
-	int rc = lpo_snap_open(ctx, &s, dir, RUN);
-
-	if (rc == 0)
-		rc = lpo_lpo_save(l, s);
-	lpo_snap_close(s);
-	return rc;
-}
-
-static int
-restore_from(lpo_lpo *l, const char *dir)
-{
-	lpo_snap *s = NULL;
-	int rc = lpo_snap_open(ctx, &s, dir, RUN);
-
-	if (rc == 0)
-		rc = lpo_lpo_restore(l, s);
-	lpo_snap_close(s);
-	return rc;
 }
 
 /* Saved after a skipped step and taken up again: the same to the end. */
@@ -588,274 +417,9 @@ out:
 	finish(&a, NULL, "timestep");
 }
 
-/* ------------------------------------------------------------- in halves */
-
-/* Refused, and no harm done. */
-static int
-refused(int rc)
-{
-	lpo_clear(ctx);
-	return rc == LPO_EINVAL;
-}
-
-/* Two evaluations under way beside one after the other; then another's. */
 static void
-policy_in_halves(void)
+tests(void)
 {
-	struct lpo_lpo_options o = options();
-	const int64_t t[2] = { 501, 251 }, who[2] = { 1, 0 };
-	struct rig a = { NULL };
-	lpo_policy *p, *other;
-	size_t n;
-	float *x, *y[4];
-	int i;
-
-	if (make(&a, 0, &o) < 0 || to_training(a.l) < 0)
-		goto out;
-	lpo_lpo_settle(a.l);
-	p = a.l->train;
-	other = a.l->rollout;
-	x = lpo_lpo_at(a.l->x, a.l, 1, 0);	/* two latents */
-	n = (size_t)(2 * a.l->count);
-	for (i = 0; i < 4; i++)
-		y[i] = calloc(n, sizeof(float));
-	lpo_lpo_advance(a.l);		/* policy and reference are two now */
-	lpo_lpo_settle(a.l);
-	lpo_policy_eval(p, y[0], texts, x, t, who, 2, LPO_LORA_OFF);
-	lpo_policy_eval(p, y[1], texts, x, t, who, 2, 0);
-	lpo_policy_start(p, texts, x, t, who, 2, LPO_LORA_OFF);
-	lpo_policy_start(p, texts, x, t, who, 2, 0);
-	ok(refused(lpo_policy_start(p, texts, x, t, who, 2, 0)) &&
-	    refused(lpo_policy_eval(p, y[2], texts, x, t, who, 2, 0)) &&
-	    refused(lpo_policy_backward(p, x, 2)),
-	    "a third evaluation is refused, eval and backward beside two");
-	lpo_policy_finish(p, y[2]);
-	lpo_policy_finish(p, y[3]);
-	ok(memcmp(y[0], y[2], n * 4) == 0 && memcmp(y[1], y[3], n * 4) == 0 &&
-	    memcmp(y[0], y[1], n * 4) != 0,
-	    "two evaluations in halves have the bits of whole ones");
-	ok(refused(lpo_policy_finish(p, y[3])),
-	    "what was not started does not finish");
-	/* inputs there early, alone and with another network between */
-	lpo_policy_ready(p, texts, t, who, 2);
-	lpo_policy_eval(p, y[2], texts, x, t, who, 2, 0);
-	lpo_policy_ready(p, texts, t, who, 2);
-	lpo_policy_eval(other, y[0], texts, x, who, who, 2, 0);
-	lpo_policy_eval(p, y[3], texts, x, t, who, 2, 0);
-	ok(memcmp(y[1], y[2], n * 4) == 0 && memcmp(y[1], y[3], n * 4) == 0,
-	    "inputs set ahead: the same bits, also after another network");
-	for (i = 0; i < 4; i++)
-		free(y[i]);
-out:
-	finish(&a, NULL, "policy in halves");
-}
-
-static void
-scorer_in_halves(void)
-{
-	struct lpo_lpo_options o = options();
-	const int64_t t[4] = { 501, 501, 251, 251 }, who[2] = { 1, 0 };
-	float *x, whole[4], part[4], v[4096], w[4096];
-	struct rig a = { NULL };
-	lpo_lrm_scorer *s;
-	size_t bytes;
-
-	o.cut.scoring = 1;
-	if (make(&a, 0, &o) < 0 || to_scores(a.l) < 0)
-		goto out;
-	lpo_lpo_settle(a.l);
-	s = a.l->scorer;
-	x = a.l->x;
-	bytes = (size_t)(4 * lpo_lrm_feature_dim(lrm)) * sizeof(float);
-	ok(bytes <= sizeof(v) && lpo_lrm_scorer_score(s, whole, v, lrm_texts,
-	    x, who, t, 2) == 0, "scored whole");
-	lpo_lrm_scorer_start(s, lrm_texts, x, who, t, 1);
-	lpo_lrm_scorer_start(s, lrm_texts, x + 2 * a.l->count, who + 1, t + 2,
-	    1);
-	ok(refused(lpo_lrm_scorer_start(s, lrm_texts, x, who, t, 1)) &&
-	    refused(lpo_lrm_scorer_score(s, part, NULL, lrm_texts, x, who, t,
-	    1)), "a third scoring is refused, and a whole one beside two");
-	lpo_lrm_scorer_finish(s, part, w);
-	lpo_lrm_scorer_finish(s, part + 2, w + bytes / 2 / sizeof(*w));
-	ok(memcmp(whole, part, sizeof(part)) == 0 && memcmp(v, w, bytes) == 0,
-	    "scored in halves: the same bits");
-	ok(refused(lpo_lrm_scorer_finish(s, part, NULL)) &&
-	    refused(lpo_lrm_scorer_start(s, lrm_texts, x, who, t, 2)),
-	    "nothing to finish; more than a chunk is refused");
-out:
-	finish(&a, NULL, "scorer in halves");
-}
-
-/* ----------------------------------------------------------------- ahead */
-
-/* Many small pieces: of 8 pairs at most, batches of 3 in parts of 2. */
-static struct lpo_lpo_options
-small_pieces(void)
-{
-	struct lpo_lpo_options o = options();
-
-	o.batch = 3;
-	o.cut = (struct lpo_lpo_cut){ 1, 2, 3, LPO_SEGMENTS_AUTO };
-	return o;
-}
-
-/* What a snapshot would hold of the rollout and its scores. */
-static int
-same_state(const lpo_lpo *a, const lpo_lpo *b)
-{
-	int64_t rolled = a->phase == LPO_PH_ROLLOUT ? a->index : a->last;
-	size_t row = (size_t)(PROMPTS * a->count) * sizeof(float);
-
-	return a->phase == b->phase && a->index == b->index &&
-	    memcmp(&a->report, &b->report, sizeof(a->report)) == 0 &&
-	    memcmp(a->x, b->x, (size_t)(rolled + 1) * row) == 0 &&
-	    memcmp(a->mu, b->mu, (size_t)rolled * row) == 0 &&
-	    memcmp(a->score, b->score, (size_t)(STEPS * PROMPTS * K) *
-	    sizeof(float)) == 0;
-}
-
-/*
- * One trainer works ahead and one does not.  After each piece they are the
- * same, and a third one goes on from the first's snapshot to the same end.
- */
-static void
-ahead(int full)
-{
-	const char *what = full ? "whole UNet" : "LoRA";
-	struct lpo_lpo_options o = small_pieces();
-	char dir[] = "/tmp/lpo-train-XXXXXX";
-	struct rig a = { NULL }, b = { NULL }, c = { NULL }, end = { NULL };
-	int same = 1, resumed_same = 1, started = 0, pieces = 0;
-
-	if (mkdtemp(dir) == NULL || make_two(&a, &b, full, &o) < 0 ||
-	    make(&end, full, &o) < 0 || iterations(end.l, 2) < 0)
-		goto out;
-	a.l->ahead = 1;
-	b.l->ahead = 0;
-	while (lpo_lpo_iteration(a.l) < 1) {
-		if (lpo_lpo_advance(a.l) < 0 || lpo_lpo_advance(b.l) < 0 ||
-		    save_to(a.l, dir) < 0 || make(&c, full, &o) < 0 ||
-		    restore_from(c.l, dir) < 0)
-			goto out;
-		started |= a.l->scoring > 0 ? 1 : 0;
-		started |= a.l->scoring == 0 ? 4 : 0;
-		started |= a.l->referring >= 0 && a.l->policing >= 0 ? 2 : 0;
-		same &= same_state(a.l, b.l) && equal(a.l, b.l);
-		c.l->ahead = pieces++ % 2;
-		resumed_same &= iterations(c.l, 2) >= 0 &&
-		    equal(c.l, end.l);
-		drop(&c);
-	}
-	ok(started == 7, "%s: chunks and batches are begun ahead", what);
-	ok(same, "%s: after each of %d pieces the state is the same", what,
-	    pieces);
-	ok(resumed_same, "%s: and goes on from any to the same bits", what);
-	ok(iterations(a.l, 2) >= 0 && equal(a.l, end.l), "%s: and does itself",
-	    what);
-out:
-	finish(&a, &b, what);
-	drop(&c);
-	drop(&end);
-	lpo_rmtree(ctx, dir);
-}
-
-/* A check between any two pieces takes the networks away. */
-static void
-ahead_and_checked(void)
-{
-	struct lpo_lpo_options o = small_pieces();
-	struct lpo_lpo_check c;
-	struct rig a = { NULL }, b = { NULL };
-	int rc = 0;
-
-	if (make_two(&a, &b, 0, &o) < 0)
-		goto out;
-	a.l->ahead = 1;
-	while (rc >= 0 && lpo_lpo_iteration(a.l) < 2)
-		if ((rc = lpo_lpo_advance(a.l)) >= 0)
-			rc = lpo_lpo_check(a.l, &c);
-	ok(rc >= 0 && iterations(b.l, 2) >= 0 && equal(a.l, b.l),
-	    "a check after each piece: the same bits");
-out:
-	finish(&a, &b, "ahead and checked");
-}
-
-/* The n-th convolution from now on fails, once. */
-static struct {
-	const struct lpo_kernels *real;
-	struct lpo_kernels table;
-	int64_t left;
-} fault;
-
-static int
-faulty_conv(lpo_backend *b, enum lpo_dtype dt, void *y, const void *x,
-    const void *w, const float *bias, const void *residual,
-    const struct lpo_conv_shape *s, void *scratch)
-{
-	return fault.left-- == 0 ? LPO_ENOMEM : fault.real->conv_fwd(b, dt, y,
-	    x, w, bias, residual, s, scratch);
-}
-
-/* An error leaves nothing under way, and the piece can be done again. */
-static void
-ahead_and_failing(void)
-{
-	struct lpo_lpo_options o = small_pieces();
-	struct rig a = { NULL }, b = { NULL };
-	int64_t n, step;
-	int failed = 0, same = 1, settled = 1;
-
-	fault.real = be.k;
-	fault.table = *be.k;
-	fault.table.conv_fwd = faulty_conv;
-	fault.left = INT64_MAX;
-	be.k = &fault.table;
-	if (make(&b, 0, &o) < 0 || iterations(b.l, 1) < 0)
-		goto out;
-	step = INT64_MAX - fault.left;	/* convolutions of an iteration */
-	for (n = 0; n < 17; n++) {
-		if (make(&a, 0, &o) < 0)
-			goto out;
-		a.l->ahead = 1;
-		fault.left = n * step / 17;
-		while (lpo_lpo_iteration(a.l) < 1) {
-			if (lpo_lpo_advance(a.l) >= 0)
-				continue;
-			failed++;
-			settled &= lpo_errcode(ctx) == LPO_ENOMEM &&
-			    a.l->scoring < 0 && a.l->referring < 0 &&
-			    a.l->policing < 0;
-			lpo_clear(ctx);
-		}
-		same &= equal(a.l, b.l);
-		drop(&a);
-	}
-	ok(failed >= 16 && settled, "%d failures on the way leave nothing "
-	    "begun", failed);
-	ok(same, "and what is done again has the same bits");
-out:
-	finish(&a, &b, "ahead and failing");
-	be.k = fault.real;
-}
-
-static void
-test_level(const char *level)
-{
-	static const char *const prompts[ALL] = { "a red circle",
-	    "two large blue squares", "a small grey star" };
-	lpo_text *text = NULL;
-
-	printf("# at level %s\n", level);
-	if (lpo_text_open(ctx, &be, &text, "demo/model", LPO_F32) < 0 ||
-	    lpo_policy_texts_new(ctx, &texts, text, prompts, ALL) < 0 ||
-	    lpo_lrm_new(ctx, &be, &lrm, "demo/model", LPO_F32, NULL, NULL,
-	    1) < 0 || lpo_lrm_texts_new(ctx, &lrm_texts, lrm, prompts,
-	    ALL) < 0 || lpo_schedule_load(ctx, &schedule, "demo/model") < 0) {
-		ok(0, "%s: %s", level, lpo_errmsg(ctx));
-		exit(1);
-	}
-	length = lpo_text_length(text);
-	dim = lpo_text_dim(text);
 	one_bad_pair(NAN, "NaN");
 	one_bad_pair(-INFINITY, "-Inf");
 	huge();
@@ -879,31 +443,10 @@ test_level(const char *level)
 	memory();
 	timestep(0);
 	timestep(1);
-	policy_in_halves();
-	scorer_in_halves();
-	ahead(0);
-	ahead(1);
-	ahead_and_checked();
-	ahead_and_failing();
-	lpo_text_free(text);
-	lpo_lrm_texts_free(lrm_texts);
-	lpo_lrm_free(lrm);
-	lpo_policy_texts_free(texts);
-	lpo_schedule_free(&schedule);
 }
 
 int
 main(void)
 {
-	static const char *const levels[] = { "auto", "cuda" };
-	int i;
-
-	ctx = lpo_ctx_new();
-	for (i = 0; i < 2; i++)
-		if (backend_open(&be, levels[i], 1, 0)) {
-			test_level(levels[i]);
-			backend_close(&be);
-		}
-	lpo_ctx_free(ctx);
-	return done_testing();
+	return each_device(tests);
 }
