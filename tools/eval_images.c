@@ -102,7 +102,8 @@ row_tar(struct table *t, const struct lpo_record *r, lpo_shardw *w)
 	for (i = 0; i < 2 && rc == 0; i++)
 		rc = lpo_records_image(c, &bytes[i], &n[i], t->in, r->row, i);
 	if (rc < 0) {
-		if (rc == LPO_ENOMEM || rc == LPO_ESTOP)
+		/* the system's trouble is not the row's */
+		if (rc == LPO_ENOMEM || rc == LPO_EIO || rc == LPO_ESTOP)
 			goto out;
 		skip_row(t, r, i - 1, lpo_errmsg(c));
 		lpo_clear(c);

@@ -355,7 +355,8 @@ take_picture(struct chunk *k, int64_t i)
 		return 0;
 	}
 	item_clear(&k->item[k->n]);
-	if (src->bad == NULL || rc == LPO_ENOMEM || rc == LPO_ESTOP)
+	if (src->bad == NULL || rc == LPO_ENOMEM || rc == LPO_EIO ||
+	    rc == LPO_ESTOP)
 		return rc;
 	if ((why = lpo_strdup(c, lpo_errmsg(c))) == NULL)
 		return LPO_ENOMEM;

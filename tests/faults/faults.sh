@@ -1,14 +1,14 @@
 #!/bin/sh
 # faults.sh [-r] [-k STEP] [-m STEP] [-e EACH] [-o OFFSET] [-c CALLS]
-# [STAGE...]: in each tool one system call or allocation fails (shim.c).  By default from each
-# place in the program: its first, second and last system call for the same
-# file, and an allocation for each pair of caller and called; -e takes each
-# EACH-th of these, -o from the OFFSET-th on.  -k takes each STEP-th system call
-# instead, -m each STEP-th allocation.  -r: in a run that goes on after a kill.
-# After each: the exit status is not 0, standard error names a file (or says
-# what memory is for), nothing that looks finished is wrong, and the same
-# command without the fault ends with the right bytes and rows.  Exit status 0
-# is right only where the output is complete.
+# [STAGE...]: in each tool one system call or allocation fails (shim.c).
+# By default from each place in the program: its first, second and last system
+# call for the same file, and an allocation for each pair of caller and called;
+# -e takes each EACH-th of these, -o from the OFFSET-th on.  -k takes each
+# STEP-th system call instead, -m each STEP-th allocation.  -r: in a run that
+# goes on after a kill.  After each: the exit status is not 0, standard error
+# names a file (or says what memory is for), nothing that looks finished is
+# wrong, and the same command without the fault ends with the right bytes and
+# rows.  Exit status 0 is right only where the output is complete.
 set -u
 . tests/cli/lib.sh
 . tests/faults/world.sh
