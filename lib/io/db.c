@@ -1,6 +1,7 @@
 /* SQLite: opening, statements, rows of runs and metrics. */
 #include "lib/io/db_priv.h"
 
+#include <errno.h>
 #include <stdio.h>
 #include <string.h>
 #include <sys/statfs.h>
@@ -317,15 +318,20 @@ lpo_db_bind(lpo_db *db, sqlite3_stmt *st, const char *types, ...)
 int
 lpo_db_step(lpo_db *db, sqlite3_stmt *st)
 {
-	int rc = sqlite3_step(st);
+	int rc;
 
+	errno = 0;
+	rc = sqlite3_step(st);
 	if (rc == SQLITE_ROW)
 		return 0;
 	if (rc == SQLITE_DONE) {
 		sqlite3_reset(st);
 		return 1;
 	}
-	rc = lpo_db_error(db, "write to it");
+	/* without memory json_valid() in a CHECK calls any text invalid */
+	rc = rc == SQLITE_CONSTRAINT && errno == ENOMEM ?
+	    lpo_fail(db->ctx, LPO_EDB, "database '%s': cannot write to it: "
+	    "out of memory", db->path) : lpo_db_error(db, "write to it");
 	sqlite3_reset(st);
 	return rc;
 }

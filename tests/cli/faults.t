@@ -22,6 +22,7 @@ if nm "$bin/lpo-pairs" | grep -q __asan_init; then
 	skip "a preloaded library does not go with the address sanitizer"
 else
 	some faults -k 27 -c "write sync rename unlink" pairs
-	some faults -m 4000 -c malloc pairs
+	some faults -e 12 -c "read open" images
+	some faults -e 60 -c malloc formats
 fi
 done_testing
