@@ -1,4 +1,6 @@
 /* The LPO trainer's state: weights, moments, counters, a half iteration. */
+#include <string.h>
+
 #include "lib/base/json.h"
 #include "lib/train/lpo_priv.h"
 #include "lib/train/param_state.h"
@@ -69,11 +71,15 @@ out:
 static int
 counters(lpo_lpo *l, const lpo_snap *s)
 {
-	json_t *j = json_loads(lpo_snap_counters(s), 0, NULL);
+	const char *text = lpo_snap_counters(s);
 	json_int_t it, ix, step, bad, chunk = l->score_groups;
+	json_t *j = NULL;
 	double scale, spread;
 	int phase, rc;
 
+	if ((rc = lpo_json_load(l->ctx, &j, text, strlen(text),
+	    "the saved counters")) < 0)
+		return rc;
 	rc = json_unpack(j, "{sI sI s?I sI sI si sF sF}", "iteration", &it,
 	    "index", &ix, "score_groups", &chunk, "optimiser_step", &step,
 	    "bad_in_a_row", &bad, "phase", &phase, "threshold_scale", &scale,
