@@ -9,7 +9,8 @@
  *	gradient_amx.c		gradients of weights
  *	attention_amx.c		attention, forward
  *	attention_bwd_amx.c	and backward
- * The first two multiply f32 too where that is to be split (split.h).
+ * All forward, and the first two both ways, multiply f32 too where that is to
+ * be split (split.h).
  * What they do not take, and all that is not a product, is avx512's.
  *
  * With LPO_AMX_EMULATE they are plain C, so that the op tests check all
@@ -21,6 +22,13 @@
 #include "kernels/load.h"
 
 enum { TILE = 16 };		/* rows of a tile */
+
+/* Whether tiles take products of these: bf16, or f32 that is to be split. */
+static inline int
+lpo_on_tiles(const lpo_backend *be, enum lpo_dtype dt)
+{
+	return dt == LPO_BF16 || (dt == LPO_F32 && be->split);
+}
 
 #ifdef LPO_AMX_EMULATE
 

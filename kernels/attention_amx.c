@@ -12,6 +12,8 @@
  * needed anyway, tells whether a score is far above it: then m grows and the
  * block is done again.
  *
+ * f32 is split (split.h), P too: each tile has one of what it leaves over.
+ *
  * The tile products of some keys stand between the vector work of others, for
  * the processor to overlap: while 32 keys are in the vectors, the tiles make
  * S of the next 32 and O of the block before.
@@ -20,6 +22,7 @@
 #include "kernels/attention.h"
 #include "kernels/ints.h"
 #include "kernels/levels.h"
+#include "kernels/split.h"
 
 #include <math.h>
 #include <omp.h>
@@ -31,6 +34,8 @@ enum {
 	NEAR = 1 << 18,		/* bytes of packed k and v to have at a time */
 	WIDEST = 512,		/* of a head: the VAE's */
 	ELEMENTS = 512,		/* of a tile */
+	Q_LO = 2 * WIDEST * TILE,	/* from a tile of q or p to that of its lo */
+	P_LO = BK_MOST * BQ,
 	ONE = 0x3f80		/* in bf16 */
 };
 
@@ -42,10 +47,10 @@ enum {
 
 /* One thread's memory; packed k and v follow.  All on 64 bytes. */
 struct room {
-	uint16_t q[2 * WIDEST * TILE];	/* [d / 32][2] tiles */
+	uint16_t q[2 * Q_LO];		/* [d / 32][2] tiles; lo */
 	float o[WIDEST * BQ];		/* [channel][query] */
 	float s[2][32 * BQ];		/* [key][query], 32 keys at a time */
-	uint16_t p[2][BK_MOST * BQ];	/* [key / 32][2] tiles */
+	uint16_t p[2][2 * P_LO];	/* [key / 32][2] tiles; lo */
 	float m[BQ], l[BQ];
 	float a[BQ];			/* what o is to be scaled by */
 	int64_t scale_o, fill[7];
@@ -57,17 +62,21 @@ struct plan {
 	int64_t steps, dv, lk;	/* channels / 32; by 16; keys by 32 */
 	int64_t bk, d, keys, causal;
 	float scale;
+	int split;		/* f32, else bf16 */
+	int64_t lo;		/* from a tile of k or v to that of its lo */
 	const uint16_t *k, *v;
 };
 
 static inline struct plan
-plan_new(const struct lpo_attn_shape *s)
+plan_new(const struct lpo_attn_shape *s, enum lpo_dtype dt)
 {
 	struct plan z = { .steps = (s->d + 31) / 32, .dv = round_up(s->d, 16),
 	    .lk = round_up(s->lk, 32), .d = s->d, .keys = s->lk,
-	    .causal = s->causal, .scale = LOG2E / sqrtf((float)s->d) };
+	    .causal = s->causal, .scale = LOG2E / sqrtf((float)s->d),
+	    .split = dt == LPO_F32 };
 
 	z.bk = z.lk <= BK_MOST ? z.lk : BK;
+	z.lo = z.lk * (z.steps * 32 + z.dv);
 	return z;
 }
 
@@ -93,6 +102,33 @@ store_row(uint16_t *dst, const uint16_t *src, int64_t n)
 #else
 	memcpy(dst, src, (size_t)n * 2);
 #endif
+}
+
+/* The same of f32, to rows of hi and of lo. */
+static inline void
+split_row(uint16_t *hi, uint16_t *lo, const float *src, int64_t n)
+{
+	float row[32] = { 0 };
+
+	if (n < 32)
+		src = memcpy(row, src, (size_t)n * 4);
+	split_pairs(hi, lo, src, src + TILE);
+}
+
+/* Row i of a tile of q or k that is `rows` high; n of its elements at src. */
+static inline void
+row_of(uint16_t *dst, int64_t lo, const struct plan *z, const void *src,
+    int64_t i, int64_t rows, int64_t n)
+{
+	if (i >= rows) {
+		memset(dst, 0, 64);
+		if (z->split)
+			memset(dst + lo, 0, 64);
+	} else if (z->split) {
+		split_row(dst, dst + lo, src, n);
+	} else {
+		load_row(dst, src, n);
+	}
 }
 
 /* A tile row of 16 pairs: n <= 16 elements of a and of b, side by side. */
@@ -168,18 +204,30 @@ transpose_tile(uint16_t *tile)
 
 /* k to tiles [lk / 16][d / 32][16 keys][32 channels] */
 static void
-pack_k(uint16_t *dst, const uint16_t *k, int64_t ld, const struct plan *z)
+pack_k(uint16_t *dst, const void *k, int64_t ld, const struct plan *z)
 {
+	const enum lpo_dtype dt = z->split ? LPO_F32 : LPO_BF16;
 	int64_t g, x, i;
 
 	for (g = 0; g < z->lk; g += TILE)
 		for (x = 0; x < z->d; x += 32)
 			for (i = g; i < g + TILE; i++, dst += 32)
-				if (i < z->keys)
-					load_row(dst, k + i * ld + x,
-					    min64(32, z->d - x));
-				else
-					memset(dst, 0, 64);
+				row_of(dst, z->lo, z, elem(dt, k, i * ld + x),
+				    i, z->keys, min64(32, z->d - x));
+}
+
+/* Two keys' n <= 16 channels of v, of f32, to rows of pairs. */
+static inline void
+split_keys(uint16_t *hi, uint16_t *lo, const float *a, const float *b,
+    int64_t n)
+{
+	float row[2][TILE] = { { 0 }, { 0 } };
+
+	if (n < TILE) {
+		a = memcpy(row[0], a, (size_t)n * 4);
+		b = memcpy(row[1], b, (size_t)n * 4);
+	}
+	split_pairs(hi, lo, a, b);
 }
 
 /*
@@ -187,20 +235,30 @@ pack_k(uint16_t *dst, const uint16_t *k, int64_t ld, const struct plan *z)
  * the last tiles is 1: there o has the sum of p as rounded.
  */
 static void
-pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct plan *z)
+pack_v(uint16_t *dst, const void *v, int64_t ld, const struct plan *z)
 {
-	static const uint16_t none[TILE];
+	const enum lpo_dtype dt = z->split ? LPO_F32 : LPO_BF16;
+	static const float none[TILE];
+	const void *a, *b;
 	int64_t g, x, i, n;
 
 	for (g = 0; g < z->lk; g += 32)
 		for (x = 0; x < z->d; x += TILE, dst += ELEMENTS) {
 			n = min64(TILE, z->d - x);
-			for (i = 0; i < 32; i += 2)
-				load_pairs(dst + 16 * i, g + i < z->keys ?
-				    v + (g + i) * ld + x : none,
-				    g + i + 1 < z->keys ?
-				    v + (g + i + 1) * ld + x : none, n);
+			for (i = 0; i < 32; i += 2) {
+				a = g + i < z->keys ? elem(dt, v, (g + i) *
+				    ld + x) : none;
+				b = g + i + 1 < z->keys ? elem(dt, v,
+				    (g + i + 1) * ld + x) : none;
+				if (z->split)
+					split_keys(dst + 16 * i, dst + z->lo +
+					    16 * i, a, b, n);
+				else
+					load_pairs(dst + 16 * i, a, b, n);
+			}
 			transpose_tile(dst);
+			if (z->split)
+				transpose_tile(dst + z->lo);
 			for (i = n * 32; i < ELEMENTS; i++)
 				dst[i] = ONE;
 		}
@@ -208,21 +266,21 @@ pack_v(uint16_t *dst, const uint16_t *v, int64_t ld, const struct plan *z)
 
 /* q to tiles [d / 32][2][16 channel pairs][16 queries][2] */
 static void
-pack_q(uint16_t *dst, const uint16_t *q, int64_t ld, const struct plan *z,
+pack_q(uint16_t *dst, const void *q, int64_t ld, const struct plan *z,
     int64_t rows)
 {
+	const enum lpo_dtype dt = z->split ? LPO_F32 : LPO_BF16;
 	int64_t x, t, i;
 
 	for (x = 0; x < z->d; x += 32)
 		for (t = 0; t < BQ; t += TILE, dst += ELEMENTS) {
 			for (i = 0; i < TILE; i++)
-				if (t + i < rows)
-					load_row(dst + 32 * i, q +
-					    (t + i) * ld + x,
-					    min64(32, z->d - x));
-				else
-					memset(dst + 32 * i, 0, 64);
+				row_of(dst + 32 * i, Q_LO, z, elem(dt, q,
+				    (t + i) * ld + x), t + i, rows,
+				    min64(32, z->d - x));
 			transpose_tile(dst);
+			if (z->split)
+				transpose_tile(dst + Q_LO);
 		}
 }
 
@@ -271,6 +329,28 @@ multiply_four(const uint16_t *a, int64_t down, int64_t along,
 	}
 }
 
+/* The same of what is split: lo's are a_lo and b_lo elements from hi's. */
+static void
+split_four(const uint16_t *a, int64_t down, int64_t along, int64_t a_lo,
+    const uint16_t *b, int64_t b_lo, int64_t n, int two)
+{
+	for (; n > 0; n--, a += along, b += 2 * ELEMENTS) {
+		tile_load(4, a, 64);
+		tile_load(6, b + b_lo, 64);
+		tile_load(7, b + b_lo + ELEMENTS, 64);
+		if (two)
+			tile_load(5, a + down, 64);
+		tile_dp4(two, 1);
+		tile_load(6, b, 64);
+		tile_load(7, b + ELEMENTS, 64);
+		tile_dp4(two, 1);
+		tile_load(4, a + a_lo, 64);
+		if (two)
+			tile_load(5, a + down + a_lo, 64);
+		tile_dp4(two, 1);
+	}
+}
+
 static void
 zero_four(void)
 {
@@ -278,6 +358,13 @@ zero_four(void)
 	tile_zero(1);
 	tile_zero(2);
 	tile_zero(3);
+}
+
+/* 2^x; where it is too large, so is what comes out. */
+static inline vf
+exp2_for_f32(vf x)
+{
+	return vf_exp2_soft(vf_min(vf_set1(127.0f), x));
 }
 
 /*
@@ -295,7 +382,7 @@ exp2_for_bf16(vf x)
 	p = vf_horner(p, f, 1.0f);
 	return (vf)_mm512_scalef_ps((__m512)p, (__m512)x);
 #else
-	return vf_exp2_soft(vf_min(vf_set1(127.0f), x));
+	return exp2_for_f32(x);
 #endif
 }
 
@@ -315,6 +402,21 @@ store_pairs(uint16_t *p, vf a, vf b)
 	y = x >> 16 | (y & 0xffff0000);
 #endif
 	memcpy(p, &y, sizeof(y));
+}
+
+/* The same of what is split. */
+static inline void
+split_store(uint16_t *p, vf a, vf b)
+{
+	vu x = ((vu)a + 0x8000) & 0xffff0000, y = ((vu)b + 0x8000) &
+	    0xffff0000;
+
+	a -= (vf)x;
+	b -= (vf)y;
+	x = x >> 16 | y;
+	y = ((vu)a + 0x8000) >> 16 | (((vu)b + 0x8000) & 0xffff0000);
+	memcpy(p, &x, sizeof(x));
+	memcpy(p + P_LO, &y, sizeof(y));
 }
 
 /* The largest of each lane of n rows of s, or what m holds. */
@@ -339,8 +441,8 @@ largest(float *m, const float *s, int64_t n)
  * pair of rows is in its tiles.
  */
 static inline __attribute__((always_inline)) void
-exponentials(uint16_t *p, float *sum, const float *s, const float *m,
-    int64_t n, float scale)
+exponentials_of(int split, uint16_t *p, float *sum, const float *s,
+    const float *m, int64_t n, float scale)
 {
 	const vf by = vf_set1(scale);
 	vf top[BQ / VL], l[BQ / VL], a, b;
@@ -356,14 +458,28 @@ exponentials(uint16_t *p, float *sum, const float *s, const float *m,
 		for (x = 0; x < BQ / VL; x++) {
 			a = vf_fma(vf_load(s + x * VL), by, -top[x]);
 			b = vf_fma(vf_load(s + BQ + x * VL), by, -top[x]);
-			a = exp2_for_bf16(a);
-			b = exp2_for_bf16(b);
+			a = split ? exp2_for_f32(a) : exp2_for_bf16(a);
+			b = split ? exp2_for_f32(b) : exp2_for_bf16(b);
 			l[x] += a + b;
-			store_pairs(p + x * VL / TILE * ELEMENTS + x * VL %
-			    TILE * 2, a, b);
+			if (split)
+				split_store(p + x * VL / TILE * ELEMENTS + x *
+				    VL % TILE * 2, a, b);
+			else
+				store_pairs(p + x * VL / TILE * ELEMENTS + x *
+				    VL % TILE * 2, a, b);
 		}
 	for (x = 0; x < BQ / VL; x++)
 		vf_store(sum + x * VL, l[x]);
+}
+
+static inline __attribute__((always_inline)) void
+exponentials(const struct plan *z, uint16_t *p, float *sum, const float *s,
+    const float *m, int64_t n)
+{
+	if (z->split)
+		exponentials_of(1, p, sum, s, m, n, z->scale);
+	else
+		exponentials_of(0, p, sum, s, m, n, z->scale);
 }
 
 /* What a query may not see becomes -Inf. */
@@ -427,8 +543,12 @@ begin_scores(const struct room *w, const struct plan *z, int64_t k0)
 	int64_t row = z->steps * ELEMENTS;
 
 	zero_four();
-	multiply_four(z->k + k0 / TILE * row, row, ELEMENTS, w->q, z->steps,
-	    k0 + TILE < z->keys);
+	if (z->split)
+		split_four(z->k + k0 / TILE * row, row, ELEMENTS, z->lo, w->q,
+		    Q_LO, z->steps, k0 + TILE < z->keys);
+	else
+		multiply_four(z->k + k0 / TILE * row, row, ELEMENTS, w->q,
+		    z->steps, k0 + TILE < z->keys);
 }
 
 static void
@@ -443,14 +563,18 @@ begin_output(const struct room *w, const struct step *t,
     const struct plan *z, int64_t c)
 {
 	int64_t column = z->dv / TILE * ELEMENTS;
+	const uint16_t *v = z->v + t->k0 / 32 * column + c / TILE * ELEMENTS;
 	int two = c + TILE < z->dv;
 
 	if (t->k0 == 0)
 		zero_four();
 	else
 		load_four(w->o + c * BQ, two);
-	multiply_four(z->v + t->k0 / 32 * column + c / TILE * ELEMENTS,
-	    ELEMENTS, column, t->p, t->keys / 32, two);
+	if (z->split)
+		split_four(v, ELEMENTS, column, z->lo, t->p, P_LO, t->keys /
+		    32, two);
+	else
+		multiply_four(v, ELEMENTS, column, t->p, t->keys / 32, two);
 }
 
 /*
@@ -482,8 +606,8 @@ raise_m(struct room *w, float *sum, const struct step *t,
 	w->scale_o = 1;
 	memset(sum, 0, BQ * sizeof(*sum));
 	for (i = 0; i < t->seen; i += 32)
-		exponentials(t->p + i * 2 * TILE, sum, w->again + i * BQ,
-		    w->m, min64(32, t->seen - i), z->scale);
+		exponentials(z, t->p + i * 2 * TILE, sum, w->again + i * BQ,
+		    w->m, min64(32, t->seen - i));
 }
 
 /* Vector work to stand between a tile product and the use of its result. */
@@ -495,13 +619,13 @@ struct work {
 };
 
 static void
-do_part(struct work *v, const struct room *w, float scale)
+do_part(struct work *v, const struct room *w, const struct plan *z)
 {
 	int64_t n = min64(v->keys, v->part);
 
 	if (n <= 0)
 		return;
-	exponentials(v->p, v->sum, v->s, w->m, n, scale);
+	exponentials(z, v->p, v->sum, v->s, w->m, n);
 	v->p += n * TILE;
 	v->s += n * BQ;
 	v->keys -= n;
@@ -538,16 +662,16 @@ overlap(struct room *w, const struct step *last, const struct step *t,
 		}
 		if (next < end) {
 			begin_scores(w, z, next);
-			do_part(&v, w, z->scale);
+			do_part(&v, w, z);
 			end_scores(w->s[next / 32 & 1], z, next);
 		}
 		for (; c < to; c += 32) {
 			begin_output(w, last, z, c);
-			do_part(&v, w, z->scale);
+			do_part(&v, w, z);
 			store_four(w->o + c * BQ, c + TILE < z->dv);
 		}
 		v.part = v.keys;
-		do_part(&v, w, z->scale);
+		do_part(&v, w, z);
 	}
 	if (t == NULL)
 		return;
@@ -556,10 +680,34 @@ overlap(struct room *w, const struct step *last, const struct step *t,
 	for (i = 0; i < BQ; i += VL)
 		vf_store(w->l + i, vf_load(w->l + i) + vf_load(v.sum + i));
 	for (i = t->seen; i < t->keys; i += 2) {
-		memset(t->p + i / 32 * 2 * ELEMENTS + i % 32 * TILE, 0, 64);
-		memset(t->p + (i / 32 * 2 + 1) * ELEMENTS + i % 32 * TILE, 0,
-		    64);
+		to = i / 32 * 2 * ELEMENTS + i % 32 * TILE;
+		memset(t->p + to, 0, 64);
+		memset(t->p + to + ELEMENTS, 0, 64);
+		if (z->split) {
+			memset(t->p + to + P_LO, 0, 64);
+			memset(t->p + to + ELEMENTS + P_LO, 0, 64);
+		}
 	}
+}
+
+/* 16 queries' 16 channels of o times r, or fewer of either, to rows of f32. */
+static void
+store_f32(float *dst, int64_t ld, const float *o, const float *r,
+    int64_t rows, int64_t channels)
+{
+	uint16_t t[ELEMENTS];
+	int64_t i, x;
+	vf v;
+
+	for (i = 0; i < TILE; i++)
+		for (x = 0; x < TILE; x += VL) {
+			v = i < channels ? vf_load(o + i * BQ + x) *
+			    vf_load(r + x) : (vf){0};
+			memcpy(t + i * 32 + x * 2, &v, sizeof(v));
+		}
+	transpose_tile(t);
+	for (i = 0; i < rows; i++)
+		memcpy(dst + i * ld, t + i * 32, (size_t)channels * 4);
 }
 
 /*
@@ -567,7 +715,7 @@ overlap(struct room *w, const struct step *last, const struct step *t,
  * sum of p as rounded, the weights sum to 1 better with that.
  */
 static void
-finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
+finish(struct room *w, void *o, int64_t ld, float *lse,
     const struct plan *z, int64_t rows)
 {
 	uint16_t t[ELEMENTS];
@@ -580,7 +728,12 @@ finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
 	for (i = 0; lse != NULL && i < rows; i += VL)
 		vst(LPO_F32, lse, i, rows, vf_fma(vf_load(w->m + i),
 		    vf_set1(z->scale * LN2), vf_log(vf_load(w->l + i))));
-	for (c = 0; c < z->d; c += 32)
+	for (c = 0; z->split && c < z->d; c += TILE)
+		for (q = 0; q < rows; q += TILE)
+			store_f32((float *)o + q * ld + c, ld, w->o + c * BQ +
+			    q, r + q, min64(TILE, rows - q), min64(TILE,
+			    z->d - c));
+	for (c = 0; !z->split && c < z->d; c += 32)
 		for (q = 0; q < rows; q += TILE) {
 			const float *from = w->o + c * BQ + q;
 
@@ -593,14 +746,14 @@ finish(struct room *w, uint16_t *o, int64_t ld, float *lse,
 					    vf_load(r + q + x));
 			transpose_tile(t);
 			for (i = 0; i < TILE && q + i < rows; i++)
-				store_row(o + (q + i) * ld + c, t + i * 32,
-				    min64(32, z->d - c));
+				store_row((uint16_t *)o + (q + i) * ld + c, t +
+				    i * 32, min64(32, z->d - c));
 		}
 }
 
 /* Queries q0 .. (at most 32) of one head; q, o at the first of them. */
 static void
-query_block(struct room *w, uint16_t *o, float *lse, const uint16_t *q,
+query_block(struct room *w, void *o, float *lse, const void *q,
     const struct plan *z, const struct lpo_attn_shape *s, int64_t q0)
 {
 	int64_t rows = min64(BQ, s->lq - q0), i, k0, end = z->keys;
@@ -630,11 +783,11 @@ query_block(struct room *w, uint16_t *o, float *lse, const uint16_t *q,
 
 /* k and v as tiles */
 static int64_t
-packed_elements(const struct lpo_attn_shape *s)
+packed_elements(const struct lpo_attn_shape *s, enum lpo_dtype dt)
 {
-	struct plan z = plan_new(s);
+	struct plan z = plan_new(s, dt);
 
-	return z.lk * (z.steps * 32 + z.dv);
+	return z.lo * (1 + z.split);
 }
 
 /*
@@ -642,18 +795,18 @@ packed_elements(const struct lpo_attn_shape *s)
  * head shares, come from memory once.
  */
 static int64_t
-heads_near(const struct lpo_attn_shape *s)
+heads_near(const struct lpo_attn_shape *s, enum lpo_dtype dt)
 {
-	int64_t n = NEAR / (2 * packed_elements(s));
+	int64_t n = NEAR / (2 * packed_elements(s, dt));
 
 	return n < 1 ? 1 : min64(n, s->heads);
 }
 
 static size_t
-room_bytes(const struct lpo_attn_shape *s)
+room_bytes(const struct lpo_attn_shape *s, enum lpo_dtype dt)
 {
-	return sizeof(struct room) + (size_t)(heads_near(s) *
-	    packed_elements(s)) * 2;
+	return sizeof(struct room) + (size_t)(heads_near(s, dt) *
+	    packed_elements(s, dt)) * 2;
 }
 
 /*
@@ -661,22 +814,22 @@ room_bytes(const struct lpo_attn_shape *s)
  * blocks the part [b0, b1).
  */
 static void
-heads_unit(char *room, void *o, float *lse, const void *q, const void *k,
-    const void *v, const struct lpo_attn_shape *s, int64_t r, int64_t h0,
-    int64_t h1, int64_t b0, int64_t b1)
+heads_unit(char *room, enum lpo_dtype dt, void *o, float *lse, const void *q,
+    const void *k, const void *v, const struct lpo_attn_shape *s, int64_t r,
+    int64_t h0, int64_t h1, int64_t b0, int64_t b1)
 {
 	int64_t blocks = (s->lq + BQ - 1) / BQ, b, i, q0, h;
-	int64_t each = packed_elements(s);
+	int64_t each = packed_elements(s, dt);
 	struct room *w = (struct room *)room;
-	struct plan z = plan_new(s);
+	struct plan z = plan_new(s, dt);
 	uint16_t *packed = (uint16_t *)(w + 1), *to;
 
 	tile_config();
 	for (h = h0; h < h1; h++) {
 		to = packed + (h - h0) * each;
-		pack_k(to, (const uint16_t *)k + at_k(s, r, 0, h), s->ldk, &z);
-		pack_v(to + z.lk * z.steps * 32, (const uint16_t *)v +
-		    at_k(s, r, 0, h), s->ldk, &z);
+		pack_k(to, elem(dt, k, at_k(s, r, 0, h)), s->ldk, &z);
+		pack_v(to + z.lk * z.steps * 32, elem(dt, v,
+		    at_k(s, r, 0, h)), s->ldk, &z);
 	}
 	for (b = b0; b < b1; b++) {
 		i = r * (s->n / s->nk) + b / blocks;
@@ -684,10 +837,10 @@ heads_unit(char *room, void *o, float *lse, const void *q, const void *k,
 		for (h = h0; h < h1; h++) {
 			z.k = packed + (h - h0) * each;
 			z.v = z.k + z.lk * z.steps * 32;
-			query_block(w, (uint16_t *)o + at_o(s, i, q0, h),
+			query_block(w, elem(dt, o, at_o(s, i, q0, h)),
 			    lse == NULL ? NULL : lse + (i * s->heads + h) *
-			    s->lq + q0, (const uint16_t *)q +
-			    at_q(s, i, q0, h), &z, s, q0);
+			    s->lq + q0, elem(dt, q, at_q(s, i, q0, h)), &z, s,
+			    q0);
 		}
 	}
 	tile_release();
@@ -701,13 +854,13 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 	int64_t near, groups, units, blocks, parts, u;
 	size_t bytes;
 
-	if (dt != LPO_BF16 || s->d > WIDEST)
+	if (!lpo_on_tiles(b, dt) || s->d > WIDEST)
 		return OTHER(attention_fwd)(b, dt, o, lse, q, k, v, s,
 		    scratch);
 	if (bad_shape(s, WIDEST))
 		return LPO_EINVAL;
-	bytes = room_bytes(s);
-	near = min64(heads_near(s), s->nk * s->heads / b->threads);
+	bytes = room_bytes(s, dt);
+	near = min64(heads_near(s, dt), s->nk * s->heads / b->threads);
 	groups = near < 1 ? s->heads : (s->heads + near - 1) / near;
 	units = s->nk * groups;
 	blocks = s->n / s->nk * ((s->lq + BQ - 1) / BQ);
@@ -719,8 +872,8 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
 		int64_t g = u / parts % groups, p = u % parts;
 
 		heads_unit((char *)scratch +
-		    (size_t)omp_get_thread_num() * bytes, o, lse, q, k, v, s,
-		    u / parts / groups, g * s->heads / groups,
+		    (size_t)omp_get_thread_num() * bytes, dt, o, lse, q, k, v,
+		    s, u / parts / groups, g * s->heads / groups,
 		    (g + 1) * s->heads / groups, p * blocks / parts,
 		    (p + 1) * blocks / parts);
 	}
@@ -733,7 +886,7 @@ lpo_attention_scratch_bytes_amx(lpo_backend *b, enum lpo_pass pass,
 {
 	if (pass != LPO_FWD && dt == LPO_BF16 && !bad_shape(s, LDA))
 		return lpo_attention_bwd_bytes_amx(b, s);
-	if (pass != LPO_FWD || dt != LPO_BF16 || s->d > WIDEST)
+	if (pass != LPO_FWD || !lpo_on_tiles(b, dt) || s->d > WIDEST)
 		return OTHER(attention_scratch_bytes)(b, pass, dt, s);
-	return (size_t)b->threads * room_bytes(s);
+	return (size_t)b->threads * room_bytes(s, dt);
 }

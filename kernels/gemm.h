@@ -103,13 +103,6 @@ struct lpo_gemm_groups {
 		    enum lpo_pass, enum lpo_dtype,			\
 		    const struct lpo_conv_shape *);
 
-/* Whether AMX takes products of these: bf16, or f32 that is to be split. */
-static inline int
-lpo_on_tiles(const lpo_backend *be, enum lpo_dtype dt)
-{
-	return dt == LPO_BF16 || (dt == LPO_F32 && be->split);
-}
-
 /*
  * Scratch of the AMX products of linear layers, FWD or BWD_DATA, with m rows
  * or fewer; 0: these are not for AMX.

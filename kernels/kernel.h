@@ -365,8 +365,8 @@ void	lpo_cpu_close(lpo_backend *);
 /*
  * From now on f32 products go to AMX tiles, each operand as two bf16 and each
  * product off by at most 2^-15 of itself (split.h); sums, and all else, stay
- * f32.  So are linear layers and 3x3 convolutions forward and to x; what tiles
- * do not take, and gradients of weights and attention, is as it was.
+ * f32.  So are linear layers and 3x3 convolutions forward and to x, and
+ * attention forward; what tiles do not take, and the rest, is as it was.
  * LPO_ENODEV below the level amx.
  */
 int	lpo_cpu_split(lpo_backend *);

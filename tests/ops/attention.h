@@ -77,6 +77,13 @@ set_new(lpo_backend *be, const struct lpo_attn_shape *s, enum lpo_dtype dt)
 }
 
 /*
+ * Where f32 is split, as split.h has it: the products of a score err by 2^-15
+ * of themselves each way, so together by as much of the root of their number,
+ * which the scale takes back, times the largest of q and k.
+ */
+__attribute__((unused)) static const double split_score = 4 * 0x1p-15;
+
+/*
  * Scores that rise along the keys for one query in three, fall for another,
  * by 140 in all: exp of what rises overflows f32 where it is still measured
  * from the first keys.

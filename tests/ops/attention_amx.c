@@ -1,18 +1,32 @@
 /*
- * The AMX attention with its tile operations in plain C: everything but the
- * instructions themselves is tested on machines without AMX.  (With AMX,
- * tests/ops/attention.c runs the real ones.)
+ * The AMX attention, of bf16 and of split f32, with its tile operations in
+ * plain C: everything but the instructions themselves is tested on machines
+ * without AMX.  (With AMX, tests/ops/attention.c runs the real ones.)
  */
 #define LPO_AMX_EMULATE
 #include "kernels/attention_amx.c"
 #include "tests/ops/attention.h"
 
+/* f32 where it is split. */
+static enum lpo_dtype
+type_of(const lpo_backend *be)
+{
+	return be->split ? LPO_F32 : LPO_BF16;
+}
+
+static const char *
+name(const lpo_backend *be)
+{
+	return be->split ? "split" : "bf16";
+}
+
 static int
 run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t)
 {
+	enum lpo_dtype dt = type_of(be);
 	struct scratch w = scratch_new(be, lpo_attention_scratch_bytes_amx(be,
-	    LPO_FWD, LPO_BF16, s));
-	int rc = lpo_attention_fwd_amx(be, LPO_BF16, t->o.p, t->lse.p, t->q.p,
+	    LPO_FWD, dt, s));
+	int rc = lpo_attention_fwd_amx(be, dt, t->o.p, t->lse.p, t->q.p,
 	    t->k.p, t->v.p, s, w.p);
 
 	return scratch_done(&w) && rc == 0;
@@ -21,25 +35,28 @@ run_emulated(lpo_backend *be, const struct lpo_attn_shape *s, struct set *t)
 static void
 check_case(lpo_backend *be, const struct shape_case *c)
 {
-	struct set t = set_new(be, &c->s, LPO_BF16), b;
+	struct set t = set_new(be, &c->s, type_of(be)), b;
 	struct truth w = truth_new(&c->s, &t, 0);
 	int good, threads;
 	double e, l;
 
 	be->threads = 1;
 	good = run_emulated(be, &c->s, &t);
-	e = excess(&c->s, &t.o, 1, w.o, 4e-3);
-	l = excess(&c->s, &t.lse, 1, w.lse, 2e-5);
+	e = excess(&c->s, &t.o, 1, w.o, be->split ?
+	    2 * split_score : 4e-3);
+	l = excess(&c->s, &t.lse, 1, w.lse, be->split ?
+	    split_score : 2e-5);
 	ok(good && e <= 1 && l <= 1 && guard_whole(&t.o) &&
-	    guard_whole(&t.lse), "emulated %s: errors %.2f %.2f of the "
-	    "allowed", c->what, e, l);
+	    guard_whole(&t.lse), "emulated %s %s: errors %.2f %.2f of the "
+	    "allowed", name(be), c->what, e, l);
 	for (threads = 2; threads <= 4; threads++) {
-		b = set_new(be, &c->s, LPO_BF16);
+		b = set_new(be, &c->s, type_of(be));
 		be->threads = threads;
 		good &= run_emulated(be, &c->s, &b) && same_results(&t, &b);
 		set_free(&b);
 	}
-	ok(good, "emulated %s: 1 to 4 threads, same bits", c->what);
+	ok(good, "emulated %s %s: 1 to 4 threads, same bits", name(be),
+	    c->what);
 	truth_free(&w);
 	set_free(&t);
 }
@@ -47,14 +64,16 @@ check_case(lpo_backend *be, const struct shape_case *c)
 static void
 check_rising(lpo_backend *be)
 {
-	struct set t = set_rising(be, LPO_BF16);
+	struct set t = set_rising(be, type_of(be));
 	struct truth w = truth_new(&rising.s, &t, 0);
 	int good = run_emulated(be, &rising.s, &t);
-	double e = excess(&rising.s, &t.o, 1, w.o, 4e-3);
-	double l = excess(&rising.s, &t.lse, 1, w.lse, 2e-5);
+	double e = excess(&rising.s, &t.o, 1, w.o, be->split ?
+	    2 * split_score : 4e-3);
+	double l = excess(&rising.s, &t.lse, 1, w.lse, be->split ?
+	    split_score : 2e-5);
 
-	ok(good && e <= 1 && l <= 1, "emulated %s: errors %.2f %.2f of the "
-	    "allowed", rising.what, e, l);
+	ok(good && e <= 1 && l <= 1, "emulated %s %s: errors %.2f %.2f of the "
+	    "allowed", name(be), rising.what, e, l);
 	truth_free(&w);
 	set_free(&t);
 }
@@ -64,8 +83,8 @@ static void
 check_rows(lpo_backend *be, const struct shape_case *c)
 {
 	struct lpo_attn_shape one = part_shape(&c->s);
-	struct set a = set_new(be, &c->s, LPO_BF16);
-	struct set b = set_new(be, &c->s, LPO_BF16), v;
+	struct set a = set_new(be, &c->s, type_of(be));
+	struct set b = set_new(be, &c->s, type_of(be)), v;
 	int good = run_emulated(be, &c->s, &a);
 	int64_t r;
 
@@ -74,7 +93,7 @@ check_rows(lpo_backend *be, const struct shape_case *c)
 		good &= run_emulated(be, &one, &v);
 	}
 	ok(good && same_results(&a, &b),
-	    "emulated %s: row by row, same bits", c->what);
+	    "emulated %s %s: row by row, same bits", name(be), c->what);
 	set_free(&a);
 	set_free(&b);
 }
@@ -89,14 +108,15 @@ all(lpo_backend *be)
 {
 	int i;
 
-	for (i = 0; i < 2; i++)
-		check_case(be, &wide[i]);
-
-	for (i = 0; i < CASES; i++)
-		check_case(be, &cases[i]);
-	check_rows(be, &cases[1]);
-	check_rows(be, &cases[2]);
-	check_rising(be);
+	for (be->split = 0; be->split < 2; be->split++) {
+		for (i = 0; i < 2; i++)
+			check_case(be, &wide[i]);
+		for (i = 0; i < CASES; i++)
+			check_case(be, &cases[i]);
+		check_rows(be, &cases[1]);
+		check_rows(be, &cases[2]);
+		check_rising(be);
+	}
 }
 
 int

@@ -53,8 +53,9 @@ text(const lpo_backend *be, const struct lpo_conv_shape *s)
 {
 	static char t[128];
 
-	snprintf(t, sizeof(t), "emulated %s 3x3 on %dx%dx%dx%d to %d", be->split ?
-	    "split" : "bf16", (int)s->n, (int)s->h, (int)s->w, (int)s->ci, (int)s->co);
+	snprintf(t, sizeof(t), "emulated %s 3x3 on %dx%dx%dx%d to %d",
+	    be->split ? "split" : "bf16", (int)s->n, (int)s->h, (int)s->w,
+	    (int)s->ci, (int)s->co);
 	return t;
 }
 
@@ -211,7 +212,8 @@ check_case(lpo_backend *be, const int64_t *c)
 	e = worst(&y, sy.v, sy.magnitude, sy.added);
 	f = worst(&dx, sx.v, sx.magnitude, sx.added);
 	ok(good && e <= 1 && f <= 1 && guard_whole(&y) && guard_whole(&dx),
-	    "%s, added: errors %.2g %.2g of what is allowed", text(be, &s), e, f);
+	    "%s, added: errors %.2g %.2g of what is allowed", text(be, &s), e,
+	    f);
 	for (be->threads = 2; be->threads <= 4; be->threads++) {
 		buf_reset(&y2);
 		buf_reset(&dx2);

@@ -241,8 +241,8 @@ worst(const struct buf *b, const double *want, const double *magnitude,
 	int64_t i;
 
 	for (i = 0; i < b->count; i++) {
-		e = fabs(get(b, i) - want[i]) / (share(b) * magnitude[i] + 1e-30 +
-		    roundings(b, want[i], added != NULL ? added[i] : 0));
+		e = fabs(get(b, i) - want[i]) / (share(b) * magnitude[i] +
+		    1e-30 + roundings(b, want[i], added != NULL ? added[i] : 0));
 		bad = worse(bad, e);
 	}
 	return bad;
