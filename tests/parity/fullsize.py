@@ -14,6 +14,7 @@ peak.  What needs more memory than there is is left out, and said.
 FULLSIZE_TMP    a folder for 20 GB of files; else the system's for such
 FULLSIZE_WORKS  only these, of the list in WORKS below, by commas
 FULLSIZE_SIDE   another side of the UNet's latents than the model's own
+FULLSIZE_TYPES  f32,bf16
 """
 import json
 import os
@@ -29,6 +30,7 @@ from safetensors.torch import load_file, save_file
 
 THREADS = len(os.sched_getaffinity(0))
 REPEAT = os.environ.get("FULLSIZE_REPEAT", "3")
+TYPES = os.environ.get("FULLSIZE_TYPES", "f32,bf16").split(",")
 TOKENS = 77
 PROMPTS = ["a photo of an astronaut riding a horse on the moon", ""]
 
@@ -199,8 +201,8 @@ class Lazy:
 
 def free_bytes():
     with open("/proc/meminfo", encoding="ascii") as f:
-        return sum(1024 * int(line.split()[1]) for line in f
-                   if line.startswith(("MemAvailable", "SwapFree")))
+        return next(1024 * int(line.split()[1]) for line in f
+                    if line.startswith("MemAvailable"))
 
 
 def work(kind, name, what, component, inputs, need, how=compare, more=()):
@@ -218,7 +220,7 @@ def work(kind, name, what, component, inputs, need, how=compare, more=()):
     try:
         truth = run_torch(kind, name, "f64", "1")[2]
         read = Lazy if how is compare_vector else load_file
-        for precision in ("f32", "bf16"):
+        for precision in TYPES:
             a = run_ours(kind, component, precision, more)
             b = run_torch(kind, name, precision, REPEAT)
             print(f"    {precision}: {a[0]:.2f} s, torch's {b[0]:.2f} s",
