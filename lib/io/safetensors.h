@@ -101,9 +101,12 @@ int	 lpo_stw_add(lpo_stw *, const char *key, enum lpo_dtype dt, int ndim,
 /* f32 data, stored as F32, F16 or BF16 (rounded to nearest even). */
 int	 lpo_stw_add_f32(lpo_stw *, const char *key, enum lpo_dtype stored,
 	    int ndim, const int64_t *shape, const float *data);
-/* Another file's tensor, borrowed with its file, stored likewise. */
+/*
+ * Another file's tensor, borrowed with its file, stored likewise; dropped
+ * there once it is written.
+ */
 int	 lpo_stw_add_tensor(lpo_stw *, const char *key, enum lpo_dtype stored,
-	    const struct lpo_st_tensor *);
+	    const lpo_st *, const struct lpo_st_tensor *);
 /*
  * A tensor that is nowhere in memory: while writing, `get` gives elements
  * first .. first + n - 1 as f32.  arg is borrowed until then.

@@ -19,7 +19,8 @@ struct item {
 	int64_t count, bytes;
 	const void *data;
 	int from_f32;		/* data is f32, to be stored as dt */
-	const struct lpo_st_tensor *from;	/* or it is there */
+	const struct lpo_st_tensor *from;	/* or it is there, in ... */
+	const lpo_st *file;
 	int (*get)(void *, int64_t, float *, int64_t);	/* or NULL; data: arg */
 };
 
@@ -139,12 +140,14 @@ lpo_stw_add_f32(lpo_stw *w, const char *key, enum lpo_dtype stored, int ndim,
 
 int
 lpo_stw_add_tensor(lpo_stw *w, const char *key, enum lpo_dtype stored,
-    const struct lpo_st_tensor *t)
+    const lpo_st *st, const struct lpo_st_tensor *t)
 {
 	int rc = lpo_stw_add_f32(w, key, stored, t->ndim, t->shape, NULL);
 
-	if (rc == 0)
+	if (rc == 0) {
+		w->item[w->n - 1].file = st;
 		w->item[w->n - 1].from = t;
+	}
 	return rc;
 }
 
@@ -330,6 +333,7 @@ put_tensor(lpo_ctx *c, lpo_out *o, const struct item *it)
 		if ((rc = lpo_st_f32(c, x, &part)) == 0)
 			rc = put_f32(o, it->dt, x, n);
 	}
+	lpo_st_drop(it->file, it->from);
 	return rc;
 }
 

@@ -95,7 +95,7 @@ add_upper_half(lpo_lrm *m, lpo_stw *w, struct upper *up,
 		if (!is_upper(key))
 			continue;
 		added++;
-		rc = lpo_stw_add_tensor(w, key, storage, t);
+		rc = lpo_stw_add_tensor(w, key, storage, up->st, t);
 	}
 	if (rc == 0 && added == 0)
 		lpo_notice(m->ctx, "'%s' has no up blocks: the reward model "

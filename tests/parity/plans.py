@@ -102,7 +102,8 @@ def way(kind, scratch):
     at = ["-m", model, "-s", str(px)]
     within = ["--memory", MEMORY] if MEMORY else []
     for precision in TYPES:
-        enc, pairs = f"{scratch}/enc.tar", f"{scratch}/pairs.tar"
+        enc, pairs, lrm = (f"{scratch}/{f}" for f in (
+            "enc.tar", "pairs.tar", "lrm"))
         print(f"  {kind}, {precision}", file=sys.stderr, flush=True)
         work(f"lpo-encode, {PICTURES} of {px} px", kind, precision,
              "lpo-encode", *at, "-o", enc, f"{scratch}/in/prefs.csv")
@@ -112,10 +113,10 @@ def way(kind, scratch):
                             f"{scratch}/in/prefs.csv")
             parity.tool("lpo-pairs", "--epochs", "2", "-o", pairs, enc)
         work("lpo-lrm, 2 steps of 4 pairs", kind, precision, "lpo-lrm", "-m",
-             model, "--batch", "4", "-o", f"{scratch}/lrm", *within, pairs)
+             model, "--batch", "4", "-o", lrm, *within, pairs)
         work("lpo-train, 1 iteration, 2 prompts, 4 steps", kind, precision,
-             "lpo-train", *at, "-r", f"random:{kind}", "-p", prompts, "-o",
-             f"{scratch}/out.safetensors", "--iterations", "1",
+             "lpo-train", *at, "-r", lrm if os.path.exists(lrm) else
+             f"random:{kind}", "-p", prompts, "-o", f"{scratch}/out.safetensors", "--iterations", "1",
              "--prompts-per-iteration", "2", "--steps", "4", "--threshold",
              "quantile:0.5", "--check-every", "0", *within)
         work("lpo-sample, 2 prompts, 10 steps", kind, precision, "lpo-sample",

@@ -453,8 +453,8 @@ stored_again(void)
 		lpo_stw_new(c, &w);
 		for (i = 0; i < 3; i++) {
 			snprintf(name, sizeof(name), "x%d", i);
-			lpo_stw_add_tensor(w, name, dt[j], lpo_st_at(st[i],
-			    0));
+			lpo_stw_add_tensor(w, name, dt[j], st[i],
+			    lpo_st_at(st[i], 0));
 		}
 		rc = lpo_stw_write(w, at("again"));
 		lpo_stw_free(w);
