@@ -115,8 +115,9 @@ def way(kind, scratch):
         work("lpo-lrm, 2 steps of 4 pairs", kind, precision, "lpo-lrm", "-m",
              model, "--batch", "4", "-o", lrm, *within, pairs)
         work("lpo-train, 1 iteration, 2 prompts, 4 steps", kind, precision,
-             "lpo-train", *at, "-r", lrm if os.path.exists(lrm) else
-             f"random:{kind}", "-p", prompts, "-o", f"{scratch}/out.safetensors", "--iterations", "1",
+             "lpo-train", *at, "-r",
+             lrm if os.path.exists(lrm) else f"random:{kind}", "-p", prompts,
+             "-o", f"{scratch}/out.safetensors", "--iterations", "1",
              "--prompts-per-iteration", "2", "--steps", "4", "--threshold",
              "quantile:0.5", "--check-every", "0", *within)
         work("lpo-sample, 2 prompts, 10 steps", kind, precision, "lpo-sample",
