@@ -5,13 +5,18 @@
 #include "lib/io/db.h"
 #include "tools/eval.h"
 
+/* The newest finished run that compared systems: --images does not. */
+#define NEWEST \
+    "(SELECT id FROM run WHERE tool = 'lpo-eval' AND status = 'done' " \
+    "AND EXISTS (SELECT 1 FROM system WHERE system.run_id = run.id) " \
+    "ORDER BY ended_at DESC, id DESC LIMIT 1) "
+
 /* The columns of a run: its systems in order, each with all its scores. */
 static const char sql_columns[] =
     "SELECT DISTINCT system.name, score.scorer FROM score "
     "JOIN image ON image.id = score.image_id "
     "JOIN system ON system.id = image.system_id WHERE system.run_id = "
-    "(SELECT id FROM run WHERE tool = 'lpo-eval' AND status = 'done' "
-    "ORDER BY ended_at DESC, id DESC LIMIT 1) "
+    NEWEST
     "ORDER BY system.id, score.scorer";
 
 /* Image by image, the values in the order of the columns. */
@@ -19,8 +24,7 @@ static const char sql_values[] =
     "SELECT image.prompt, image.key, score.value FROM score "
     "JOIN image ON image.id = score.image_id "
     "JOIN system ON system.id = image.system_id WHERE system.run_id = "
-    "(SELECT id FROM run WHERE tool = 'lpo-eval' AND status = 'done' "
-    "ORDER BY ended_at DESC, id DESC LIMIT 1) "
+    NEWEST
     "ORDER BY image.prompt_index, image.number, image.key, system.id, "
     "score.scorer";
 

@@ -399,6 +399,8 @@ rm x.db
 run 0 "first run" pair --scorer judge=./judge
 SCORES=$d/scores2 run 0 "second run" "$eval" --db y.db --system one=c.tar \
     --system two=e.tar --scorer judge=./judge
+run 3 "a table's images, in the same database" "$eval" --db y.db \
+    --images world/some.csv --scorer s=./sides
 run 0 "pooled" "$eval" --pool x.db y.db
 # prompt 0: (1 + 0 + 1 - 3) / 4 = -.25, wins (1 + .5 + 1 + 0) / 4 = .625;
 # prompt 1: 0, .5; prompt 2: 1.5, 1; prompt 9: 4, 1; with 4, 2, 2 and 1
