@@ -108,6 +108,22 @@ lpo_probe_input(struct lpo_probe *p, lpo_var *var, const void *host)
 }
 
 int
+lpo_probe_sinusoids(struct lpo_probe *p, lpo_var *var, const lpo_unet *unet,
+    const float *t, int64_t n, int64_t dim)
+{
+	const struct lpo_unet_config *c = lpo_unet_cfg(unet);
+	float *x = lpo_probe_new(p, n * dim);
+	int64_t i;
+
+	if (x == NULL)
+		return LPO_ENOMEM;
+	for (i = 0; i < n; i++)
+		lpo_sinusoid(x + i * dim, t[i], dim, c->flip_sin_to_cos,
+		    c->freq_shift);
+	return lpo_probe_input(p, var, x);
+}
+
+int
 lpo_probe_set_inputs(struct lpo_probe *p, lpo_tape *t)
 {
 	int i, rc = 0;

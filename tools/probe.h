@@ -52,6 +52,9 @@ int	 lpo_probe_put_i64(struct lpo_probe *, const char *key, int ndim,
  * serves others once it has been read.  host is kept.
  */
 int	 lpo_probe_input(struct lpo_probe *, lpo_var *, const void *host);
+/* The same of n numbers' sinusoids, [n, dim], as the UNet wants them. */
+int	 lpo_probe_sinusoids(struct lpo_probe *, lpo_var *,
+	    const lpo_unet *, const float *t, int64_t n, int64_t dim);
 int	 lpo_probe_set_inputs(struct lpo_probe *, lpo_tape *);
 /* Call fn --repeat times and keep the times. */
 int	 lpo_probe_run(struct lpo_probe *, int (*fn)(void *), void *arg);

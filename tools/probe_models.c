@@ -320,22 +320,6 @@ unet_once(void *arg)
 	return lpo_tape_backward(r->t);
 }
 
-static int
-set_sinusoid(struct unet_run *r, lpo_var *v, const float *t, int64_t per_row,
-    int64_t dim)
-{
-	const struct lpo_unet_config *c = lpo_unet_cfg(r->unet);
-	float *x = lpo_probe_new(r->p, lpo_var_count(v));
-	int64_t i;
-
-	if (x == NULL)
-		return LPO_ENOMEM;
-	for (i = 0; i < r->n * per_row; i++)
-		lpo_sinusoid(x + i * dim, t[i], dim, c->flip_sin_to_cos,
-		    c->freq_shift);
-	return lpo_probe_input(r->p, v, x);
-}
-
 /* SDXL's addition embedding. */
 static int
 unet_added(struct unet_run *r, float **embeds, float **ids)
@@ -405,13 +389,13 @@ unet_record_and_run(struct unet_run *r, const int64_t s[4],
 	for (i = 0; i < r->n; i++)
 		time[i] = (float)t[i];
 	if ((rc = lpo_probe_input(p, r->in.sample, x)) != 0 ||
-	    (rc = set_sinusoid(r, r->in.time, time, 1,
+	    (rc = lpo_probe_sinusoids(p, r->in.time, r->unet, time, r->n,
 	    c->channels[0])) != 0 ||
 	    (rc = lpo_probe_input(p, r->in.context, context)) != 0)
 		return rc;
 	if (embeds != NULL && ((rc = lpo_probe_input(p, r->in.text_embeds,
-	    embeds)) != 0 || (rc = set_sinusoid(r, r->in.time_ids, ids, 6,
-	    c->add_time_dim)) != 0))
+	    embeds)) != 0 || (rc = lpo_probe_sinusoids(p, r->in.time_ids,
+	    r->unet, ids, r->n * 6, c->add_time_dim)) != 0))
 		return rc;
 	if (p->o->grad) {
 		if ((d = lpo_probe_f32(p, "d_out", 4, ds)) == NULL)

@@ -284,21 +284,6 @@ set_two(struct step *s, lpo_var *v, const float *cond, const float *uncond,
 	return lpo_probe_input(s->p, v, x);
 }
 
-static int
-sinusoids(struct step *s, lpo_var *v, const float *t, int64_t n, int64_t dim)
-{
-	const struct lpo_unet_config *c = lpo_unet_cfg(s->unet);
-	float *x = lpo_probe_new(s->p, n * dim);
-	int64_t i;
-
-	if (x == NULL)
-		return LPO_ENOMEM;
-	for (i = 0; i < n; i++)
-		lpo_sinusoid(x + i * dim, t[i], dim, c->flip_sin_to_cos,
-		    c->freq_shift);
-	return lpo_probe_input(s->p, v, x);
-}
-
 /* SDXL: pooled texts and time ids, set after the tape has its memory. */
 static int
 set_added(struct step *s, int64_t pooled)
@@ -319,8 +304,8 @@ set_added(struct step *s, int64_t pooled)
 		    6 * sizeof *rows);
 	if ((rc = set_two(s, s->in.text_embeds, e, u, pooled)) != 0)
 		return rc;
-	return sinusoids(s, s->in.time_ids, rows, s->q.n * s->copies * 6,
-	    c->add_time_dim);
+	return lpo_probe_sinusoids(s->p, s->in.time_ids, s->unet, rows,
+	    s->q.n * s->copies * 6, c->add_time_dim);
 }
 
 /* 1: all tokens of the one row are the same. */
@@ -378,7 +363,8 @@ step_inputs(struct step *s, const float *cond, const float *uncond,
 	for (i = 0; i < n; i++)
 		time[i] = (float)s->q.t[i];
 	if ((rc = lpo_probe_input(s->p, s->in.sample, x)) != 0 ||
-	    (rc = sinusoids(s, s->in.time, time, n, c->channels[0])) != 0 ||
+	    (rc = lpo_probe_sinusoids(s->p, s->in.time, s->unet, time, n,
+	    c->channels[0])) != 0 ||
 	    (rc = set_two(s, s->in.context, cond, uncond, row)) != 0)
 		return rc;
 	return c->text_time ? set_added(s, pooled) : 0;

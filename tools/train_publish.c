@@ -117,17 +117,6 @@ link_base(struct train_run *r, const char *dir)
 }
 
 static int
-write_text(lpo_ctx *c, const char *dir, const char *name, const char *text)
-{
-	char *path = lpo_path_join(c, dir, name);
-	int rc = path == NULL ? LPO_ENOMEM : lpo_file_write(c, path, text,
-	    strlen(text));
-
-	lpo_free(path);
-	return rc;
-}
-
-static int
 fill_folder(struct train_run *r, const char *dir, const char *text)
 {
 	static const enum lpo_dtype storage[] = { LPO_F32, LPO_BF16, LPO_F16 };
@@ -139,13 +128,13 @@ fill_folder(struct train_run *r, const char *dir, const char *text)
 
 	if (unet == NULL || file == NULL ||
 	    (rc = lpo_mkdir_p(c, unet)) < 0 ||
-	    (rc = write_text(c, unet, "config.json",
+	    (rc = lpo_file_write_text(c, unet, "config.json",
 	    lpo_unet_config_json(r->unet))) < 0 ||
 	    (rc = lpo_weights_save(lpo_unet_params(r->unet), file,
 	    storage[r->o->dtype], meta)) < 0 ||
 	    (rc = link_base(r, dir)) < 0)
 		goto out;
-	rc = write_text(c, dir, "lpo.json", text);
+	rc = lpo_file_write_text(c, dir, "lpo.json", text);
 out:
 	lpo_free(unet);
 	lpo_free(file);

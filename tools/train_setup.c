@@ -13,14 +13,6 @@
 /* ---------------------------------------------------------------- options */
 
 static int
-ends_with(const char *s, const char *end)
-{
-	size_t n = strlen(s), m = strlen(end);
-
-	return n >= m && strcmp(s + n - m, end) == 0;
-}
-
-static int
 contradictions(struct train_run *r)
 {
 	static const char *const pair[][2] = {
@@ -58,7 +50,7 @@ output(struct train_run *r)
 	if (strchr(o, '%') != NULL)
 		return lpo_cli_usage(r->cli, "-o '%s': one file or folder, no "
 		    "pattern", o);
-	if (r->o->full && ends_with(o, ".safetensors"))
+	if (r->o->full && lpo_ends_with(o, ".safetensors"))
 		return lpo_cli_usage(r->cli, "-o '%s': --full writes a model "
 		    "folder", o);
 	if (r->o->full && lpo_random_is(r->cli->o.model))

@@ -259,6 +259,18 @@ lpo_file_write(lpo_ctx *c, const char *path, const void *data, size_t n)
 	return lpo_out_commit(o);
 }
 
+int
+lpo_file_write_text(lpo_ctx *c, const char *dir, const char *name,
+    const char *text)
+{
+	char *path = lpo_path_join(c, dir, name);
+	int rc = path == NULL ? LPO_ENOMEM : lpo_file_write(c, path, text,
+	    strlen(text));
+
+	lpo_free(path);
+	return rc;
+}
+
 /*
  * Whose trouble it is: the name's (not there, not ours to read), or the
  * system's (no descriptor, a bad disk), which another file would meet too.

@@ -33,6 +33,9 @@ void	 lpo_out_abort(lpo_out *);		/* NULL is fine */
 /* A whole small file at once. */
 int	 lpo_file_write(lpo_ctx *, const char *path, const void *,
 	    size_t bytes);
+/* The file `name` of a folder. */
+int	 lpo_file_write_text(lpo_ctx *, const char *dir, const char *name,
+	    const char *text);
 
 /*
  * The file `from`, or what a symbolic link of this name leads to, also at
@@ -73,6 +76,10 @@ int	 lpo_map_scratch(lpo_ctx *, void **, size_t bytes);
  * process's memory.  Its bytes stay what they are.
  */
 void	 lpo_map_drop(const void *data, size_t bytes);
+
+/* Ends s so?  And has the path this extension, ".tar", in any case? */
+int	 lpo_ends_with(const char *s, const char *end);
+int	 lpo_has_extension(const char *path, const char *extension);
 
 int	 lpo_file_exists(const char *path);	/* 1 or 0, anything there */
 int	 lpo_is_dir(const char *path);		/* 1 or 0 */

@@ -14,6 +14,22 @@
 #include "lib/base/file.h"
 
 int
+lpo_ends_with(const char *s, const char *end)
+{
+	size_t n = strlen(s), m = strlen(end);
+
+	return n >= m && strcmp(s + n - m, end) == 0;
+}
+
+int
+lpo_has_extension(const char *path, const char *extension)
+{
+	size_t n = strlen(path), m = strlen(extension);
+
+	return n >= m && strcasecmp(path + n - m, extension) == 0;
+}
+
+int
 lpo_file_exists(const char *path)
 {
 	struct stat st;

@@ -44,14 +44,6 @@ lpo_runid(lpo_ctx *c, char out[LPO_RUNID_SIZE], const char *tool,
 	return 0;
 }
 
-static int
-ends_with(const char *s, const char *end)
-{
-	size_t n = strlen(s), m = strlen(end);
-
-	return n >= m && strcmp(s + n - m, end) == 0;
-}
-
 struct walk {
 	lpo_ctx *c;
 	struct lpo_sha256 s;
@@ -82,7 +74,7 @@ walk_dir(struct walk *w, const char *dir, const char *rel)
 		else if (lpo_is_dir(full))
 			rc = walk_dir(w, full, sub);
 		else for (k = 0; k < sizeof(kinds) / sizeof(*kinds); k++) {
-			if (!ends_with(names[i], kinds[k]))
+			if (!lpo_ends_with(names[i], kinds[k]))
 				continue;
 			rc = w->file_sha256(w->c, w->arg, hex, full);
 			if (rc != 0)

@@ -3,42 +3,20 @@
  * bytes a pixel at the row's start, and spread to RGB afterwards from the
  * right: interlaced files need no second picture.
  */
-#include <setjmp.h>
-#include <stdio.h>
 #include <string.h>
 
-#include <png.h>
-
 #include "lib/io/decode.h"
+#include "lib/io/png_priv.h"
 
 struct job {
-	jmp_buf jump;
-	char text[200];
-	lpo_ctx *c;
+	struct png_job base;	/* first */
 	struct lpo_image *out;
 	const uint8_t *data;
 	size_t bytes, at;
-	int nomem;
 	png_structp png;
 	png_infop info;
 	uint8_t palette[256][3];	/* beyond its end: black, as Pillow */
 };
-
-static void
-on_error(png_structp png, png_const_charp text)
-{
-	struct job *j = png_get_error_ptr(png);
-
-	snprintf(j->text, sizeof(j->text), "%s", text);
-	longjmp(j->jump, 1);
-}
-
-static void
-on_warning(png_structp png, png_const_charp text)
-{
-	(void)png;
-	(void)text;
-}
 
 static void
 on_read(png_structp png, png_bytep to, size_t n)
@@ -49,23 +27,6 @@ on_read(png_structp png, png_bytep to, size_t n)
 		png_error(png, "file is cut short");
 	memcpy(to, j->data + j->at, n);
 	j->at += n;
-}
-
-static png_voidp
-on_malloc(png_structp png, png_alloc_size_t n)
-{
-	struct job *j = png_get_mem_ptr(png);
-	void *p = lpo_alloc(j->c, 1, n);
-
-	j->nomem |= p == NULL;
-	return p;
-}
-
-static void
-on_free(png_structp png, png_voidp p)
-{
-	(void)png;
-	lpo_free(p);
 }
 
 /*
@@ -154,16 +115,16 @@ decode(struct job *j, const struct lpo_image_opts *opts)
 {
 	int err;
 
-	if (setjmp(j->jump))
-		return lpo_fail(j->c, j->nomem ? LPO_ENOMEM : LPO_EFORMAT,
-		    "damaged PNG: %s", j->text);
+	if (setjmp(j->base.jump))
+		return lpo_fail(j->base.c, j->base.nomem ? LPO_ENOMEM :
+		    LPO_EFORMAT, "damaged PNG: %s", j->base.text);
 	j->png = png_create_read_struct_2(PNG_LIBPNG_VER_STRING, j, on_error,
 	    on_warning, j, on_malloc, on_free);
 	if (j->png == NULL)
-		return lpo_fail(j->c, LPO_ENOMEM, "cannot start libpng");
+		return lpo_fail(j->base.c, LPO_ENOMEM, "cannot start libpng");
 	j->info = png_create_info_struct(j->png);
 	if (j->info == NULL)
-		return lpo_fail(j->c, LPO_ENOMEM, "cannot start libpng");
+		return lpo_fail(j->base.c, LPO_ENOMEM, "cannot start libpng");
 	png_set_read_fn(j->png, j, on_read);
 	/* Our limits hold, not libpng's million pixels a side. */
 	png_set_user_limits(j->png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
@@ -171,7 +132,7 @@ decode(struct job *j, const struct lpo_image_opts *opts)
 	png_set_keep_unknown_chunks(j->png, PNG_HANDLE_CHUNK_NEVER, NULL, -1);
 	png_set_crc_action(j->png, PNG_CRC_ERROR_QUIT, PNG_CRC_ERROR_QUIT);
 	png_read_info(j->png, j->info);
-	err = lpo_decode_begin(j->c, j->out,
+	err = lpo_decode_begin(j->base.c, j->out,
 	    png_get_image_width(j->png, j->info),
 	    png_get_image_height(j->png, j->info), opts);
 	if (err != 0)
@@ -189,7 +150,7 @@ lpo_decode_png(lpo_ctx *c, struct lpo_image *out, const uint8_t *data,
 	int err;
 
 	memset(&j, 0, sizeof(j));
-	j.c = c;
+	j.base.c = c;
 	j.out = out;
 	j.data = data;
 	j.bytes = bytes;

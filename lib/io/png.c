@@ -1,45 +1,24 @@
 /*
  * PNG writing by libpng into memory.
  */
-#include <setjmp.h>
-#include <stdio.h>
 #include <string.h>
 
-#include <png.h>
 #include <utf8proc.h>
 
 #include "lib/io/png.h"
+#include "lib/io/png_priv.h"
 
 /* Fixed, so that the bytes are: zlib's own default and all five filters. */
 #define LEVEL 6
 
 struct job {
-	jmp_buf jump;
-	char text[200];
-	lpo_ctx *c;
-	int nomem;
+	struct png_job base;	/* first */
 	uint8_t *data;
 	size_t bytes, room;
 	png_structp png;
 	png_infop info;
 	png_textp texts;
 };
-
-static void
-on_error(png_structp png, png_const_charp text)
-{
-	struct job *j = png_get_error_ptr(png);
-
-	snprintf(j->text, sizeof(j->text), "%s", text);
-	longjmp(j->jump, 1);
-}
-
-static void
-on_warning(png_structp png, png_const_charp text)
-{
-	(void)png;
-	(void)text;
-}
 
 static void
 on_write(png_structp png, png_bytep from, size_t n)
@@ -53,9 +32,9 @@ on_write(png_structp png, png_bytep from, size_t n)
 	while (room < j->bytes + n)
 		room = room ? room * 2 : 1 << 16;
 	if (room != j->room) {
-		p = lpo_realloc(j->c, j->data, room);
+		p = lpo_realloc(j->base.c, j->data, room);
 		if (p == NULL) {
-			j->nomem = 1;
+			j->base.nomem = 1;
 			png_error(png, "out of memory");
 		}
 		j->data = p;
@@ -69,23 +48,6 @@ static void
 on_flush(png_structp png)
 {
 	(void)png;
-}
-
-static png_voidp
-on_malloc(png_structp png, png_alloc_size_t n)
-{
-	struct job *j = png_get_mem_ptr(png);
-	void *p = lpo_alloc(j->c, 1, n);
-
-	j->nomem |= p == NULL;
-	return p;
-}
-
-static void
-on_free(png_structp png, png_voidp p)
-{
-	(void)png;
-	lpo_free(p);
 }
 
 /* PNG's rule: 1..79 printable bytes, no space at an end or twice in a row. */
@@ -128,17 +90,17 @@ make_texts(struct job *j, const struct lpo_png_text *texts, int count)
 
 	if (count == 0)
 		return 0;
-	j->texts = lpo_alloc(j->c, (size_t)count, sizeof(*j->texts));
+	j->texts = lpo_alloc(j->base.c, (size_t)count, sizeof(*j->texts));
 	if (j->texts == NULL)
 		return LPO_ENOMEM;
 	for (i = 0; i < count; i++) {
 		kind = text_kind(texts[i].text);
 		if (!keyword_ok(texts[i].keyword))
-			return lpo_fail(j->c, LPO_EINVAL,
+			return lpo_fail(j->base.c, LPO_EINVAL,
 			    "'%s' cannot be a keyword in a PNG",
 			    texts[i].keyword);
 		if (kind < 0)
-			return lpo_fail(j->c, LPO_EINVAL,
+			return lpo_fail(j->base.c, LPO_EINVAL,
 			    "text '%s' of a PNG is not UTF-8",
 			    texts[i].keyword);
 		j->texts[i].compression = kind ? PNG_TEXT_COMPRESSION_NONE :
@@ -162,16 +124,16 @@ encode(struct job *j, const uint8_t *rgb, int64_t w, int64_t h, int count)
 {
 	int64_t y;
 
-	if (setjmp(j->jump))
-		return lpo_fail(j->c, j->nomem ? LPO_ENOMEM : LPO_EINVAL,
-		    "cannot write a PNG: %s", j->text);
+	if (setjmp(j->base.jump))
+		return lpo_fail(j->base.c, j->base.nomem ? LPO_ENOMEM :
+		    LPO_EINVAL, "cannot write a PNG: %s", j->base.text);
 	j->png = png_create_write_struct_2(PNG_LIBPNG_VER_STRING, j, on_error,
 	    on_warning, j, on_malloc, on_free);
 	if (j->png == NULL)
-		return lpo_fail(j->c, LPO_ENOMEM, "cannot start libpng");
+		return lpo_fail(j->base.c, LPO_ENOMEM, "cannot start libpng");
 	j->info = png_create_info_struct(j->png);
 	if (j->info == NULL)
-		return lpo_fail(j->c, LPO_ENOMEM, "cannot start libpng");
+		return lpo_fail(j->base.c, LPO_ENOMEM, "cannot start libpng");
 	png_set_write_fn(j->png, j, on_write, on_flush);
 	png_set_user_limits(j->png, PNG_UINT_31_MAX, PNG_UINT_31_MAX);
 	png_set_compression_level(j->png, LEVEL);
@@ -203,7 +165,7 @@ lpo_png_encode(lpo_ctx *c, uint8_t **out, size_t *bytes, const uint8_t *rgb,
 		return lpo_fail(c, LPO_EINVAL, "a PNG cannot have %lld x "
 		    "%lld pixels", (long long)w, (long long)h);
 	memset(&j, 0, sizeof(j));
-	j.c = c;
+	j.base.c = c;
 	err = make_texts(&j, texts, count);
 	if (err == 0)
 		err = encode(&j, rgb, w, h, count);

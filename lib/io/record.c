@@ -358,14 +358,6 @@ count_prompts(lpo_records *rs)
 	return 0;
 }
 
-static int
-ends_with(const char *s, const char *end)
-{
-	size_t n = strlen(s), m = strlen(end);
-
-	return n >= m && strcasecmp(s + n - m, end) == 0;
-}
-
 int
 lpo_records_open(lpo_ctx *c, lpo_records **out, const char *const *paths,
     int n_paths, unsigned flags)
@@ -382,7 +374,7 @@ lpo_records_open(lpo_ctx *c, lpo_records **out, const char *const *paths,
 	for (i = 0; i < n_paths && rc == 0; i++) {
 		if (lpo_is_dir(paths[i]))
 			rc = lpo_records_folder(rs, paths[i]);
-		else if (ends_with(paths[i], ".tar"))
+		else if (lpo_has_extension(paths[i], ".tar"))
 			rc = lpo_records_tar(rs, paths[i]);
 		else
 			rc = lpo_records_table(rs, paths[i]);

@@ -7,6 +7,7 @@
 #include <string.h>
 #include <unistd.h>
 
+#include "lib/base/file.h"
 #include "lib/base/json.h"
 #include "lib/base/mem.h"
 #include "lib/io/table_priv.h"
@@ -33,24 +34,17 @@ read_header(lpo_table *t)
 	return rc;
 }
 
-static int
-ends_with(const char *s, const char *end)
-{
-	size_t n = strlen(s), m = strlen(end);
-
-	return n >= m && strcasecmp(s + n - m, end) == 0;
-}
-
 static enum lpo_table_format
 guess(const char *path)
 {
-	if (ends_with(path, ".tsv"))
+	if (lpo_has_extension(path, ".tsv"))
 		return LPO_TABLE_TSV;
-	if (ends_with(path, ".jsonl") || ends_with(path, ".ndjson"))
+	if (lpo_has_extension(path, ".jsonl") ||
+	    lpo_has_extension(path, ".ndjson"))
 		return LPO_TABLE_JSONL;
-	if (ends_with(path, ".json"))
+	if (lpo_has_extension(path, ".json"))
 		return LPO_TABLE_JSON;
-	if (ends_with(path, ".txt"))
+	if (lpo_has_extension(path, ".txt"))
 		return LPO_TABLE_LINES;
 	return LPO_TABLE_CSV;
 }

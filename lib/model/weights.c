@@ -423,16 +423,6 @@ lpo_weights_norm(lpo_weights *w, lpo_norm_layer *l, int64_t c, int64_t groups,
 	l->beta = part(w, l->name, "bias", LPO_VECTOR, 1, &c);
 }
 
-/* Buffers that old transformers versions stored: 0, 1, 2 ... */
-static int
-is_position_ids(const char *key)
-{
-	static const char tail[] = "position_ids";
-	size_t n = strlen(key), m = sizeof(tail) - 1;
-
-	return n >= m && strcmp(key + n - m, tail) == 0;
-}
-
 int
 lpo_weights_finish(lpo_weights *w)
 {
@@ -443,7 +433,9 @@ lpo_weights_finish(lpo_weights *w)
 		return w->rc;
 	/* w->n is 0 with a random model: it has no keys of its own */
 	for (i = 0; i < w->n; i++) {
-		if (w->e[i].used || is_position_ids(w->e[i].key))
+		/* buffers that old transformers versions stored: 0, 1, ... */
+		if (w->e[i].used ||
+		    lpo_ends_with(w->e[i].key, "position_ids"))
 			continue;
 		if (n++ == 0)
 			first = w->e[i].t->key;

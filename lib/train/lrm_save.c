@@ -157,19 +157,6 @@ out:
 	return rc;
 }
 
-static int
-save_text(lpo_ctx *c, const char *dir, const char *name, const char *text)
-{
-	char *path = lpo_path_join(c, dir, name);
-	int rc;
-
-	if (path == NULL)
-		return LPO_ENOMEM;
-	rc = lpo_file_write(c, path, text, strlen(text));
-	lpo_free(path);
-	return rc;
-}
-
 /* dir/sub with config.json and one file of weights. */
 static int
 save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
@@ -182,7 +169,8 @@ save_part(lpo_lrm *m, const char *dir, const char *sub, const char *config,
 	if (path == NULL)
 		return LPO_ENOMEM;
 	if ((rc = lpo_mkdir_p(m->ctx, path)) == 0 &&
-	    (rc = save_text(m->ctx, path, "config.json", config)) == 0)
+	    (rc = lpo_file_write_text(m->ctx, path, "config.json",
+	    config)) == 0)
 		rc = save_params(m, ps, path, name, rest, storage);
 	lpo_free(path);
 	return rc;
@@ -291,7 +279,7 @@ save_json(lpo_lrm *m, const char *dir)
 	json_decref(j);
 	if (text == NULL)
 		return LPO_ENOMEM;
-	rc = save_text(m->ctx, dir, "lrm.json", text);
+	rc = lpo_file_write_text(m->ctx, dir, "lrm.json", text);
 	lpo_free(text);
 	return rc;
 }

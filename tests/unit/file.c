@@ -199,6 +199,11 @@ paths(void)
 		    p);
 		lpo_free(p);
 	}
+	ok(lpo_ends_with("a.json", ".json") && lpo_ends_with("a", "") &&
+	    !lpo_ends_with("a.JSON", ".json") && !lpo_ends_with("a", "ba"),
+	    "ends of names");
+	ok(lpo_has_extension("a.TAR", ".tar") &&
+	    !lpo_has_extension("tar", ".tar"), "extensions, in any case");
 	p = lpo_path_join(c, "a", "/b");
 	ok(strcmp(p, "/b") == 0, "join absolute");
 	lpo_free(p);
