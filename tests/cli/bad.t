@@ -266,6 +266,19 @@ reader pairs.tar lpo-lrm -m "$model" --steps 1 --batch 4 -o "$out"
 bad 1 "has moments, not pairs" "lpo-lrm: moments for pairs" lpo-lrm -m "$model" --steps 1 \
     --batch 4 -o "$out" enc.tar
 bad 1 pairs.tar "lpo-pairs: pairs for moments" lpo-pairs -o "$out" pairs.tar
+# A stream that does not say how many pairs it has ends before the training.
+"$bin/lpo-pairs" -q -j 1 --db none --shuffle 2 < enc.tar > stream.tar
+bad 1 "the pairs end after 4; 9 steps of 2 need 18" "lrm: too few pairs" \
+    lpo-lrm -m "$model" --steps 9 --batch 2 -o "$out" stream.tar
+test -d "$out.state"
+ok $? "lrm: what was trained is kept"
+bad 2 "no total\|--steps" "lrm: no number of steps" lpo-lrm -m "$model" \
+    --batch 2 -o "$out" stream.tar
+bad 2 "--score needs -r" "lrm: nothing to score with" lpo-lrm --score \
+    pairs.tar
+bad 2 "--score and --lr contradict" "lrm: scoring does not train" lpo-lrm \
+    --score -r lrm --lr 1 pairs.tar
+
 # Foreign shards: no sums, so the tensors themselves must be right.
 foreign() {			# foreign TEXT: moments from `in`
 	rm -rf f s.tar

@@ -133,6 +133,11 @@ run 0 "dry run" pair --scorer judge=./nothing --dry-run
 grep -q '^scorers	1$' out
 ok $? "a plan, and nothing is run"
 
+tab=$(printf 'a\tb\\c')
+run 0 "a name with a tab" "$eval" --db none --system one=a.tar \
+    --system "$tab=b.tar" --scorer judge=./judge
+is "$(sed -n 2p out | cut -f 2)" 'a\tb\\c' "a field of TSV all the same"
+
 # -------------------------------------------------------------- conditions
 
 run 0 "fail-under, met" pair --scorer judge=./judge \

@@ -231,6 +231,22 @@ run 3 "on from there" "$eval" --db none -j 1 --images gone.csv \
 says "78 of 78 pictures are scored already" "how far it was"
 same t.csv want "the same bytes"
 
+# A picture that a built-in scorer could not decode is named again.
+run 3 "a damaged picture, undisturbed" "$eval" --db none -j 1 \
+    --images t/prefs.csv --scorer "clip:$clip" --scorer second=./second
+cp out want
+rm -f now
+touch wait
+"$eval" --db none -j 1 --images t/prefs.csv --scorer "clip:$clip" \
+    --scorer second=./second -o t.csv > out 2> err &
+kill_at now
+rm wait
+run 3 "goes on" "$eval" --db none -j 1 --images t/prefs.csv \
+    --scorer "clip:$clip" --scorer second=./second -o t.csv
+same t.csv want "the same bytes"
+says "10 of 10 pictures are scored already" "nothing was decoded again"
+is "$(grep -c "skipped row 3: 't/img/7.jpg': " err)" 1 "but it is named"
+
 # Another run's state is not taken.
 rm -f now
 touch wait
