@@ -107,4 +107,12 @@ is $? 1 "a LoRA that is not there"
 is "$(cat "$dir/st")" 141 "a reader that leaves: 141"
 sample --dry-run | grep -q '^pictures	12$'
 ok $? "--dry-run"
+steady() {			# what does not change from run to run
+	grep -v '^time\|^memory\|^program'
+}
+sample --dry-run | steady > "$dir/plan"
+sample --dry-run --json > "$dir/out"
+sed -n 's/^{"name":"\([^"]*\)","value":"\([^"]*\)"}$/\1	\2/p' "$dir/out" |
+    steady | cmp -s - "$dir/plan"
+ok $? "the same as JSON, an object a line"
 done_testing
