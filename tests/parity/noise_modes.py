@@ -13,7 +13,8 @@ environment of tests/parity/run; PARITY_BIN and PARITY_ROWS as that sets them.
 
 bf16 has 8 bits; f16 and TF32 have 11.  bf16x3 is what kernels/split.h has:
 what linear and convolution layers take is hi + lo, each of 8 bits, and the
-product of both lo is left out; q, k and v are f32.  The LoRA is never rounded.
+product of both lo is left out; attention's own products are exact here.  The
+LoRA is never rounded.
 """
 import copy
 import sys
