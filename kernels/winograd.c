@@ -294,16 +294,52 @@ tile_of_y(const struct wino *g, const struct plan *p, const float *m,
 	}
 }
 
+/*
+ * What fetch_taps will read next, `pieces` of `len` floats: each point of the
+ * products before asks for some.  Going back its rows are long enough for the
+ * hardware to see what comes.
+ */
+struct ahead {
+	const float *at;
+	int64_t ld, pieces, len, step;
+};
+
+static struct ahead
+taps_ahead(const struct wino *g, const struct plan *p, int64_t k0, int64_t n0,
+    int64_t n)
+{
+	struct ahead t = { .at = g->w + n0 * 9 * g->k + k0, .ld = g->k,
+	    .pieces = 9 * n, .len = min64(p->kc, g->k - k0) };
+
+	if (g->back || t.len <= 0)
+		t.pieces = 0;
+	t.step = div_up(t.pieces, POINTS * div_up(n, NR));
+	return t;
+}
+
+/* To gcc 12 a function that only prefetches does nothing: inlined always. */
+static inline __attribute__((always_inline)) void
+step_ahead(struct ahead *t)
+{
+	int64_t i, c, count = min64(t->step, t->pieces);
+
+	for (i = 0; i < count; i++, t->at += t->ld)
+		for (c = 0; c < t->len; c += LINE)
+			__builtin_prefetch(t->at + c, 0, 2);
+	t->pieces -= count;
+}
+
 /* m[POINTS][ld_m] (+)= v u: `count` tiles by w channels of y */
 static void
 products(const struct plan *p, float *m, const float *v, const float *u,
-    int64_t count, int64_t kc, int64_t w, int more)
+    int64_t count, int64_t kc, int64_t w, int more, struct ahead *next)
 {
 	int64_t i, j, mr;
 	const float *a;
 	int point;
 
 	for (point = 0; point < POINTS; point++) {
+		step_ahead(next);
 		/* about as many rows each time, and the next on their way */
 		for (i = 0; i < count; i += mr) {
 			mr = div_up(count - i, div_up(count - i, MR));
@@ -330,16 +366,18 @@ panels(const struct wino *g, const struct plan *p, const float *v, int64_t t0,
 	int64_t n = min64(p->group * NR, g->n - n0), k0, kc, i, j, w;
 	float *u = mine, *m = u + POINTS * p->ld_u;
 	float *taps = m + p->group * POINTS * p->ld_m;
+	struct ahead next;
 
 	for (k0 = 0; k0 < g->k; k0 += p->kc, v += POINTS * p->ld_v) {
 		kc = min64(p->kc, g->k - k0);
 		fetch_taps(g, p, taps, k0, kc, n0, n);
+		next = taps_ahead(g, p, k0 + kc, n0, n);
 		for (j = 0; j * NR < n; j++) {
 			w = round_up(min64(NR, n - j * NR), VL);
 			points_of_taps(p, u, taps + j * 9 * p->ld_u, p->ld_u,
 			    kc * w);
 			products(p, m + j * POINTS * p->ld_m, v, u, count, kc,
-			    w, k0 > 0);
+			    w, k0 > 0, &next);
 		}
 	}
 	for (i = 0; i < count; i++)
