@@ -1,6 +1,6 @@
 /*
- * Snapshots of a long run inside its state folder (state.h, PATH.state, which is
- * made, locked, held against the run id and removed there).
+ * Snapshots of a long run inside its state folder (state.h: PATH.state, which
+ * is made, locked, held against the run id and removed there).
  *
  *	DIR/snap-NNNNNNNNN/NAME			blobs
  *	DIR/snap-NNNNNNNNN/manifest.json

@@ -7,8 +7,8 @@
 struct lpo_score_file;
 struct lpo_where;
 
-int	lpo_score_file_open(lpo_ctx *, struct lpo_score_file **, const char *path,
-	    int by_row);
+int	lpo_score_file_open(lpo_ctx *, struct lpo_score_file **,
+	    const char *path, int by_row);
 void	lpo_score_file_close(struct lpo_score_file *);
 int	lpo_score_file_rows(struct lpo_score_file *, int64_t n_rows);
 /* Put the scores of r into r->extra. */

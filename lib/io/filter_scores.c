@@ -151,7 +151,8 @@ lpo_score_file_rows(struct lpo_score_file *s, int64_t n_rows)
 }
 
 static int
-find(struct lpo_score_file *s, const struct entry **e, const struct lpo_record *r)
+find(struct lpo_score_file *s, const struct entry **e,
+    const struct lpo_record *r)
 {
 	struct entry want;
 
