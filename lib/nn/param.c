@@ -221,8 +221,8 @@ lpo_param_import(lpo_params *ps, lpo_param *p, const float *host)
 	if (p->dtype == LPO_F32)
 		dev = p->w;
 	else if (dev == NULL && (dev = k->alloc(ps->be, bytes)) == NULL) {
-		rc = lpo_fail(ps->ctx, LPO_ENOMEM, "no %zu bytes for '%s'",
-		    bytes, p->key);
+		rc = lpo_fail(ps->ctx, LPO_ENOMEM,
+		    "no %zu bytes of memory for '%s'", bytes, p->key);
 		goto out;
 	}
 	if ((rc = device(ps, k->upload(ps->be, dev, tmp, bytes),
@@ -421,7 +421,7 @@ export_from(lpo_params *ps, const lpo_param *p, const void *dev,
 	if (dt != LPO_F32) {
 		if ((f32 = k->alloc(ps->be, bytes)) == NULL) {
 			rc = lpo_fail(ps->ctx, LPO_ENOMEM,
-			    "no %zu bytes for '%s'", bytes, p->key);
+			    "no %zu bytes of memory for '%s'", bytes, p->key);
 			goto out;
 		}
 		if ((rc = device(ps, k->convert(ps->be, f32, LPO_F32, dev, dt,

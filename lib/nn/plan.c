@@ -486,7 +486,8 @@ lpo_tape_commit(lpo_tape *t, lpo_arena *arena)
 		t->arena->mem = t->k->alloc(t->be, t->arena_bytes);
 		if (t->arena->mem == NULL)
 			return lpo_tape_fail(t, LPO_ENOMEM,
-			    "no %zu bytes for activations", t->arena_bytes);
+			    "no %zu bytes of memory for activations",
+			    t->arena_bytes);
 		t->arena->bytes = t->arena_bytes;
 	}
 	for (i = 0; i < t->nvars; i++) {
@@ -498,7 +499,7 @@ lpo_tape_commit(lpo_tape *t, lpo_arena *arena)
 		    t->k->upload(t->be, p->constant, p->constant_host,
 		    bytes) < 0)
 			return lpo_tape_fail(t, LPO_ENOMEM,
-			    "no %zu bytes for an index table", bytes);
+			    "no %zu bytes of memory for an index table", bytes);
 	}
 	return 0;
 }

@@ -1,7 +1,9 @@
 /*
  * The database: schema, runs and attempts, metrics in batches, what is
- * judged, the cache of file hashes, many writers at once.
+ * judged, the cache of file hashes, many writers at once; SQLite without
+ * memory.
  */
+#include <errno.h>
 #include <fcntl.h>
 #include <math.h>
 #include <signal.h>
@@ -341,6 +343,98 @@ writers(void)
 	lpo_db_close(db);
 }
 
+/* SQLite's own memory, of which the call number `left` from now fails. */
+static sqlite3_mem_methods theirs;
+static long left = -1;
+
+static int
+fails(void)
+{
+	if (left < 0 || left-- > 0)
+		return 0;
+	errno = ENOMEM;		/* as malloc does */
+	return 1;
+}
+
+static void *
+some_memory(int n)
+{
+	return fails() ? NULL : theirs.xMalloc(n);
+}
+
+static void *
+more_memory(void *p, int n)
+{
+	return fails() ? NULL : theirs.xRealloc(p, n);
+}
+
+/* Before SQLite is first used. */
+static void
+watch_memory(void)
+{
+	sqlite3_mem_methods ours;
+
+	sqlite3_config(SQLITE_CONFIG_GETMALLOC, &theirs);
+	ours = theirs;
+	ours.xMalloc = some_memory;
+	ours.xRealloc = more_memory;
+	sqlite3_config(SQLITE_CONFIG_MALLOC, &ours);
+}
+
+/*
+ * A new database and a whole run in it; *done: 1 where no call failed,
+ * 2 where the rows are there.  `opened`: the calls of opening do not count.
+ */
+static int
+whole_run(long n, int opened, int *done)
+{
+	int64_t run, att;
+	lpo_db *db = NULL;
+	int rc;
+
+	left = opened ? -1 : n;
+	if ((rc = lpo_db_open(c, &db, ":memory:", 0)) == 0 && opened)
+		left = n;
+	if (rc == 0 &&
+	    (rc = lpo_db_run_begin(db, &run, &att, &attempt)) == 0 &&
+	    (rc = lpo_db_preference(db, run, 0, "a", "b", 1, 0, "{}")) == 0 &&
+	    (rc = lpo_db_metric(db, run, 1, "loss", 0.5)) == 0 &&
+	    (rc = lpo_db_flush(db)) == 0)
+		rc = lpo_db_run_end(db, run, att, LPO_DB_DONE, 0, NULL);
+	*done = left >= 0;
+	left = -1;
+	if (rc == 0)
+		*done |= 2 * (strcmp(ask(db, "SELECT count(*) FROM run JOIN "
+		    "metric WHERE status = 'done'"), "1") == 0);
+	lpo_db_close(db);
+	return rc;
+}
+
+/*
+ * Failures say that memory is the matter, also where a CHECK fails since
+ * json_valid() had none; success is a run that is done.
+ */
+static void
+no_memory(int opened)
+{
+	int failed = 0, bad = 0, rc, met = 1, done;
+	long n;
+
+	for (n = 0; met; n += opened ? 1 : 1 + n / 40) {
+		rc = whole_run(n, opened, &done);
+		met = !(done & 1);
+		failed += rc != 0;
+		if (rc != 0 && strstr(lpo_errmsg(c), "memory") == NULL) {
+			printf("# %ld: %s\n", n, lpo_errmsg(c));
+			bad++;
+		}
+		bad += rc == 0 && !(done & 2);
+		lpo_clear(c);
+	}
+	ok(failed > 50 && bad == 0, "%d of SQLite's allocations fail, %d are "
+	    "not said to be memory's or leave something out", failed, bad);
+}
+
 int
 main(void)
 {
@@ -350,6 +444,7 @@ main(void)
 	int i, rc = 0;
 	char sql[64];
 
+	watch_memory();
 	c = lpo_ctx_new();
 	if (c == NULL || mkdtemp(dir) == NULL)
 		return 1;
@@ -374,6 +469,8 @@ main(void)
 		lpo_db_close(db);
 	}
 	writers();
+	no_memory(0);
+	no_memory(1);
 	ok(lpo_rmtree(c, dir) == 0, "clean up");
 	lpo_ctx_free(c);
 	return done_testing();
