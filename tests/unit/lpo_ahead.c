@@ -151,8 +151,9 @@ ahead(int full)
 	b.l->ahead = 0;
 	while (lpo_lpo_iteration(a.l) < 1) {
 		if (lpo_lpo_advance(a.l) < 0 || lpo_lpo_advance(b.l) < 0 ||
-		    save_to(a.l, dir) < 0 || make(&c, full, &o) < 0 ||
-		    restore_from(c.l, dir) < 0)
+		    in_folder(a.l, dir, lpo_lpo_save) < 0 ||
+		    make(&c, full, &o) < 0 ||
+		    in_folder(c.l, dir, lpo_lpo_restore) < 0)
 			goto out;
 		started |= a.l->scoring > 0 ? 1 : 0;
 		started |= a.l->scoring == 0 ? 4 : 0;

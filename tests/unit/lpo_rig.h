@@ -154,26 +154,15 @@ iterations(lpo_lpo *l, int64_t n)
 	return rc;
 }
 
+/* lpo_lpo_save() or lpo_lpo_restore(), in a folder of snapshots */
 static int
-save_to(lpo_lpo *l, const char *dir)
+in_folder(lpo_lpo *l, const char *dir, int (*f)(lpo_lpo *, lpo_snap *))
 {
 	lpo_snap *s = NULL;
 	int rc = lpo_snap_open(ctx, &s, dir, RUN);
 
 	if (rc == 0)
-		rc = lpo_lpo_save(l, s);
-	lpo_snap_close(s);
-	return rc;
-}
-
-static int
-restore_from(lpo_lpo *l, const char *dir)
-{
-	lpo_snap *s = NULL;
-	int rc = lpo_snap_open(ctx, &s, dir, RUN);
-
-	if (rc == 0)
-		rc = lpo_lpo_restore(l, s);
+		rc = f(l, s);
 	lpo_snap_close(s);
 	return rc;
 }

@@ -94,7 +94,8 @@ resumed(int full)
 	poison(a.l, &a.l->pair[0], NAN);
 	lpo_lpo_advance(a.l);
 	lpo_lpo_advance(a.l);
-	if (save_to(a.l, dir) < 0 || restore_from(b.l, dir) < 0)
+	if (in_folder(a.l, dir, lpo_lpo_save) < 0 ||
+	    in_folder(b.l, dir, lpo_lpo_restore) < 0)
 		goto out;
 	ok(equal(a.l, b.l) && b.l->report.skipped_steps == 1,
 	    "%s: the state is back", what);
@@ -128,7 +129,8 @@ five_in_a_row(void)
 	    "the fifth bad step in a row is an error: %s", lpo_errmsg(ctx));
 	lpo_clear(ctx);
 	ok(equal(a.l, fresh.l), "and nothing has moved");
-	if (save_to(a.l, dir) < 0 || restore_from(b.l, dir) < 0)
+	if (in_folder(a.l, dir, lpo_lpo_save) < 0 ||
+	    in_folder(b.l, dir, lpo_lpo_restore) < 0)
 		goto out;
 	ok(b.l->bad_in_a_row == 5 && b.l->index == 5,
 	    "the state can be saved and goes on behind it");
@@ -369,8 +371,8 @@ other_chunks(void)
 		if (lpo_lpo_advance(a.l) < 0)
 			break;
 	o.cut.scoring = 3;
-	if (make(&b, 0, &o) == 0 && save_to(a.l, dir) == 0 &&
-	    restore_from(b.l, dir) == 0) {
+	if (make(&b, 0, &o) == 0 && in_folder(a.l, dir, lpo_lpo_save) == 0 &&
+	    in_folder(b.l, dir, lpo_lpo_restore) == 0) {
 		lpo_lpo_where(b.l, &done, &total);
 		ok(done == 1 && total == 3, "5 chunks of 1 are 1 of 3 (%lld "
 		    "of %lld)", (long long)done, (long long)total);
