@@ -20,7 +20,6 @@ import os
 import subprocess
 import sys
 import tempfile
-import time
 
 import parity
 
@@ -40,25 +39,15 @@ def torch_side(*args):
     return [float(x) for x in done.stdout.split()]
 
 
-def timed(line):
-    """Seconds and peak bytes of a program."""
-    start = time.monotonic()
-    pid = os.posix_spawn(line[0], line, os.environ)
-    status, usage = os.wait4(pid, 0)[1:]
-    if status:
-        raise RuntimeError(f"{line[0]}: exit {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - start, 1024 * usage.ru_maxrss
-
-
 def lpo_train(folder, side, precision, iterations):
     at = os.path.dirname(folder)
-    return timed([os.path.join(parity.BIN, "lpo-train"), "-q", "-m", folder,
-                  "-r", f"{at}/lrm", "-p", f"{at}/prompts.txt", "-o",
-                  f"{at}/out.safetensors", "--force", "--fresh", "--db",
-                  "none", "-j", THREADS, "--precision", precision, "-s",
-                  str(8 * side), "--iterations", str(iterations),
-                  "--prompts-per-iteration", COUNT, "--steps", STEPS,
-                  "--threshold", "static:0", "--check-every", "0"])
+    return parity.timed(
+        "lpo-train", "-q", "-m", folder, "-r", f"{at}/lrm", "-p",
+        f"{at}/prompts.txt", "-o", f"{at}/out.safetensors", "--force",
+        "--fresh", "--db", "none", "-j", THREADS, "--precision", precision,
+        "-s", str(8 * side), "--iterations", str(iterations),
+        "--prompts-per-iteration", COUNT, "--steps", STEPS, "--threshold",
+        "static:0", "--check-every", "0")
 
 
 def measure(kind, scratch):

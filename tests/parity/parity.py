@@ -65,6 +65,21 @@ def tool(*args, small=False, **kw):
     return done.stdout
 
 
+def timed(name, *args):
+    """Seconds of a program, and the peak of its resident memory in bytes.
+
+    Spawned from here: a peak below this process's own cannot be seen.
+    """
+    line = [os.path.join(BIN, name), *map(str, args)]
+    start = time.monotonic()
+    pid = os.posix_spawn(line[0], line, os.environ)
+    status, usage = os.wait4(pid, 0)[1:]
+    if status:
+        raise RuntimeError(
+            f"{name} left with {os.waitstatus_to_exitcode(status)}")
+    return time.monotonic() - start, 1024 * usage.ru_maxrss
+
+
 def probe(component, tensors=None, *args, model=None, precision="f32"):
     """lpo-probe: a dictionary of tensors in, one out."""
     from safetensors.torch import load_file, save_file

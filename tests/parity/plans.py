@@ -19,10 +19,8 @@ PLANS_MEMORY    of lpo-lrm and lpo-train: --memory, such as 5G (what there is)
 import json
 import os
 import random
-import subprocess
 import sys
 import tempfile
-import time
 
 import parity
 
@@ -57,29 +55,16 @@ def bytes_of(plan):
     return float(plan["memory, at most"].split()[0]) * 2 ** 20
 
 
-def run(line):
-    """Seconds, and the peak of resident memory."""
-    start = time.monotonic()
-    pid = os.posix_spawn(line[0], line, os.environ)
-    status, usage = os.wait4(pid, 0)[1:]
-    if status:
-        raise RuntimeError(
-            f"{line[0]}: exit {os.waitstatus_to_exitcode(status)}")
-    return time.monotonic() - start, 1024 * usage.ru_maxrss
-
-
 def work(what, kind, precision, name, *args):
-    line = [os.path.join(parity.BIN, name), "-q", "--db", "none", "-j",
-            THREADS, "--precision", precision, "--force", "--fresh", *args]
+    line = [name, "-q", "--db", "none", "-j", THREADS, "--precision",
+            precision, "--force", "--fresh", *args]
     wanted = os.environ.get("PLANS_WORKS")
     if wanted and name.removeprefix("lpo-") not in wanted.split(","):
         return
-    done = subprocess.run(line + ["--dry-run", "--json"], check=True,
-                          stdout=subprocess.PIPE, text=True)
-    plan = {x["name"]: x["value"] for x in map(
-        json.loads, done.stdout.splitlines())}
+    plan = {x["name"]: x["value"] for x in map(json.loads, parity.tool(
+        *line, "--dry-run", "--json", text=True).splitlines())}
     planned = seconds_of(plan), bytes_of(plan)
-    seen = run(line)
+    seen = parity.timed(*line)
     print(f"    {precision}: {name}: planned {planned[0]:.0f} s, "
           f"{planned[1] / 1e6:.0f} MB; took {seen[0]:.1f} s, "
           f"{seen[1] / 1e6:.0f} MB", file=sys.stderr, flush=True)
