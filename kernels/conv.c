@@ -175,7 +175,8 @@ bwd_data_phase(lpo_backend *be, enum lpo_dtype dt, void *dx, const void *dy,
 	    .k = v.taps * u.taps * s->co, .a = &a, .b = &b,
 	    .y = { base, dt, v.size, u.size, s->h * s->w * s->ci,
 	    s->stride * s->w * s->ci, s->stride * s->ci }, .alpha = 1,
-	    .more = add ? base : NULL, .threads = be->threads, .scratch = scratch });
+	    .more = add ? base : NULL, .threads = be->threads,
+	    .scratch = scratch });
 }
 
 int

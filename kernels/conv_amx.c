@@ -945,8 +945,9 @@ is_candidate(const lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
     const struct lpo_conv_shape *s)
 {
 	return pass != LPO_BWD_WEIGHT && lpo_on_tiles(be, dt) &&
-	    s->stride == 1 && s->kh == 3 && s->kw == 3 && s->pad_top == 1 && s->pad_left == 1 &&
-	    s->ho == s->h && s->wo == s->w && s->ci >= 16 && s->co >= 16;
+	    s->stride == 1 && s->kh == 3 && s->kw == 3 && s->pad_top == 1 &&
+	    s->pad_left == 1 && s->ho == s->h && s->wo == s->w &&
+	    s->ci >= 16 && s->co >= 16;
 }
 
 int

@@ -41,13 +41,9 @@ enum {
 
 #ifdef LPO_AMX_EMULATE
 #define SERIAL_FLOPS	5e5
-#define OTHER(op)	lpo_##op##_portable
 #else
 #define SERIAL_FLOPS	2e6		/* waking threads costs more */
-#define OTHER(op)	lpo_##op##_avx512
 #endif
-
-typedef uint16_t h16 __attribute__((vector_size(32)));
 
 struct plan {
 	enum lpo_pass pass;

@@ -26,7 +26,7 @@
 #define PA		0.625	/* the points: 0, +-PA, +-PB, infinity */
 #define PB		1.5
 #define POINTS		36
-#define LEAST		64	/* channels: of fewer a sum is short, and more exact */
+#define LEAST		64	/* channels: fewer add up better directly */
 #define LINE		16	/* keeps the points off each other in L1 */
 #define KC		64	/* channels: a panel of 295 kB in L2 */
 #define V_BYTES		(6 << 20)	/* of x at a time, to stay in L3 */

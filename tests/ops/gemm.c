@@ -21,7 +21,7 @@ static const struct problem problems[] = {
 	{ 40, 2656, 96, 2 }, { 35, 48, 2656, 1 }
 };
 
-/* SD1.5's, its LoRA's, and odd ones as long: for CUDA, and where f32 is split. */
+/* SD1.5's, its LoRA's, odd ones as long: for CUDA, and where f32 is split. */
 static const struct problem large[] = {
 	{ 8192, 2560, 320, 2 }, { 8192, 320, 1280, 2 }, { 2048, 640, 640, 2 },
 	{ 512, 10240, 1280, 2 }, { 154, 320, 768, 2 }, { 2, 1280, 1280, 2 },

@@ -177,7 +177,8 @@ check_case(lpo_backend *be, const struct test_case *c, int kind)
 	ok(good && e <= 1 && guard_whole(&d.y), "emulated %s %s%s%s%s "
 	    "%dx%dx%d: error %.2g of what is allowed", name(be), kind & BACK ?
 	    "to x" : "forward", kind & BIAS ? " + bias" : "",
-	    kind & (ADD | ADD_Y) ? " + another" : "", kind & ALPHA ? ", alpha" : "", (int)c->m,
+	    kind & (ADD | ADD_Y) ? " + another" : "",
+	    kind & ALPHA ? ", alpha" : "", (int)c->m,
 	    (int)c->cols, (int)c->depth, e);
 	ok(same_bits(be, c, &d, kind), "the same bits for any threads and "
 	    "rows");
