@@ -564,11 +564,48 @@ heads_near(const struct lpo_attn_shape *s, enum lpo_dtype dt)
 	return n < 1 ? 1 : min64(n, s->heads);
 }
 
-static size_t
-room_bytes(const struct lpo_attn_shape *s, enum lpo_dtype dt)
+/*
+ * Fewer heads than threads: each is packed once, by all of them, and they
+ * share its queries.  Else each thread packs its own.
+ */
+static int
+is_few(const lpo_backend *b, const struct lpo_attn_shape *s)
 {
-	return sizeof(struct room) + (size_t)(heads_near(s, dt) *
-	    packed_elements(s, dt)) * 2;
+	return s->nk * s->heads < b->threads;
+}
+
+/* What is packed: behind the threads' rooms. */
+static int64_t
+heads_packed(const lpo_backend *b, const struct lpo_attn_shape *s,
+    enum lpo_dtype dt)
+{
+	return is_few(b, s) ? s->nk * s->heads : b->threads *
+	    heads_near(s, dt);
+}
+
+struct call {
+	enum lpo_dtype dt;
+	void *o;
+	float *lse;
+	const void *q, *k, *v;
+	const struct lpo_attn_shape *s;
+	struct plan z;
+	int64_t row_blocks;	/* of queries, of a row */
+	int64_t blocks;		/* of all rows that share one of k and v */
+	int64_t each;		/* elements of a packed head */
+};
+
+/* Keys [g0, g1) of head h of row r of k and v. */
+static void
+pack_keys(uint16_t *to, const struct call *c, int64_t r, int64_t h, int64_t g0,
+    int64_t g1)
+{
+	const struct lpo_attn_shape *s = c->s;
+	int64_t at = at_k(s, r, 0, h);
+
+	pack_k(to, elem(c->dt, c->k, at), s->ldk, &c->z, g0, g1);
+	pack_v(to + c->z.lk * c->z.steps * 32, elem(c->dt, c->v, at), s->ldk,
+	    &c->z, g0, g1);
 }
 
 /*
@@ -576,36 +613,85 @@ room_bytes(const struct lpo_attn_shape *s, enum lpo_dtype dt)
  * blocks the part [b0, b1).
  */
 static void
-heads_unit(char *room, enum lpo_dtype dt, void *o, float *lse, const void *q,
-    const void *k, const void *v, const struct lpo_attn_shape *s, int64_t r,
-    int64_t h0, int64_t h1, int64_t b0, int64_t b1)
+query_heads(struct room *w, const struct call *c, const uint16_t *packed,
+    int64_t r, int64_t h0, int64_t h1, int64_t b0, int64_t b1)
 {
-	int64_t blocks = (s->lq + BQ - 1) / BQ, b, i, q0, h;
-	int64_t each = packed_elements(s, dt);
-	struct room *w = (struct room *)room;
-	struct plan z = plan_new(s, dt);
-	uint16_t *packed = (uint16_t *)(w + 1), *to;
+	const struct lpo_attn_shape *s = c->s;
+	struct plan z = c->z;
+	int64_t b, i, q0, h;
 
-	tile_config();
-	for (h = h0; h < h1; h++) {
-		to = packed + (h - h0) * each;
-		pack_k(to, elem(dt, k, at_k(s, r, 0, h)), s->ldk, &z);
-		pack_v(to + z.lk * z.steps * 32, elem(dt, v,
-		    at_k(s, r, 0, h)), s->ldk, &z);
-	}
 	for (b = b0; b < b1; b++) {
-		i = r * (s->n / s->nk) + b / blocks;
-		q0 = b % blocks * BQ;
+		i = r * (s->n / s->nk) + b / c->row_blocks;
+		q0 = b % c->row_blocks * BQ;
 		for (h = h0; h < h1; h++) {
-			z.k = packed + (h - h0) * each;
+			z.k = packed + (h - h0) * c->each;
 			z.v = z.k + z.lk * z.steps * 32;
-			query_block(w, elem(dt, o, at_o(s, i, q0, h)),
-			    lse == NULL ? NULL : lse + (i * s->heads + h) *
-			    s->lq + q0, elem(dt, q, at_q(s, i, q0, h)), &z, s,
-			    q0);
+			query_block(w, elem(c->dt, c->o, at_o(s, i, q0, h)),
+			    c->lse == NULL ? NULL : c->lse + (i * s->heads +
+			    h) * s->lq + q0, elem(c->dt, c->q, at_q(s, i, q0,
+			    h)), &z, s, q0);
 		}
 	}
-	tile_release();
+}
+
+static void
+few_heads(const lpo_backend *b, const struct call *c, struct room *rooms,
+    uint16_t *packed)
+{
+	int64_t heads = c->s->heads, units = c->s->nk * heads, u;
+	int64_t steps = c->z.lk / 32, parts = min64(div_up(b->threads, units),
+	    c->blocks);
+
+#pragma omp parallel num_threads(b->threads) \
+    if (units * c->blocks * c->s->lk > 1024)
+	{
+#pragma omp for schedule(static)
+		for (u = 0; u < units * steps; u++)
+			pack_keys(packed + u / steps * c->each, c, u / steps /
+			    heads, u / steps % heads, u % steps * 32,
+			    (u % steps + 1) * 32);
+		tile_config();
+#pragma omp for schedule(static)
+		for (u = 0; u < units * parts; u++) {
+			int64_t h = u / parts % heads, p = u % parts;
+
+			query_heads(rooms + omp_get_thread_num(), c, packed +
+			    u / parts * c->each, u / parts / heads, h, h + 1,
+			    p * c->blocks / parts, (p + 1) * c->blocks /
+			    parts);
+		}
+		tile_release();
+	}
+}
+
+static void
+many_heads(const lpo_backend *b, const struct call *c, struct room *rooms,
+    uint16_t *packed)
+{
+	int64_t heads = c->s->heads, most = heads_near(c->s, c->dt);
+	int64_t near = min64(most, c->s->nk * heads / b->threads);
+	int64_t groups = div_up(heads, near), u;
+
+#pragma omp parallel num_threads(b->threads) \
+    if (c->s->nk * heads * c->blocks * c->s->lk > 1024)
+	{
+		int64_t t = omp_get_thread_num();
+		uint16_t *mine = packed + t * most * c->each;
+
+		tile_config();
+#pragma omp for schedule(static)
+		for (u = 0; u < c->s->nk * groups; u++) {
+			int64_t g = u % groups, h0 = g * heads / groups, h;
+			int64_t h1 = (g + 1) * heads / groups;
+
+			for (h = h0; h < h1; h++)
+				pack_keys(mine + (h - h0) * c->each, c, u /
+				    groups, h, 0, c->z.lk);
+			query_heads(rooms + t, c, mine, u / groups, h0, h1, 0,
+			    c->blocks);
+		}
+		tile_release();
+	}
 }
 
 int
@@ -613,32 +699,24 @@ lpo_attention_fwd_amx(lpo_backend *b, enum lpo_dtype dt, void *o, float *lse,
     const void *q, const void *k, const void *v,
     const struct lpo_attn_shape *s, void *scratch)
 {
-	int64_t near, groups, units, blocks, parts, u;
-	size_t bytes;
+	struct call c = { .dt = dt, .o = o, .lse = lse, .q = q, .k = k,
+	    .v = v, .s = s };
+	struct room *rooms = scratch;
+	uint16_t *packed = (uint16_t *)(rooms + b->threads);
 
 	if (!lpo_on_tiles(b, dt) || s->d > WIDEST)
 		return OTHER(attention_fwd)(b, dt, o, lse, q, k, v, s,
 		    scratch);
 	if (bad_shape(s, WIDEST))
 		return LPO_EINVAL;
-	bytes = room_bytes(s, dt);
-	near = min64(heads_near(s, dt), s->nk * s->heads / b->threads);
-	groups = near < 1 ? s->heads : (s->heads + near - 1) / near;
-	units = s->nk * groups;
-	blocks = s->n / s->nk * ((s->lq + BQ - 1) / BQ);
-	/* few of them: several threads pack the same, each for its part */
-	parts = min64((b->threads + units - 1) / units, blocks);
-#pragma omp parallel for schedule(static) num_threads(b->threads) \
-    if (s->nk * s->heads * blocks * s->lk > 1024)
-	for (u = 0; u < units * parts; u++) {
-		int64_t g = u / parts % groups, p = u % parts;
-
-		heads_unit((char *)scratch +
-		    (size_t)omp_get_thread_num() * bytes, dt, o, lse, q, k, v,
-		    s, u / parts / groups, g * s->heads / groups,
-		    (g + 1) * s->heads / groups, p * blocks / parts,
-		    (p + 1) * blocks / parts);
-	}
+	c.z = plan_new(s, dt);
+	c.row_blocks = div_up(s->lq, BQ);
+	c.blocks = s->n / s->nk * c.row_blocks;
+	c.each = packed_elements(s, dt);
+	if (is_few(b, s))
+		few_heads(b, &c, rooms, packed);
+	else
+		many_heads(b, &c, rooms, packed);
 	return 0;
 }
 
@@ -650,5 +728,6 @@ lpo_attention_scratch_bytes_amx(lpo_backend *b, enum lpo_pass pass,
 		return lpo_attention_bwd_bytes_amx(b, s);
 	if (pass != LPO_FWD || !lpo_on_tiles(b, dt) || s->d > WIDEST)
 		return OTHER(attention_scratch_bytes)(b, pass, dt, s);
-	return (size_t)b->threads * room_bytes(s, dt);
+	return (size_t)b->threads * sizeof(struct room) +
+	    (size_t)(heads_packed(b, s, dt) * packed_elements(s, dt)) * 2;
 }

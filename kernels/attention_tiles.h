@@ -166,14 +166,19 @@ transpose_tile(uint16_t *tile)
 #endif
 }
 
-/* k to tiles [lk / 16][d / 32][16 keys][32 channels] */
+/*
+ * k to tiles [lk / 16][d / 32][16 keys][32 channels]; of all keys, by 32, those
+ * from g0 to g1.
+ */
 static void
-pack_k(uint16_t *dst, const void *k, int64_t ld, const struct plan *z)
+pack_k(uint16_t *dst, const void *k, int64_t ld, const struct plan *z,
+    int64_t g0, int64_t g1)
 {
 	const enum lpo_dtype dt = z->split ? LPO_F32 : LPO_BF16;
 	int64_t g, x, i;
 
-	for (g = 0; g < z->lk; g += TILE)
+	dst += g0 * z->steps * 32;
+	for (g = g0; g < g1; g += TILE)
 		for (x = 0; x < z->d; x += 32)
 			for (i = g; i < g + TILE; i++, dst += 32)
 				row_of(dst, z->lo, z, elem(dt, k, i * ld + x),
@@ -195,18 +200,20 @@ split_keys(uint16_t *hi, uint16_t *lo, const float *a, const float *b,
 }
 
 /*
- * v to tiles [lk / 32][dv / 16][16 channels][32 keys].  What is left over of
- * the last tiles is 1: there o has the sum of p as rounded.
+ * v to tiles [lk / 32][dv / 16][16 channels][32 keys], likewise.  What is left
+ * over of the last tiles is 1: there o has the sum of p as rounded.
  */
 static void
-pack_v(uint16_t *dst, const void *v, int64_t ld, const struct plan *z)
+pack_v(uint16_t *dst, const void *v, int64_t ld, const struct plan *z,
+    int64_t g0, int64_t g1)
 {
 	const enum lpo_dtype dt = z->split ? LPO_F32 : LPO_BF16;
 	static const float none[TILE];
 	const void *a, *b;
 	int64_t g, x, i, n;
 
-	for (g = 0; g < z->lk; g += 32)
+	dst += g0 * z->dv;
+	for (g = g0; g < g1; g += 32)
 		for (x = 0; x < z->d; x += TILE, dst += ELEMENTS) {
 			n = min64(TILE, z->d - x);
 			for (i = 0; i < 32; i += 2) {
