@@ -220,6 +220,7 @@ one_stage() {
 
 STEPS=2			# the shortest that has a step after another
 CANDIDATES=2
+CHECKED=1
 cp -r "$model" "$dir/model"	# its files below $dir too
 model=$dir/model
 make_world 2>"$dir/err"

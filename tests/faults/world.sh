@@ -82,7 +82,7 @@ stage_train() {
 	    -r "$in/lrm" -p "$in/prompts.csv" --iterations "${STEPS:-3}" \
 	    --prompts-per-iteration 2 --batch 4 --steps 4 --lr 1e-3 \
 	    --candidates "${CANDIDATES:-4}" --threshold quantile:0.5 \
-	    --save-every 1 -o lora.safetensors
+	    --save-every 1 --check-count "${CHECKED:-6}" -o lora.safetensors
 }
 stage_sample() {
 	tool lpo-sample --db lpo.db --checkpoint "$every" -m "$model" \
