@@ -66,7 +66,7 @@ export GOMP_SPINCOUNT="${GOMP_SPINCOUNT:-1000}"
 	export LD_LIBRARY_PATH="$kit/so${LD_LIBRARY_PATH:+:$LD_LIBRARY_PATH}"
 
 # The longest first.
-all='cli/cuda ops/gemm ops/conv ops/attention unit/cuda golden/lrm
+all='cli/cuda ops/gemm ops/conv ops/attention ops/lora unit/cuda golden/lrm
 	unit/lpo_train unit/lpo_ahead golden/unet golden/lora golden/scorers
 	ops/norm ops/attention_wide ops/elementwise ops/rows ops/memory
 	ops/vmath golden/clip golden/vae golden/lpo_step unit/tape'
