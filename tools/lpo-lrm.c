@@ -249,10 +249,13 @@ tell_step(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
 	double s = lpo_cli_now() - r->start_s;
 	char extra[96];
 	size_t i;
-	int rc = 0;
+	int rc = 0, one;
 
-	for (i = 0; i < sizeof(m) / sizeof(*m) && rc == 0; i++)
-		rc = lpo_cli_metric(r->cli, m[i].name, step, m[i].v);
+	/* all of them, also where one has to wait: the step has been made */
+	for (i = 0; i < sizeof(m) / sizeof(*m); i++)
+		if ((one = lpo_cli_metric(r->cli, m[i].name, step,
+		    m[i].v)) < 0)
+			rc = one;
 	if (st->skipped)
 		say_skip(r, step, st);
 	/* every step where steps are long; else now and then, and the ends */
@@ -275,10 +278,9 @@ tell_step(struct lrm_run *r, int64_t step, const struct lpo_lrm_step *st)
 static int
 one_step(struct lrm_run *r, int64_t step)
 {
-	int64_t every = r->o->eval_every;
 	struct lpo_lrm_step st;
 	struct lpo_lrm_counters n;
-	int rc, failed, best = 0;
+	int rc, failed;
 
 	r->start_s = lpo_cli_now();
 	if ((rc = lpo_lrmtool_batch(r)) < 0)
@@ -292,21 +294,26 @@ one_step(struct lrm_run *r, int64_t step)
 		r->safe_crc = lpo_shards_crc32c(r->in);
 		rc = tell_step(r, step, &st);
 	}
-	if (failed < 0 || rc < 0)
-		return failed < 0 ? failed : rc;
-	if (r->eval != NULL && every > 0 && step % every == 0) {
-		int64_t was = r->best_step;
+	return failed < 0 ? failed : rc;
+}
 
-		if ((rc = lpo_lrmtool_evaluate(r, step)) < 0)
-			return rc;
-		best = r->best_step != was && r->o->keep == LRM_KEEP_BEST;
-	}
+/* What follows a step: its evaluation, where one is due, and a snapshot. */
+static int
+after_step(struct lrm_run *r, int64_t step)
+{
+	int64_t every = r->o->eval_every, was = r->best_step;
+	int rc, best;
+
+	if (r->eval != NULL && every > 0 && step % every == 0 &&
+	    r->eval_step != step && (rc = lpo_lrmtool_evaluate(r, step)) < 0)
+		return rc;
+	best = r->best_step != was && r->o->keep == LRM_KEEP_BEST;
 	/* a new best is only safe once a snapshot names it */
-	if (best || lpo_snap_due(r->snap, r->cli->o.checkpoint_s)) {
-		if ((rc = lpo_lrmtool_save(r)) == 0 && best)
-			rc = lpo_lrmtool_sweep(r);
-	}
-	return rc;
+	if (!best && (step == r->saved_step ||
+	    !lpo_snap_due(r->snap, r->cli->o.checkpoint_s)))
+		return 0;
+	rc = lpo_lrmtool_save(r);
+	return rc == 0 && best ? lpo_lrmtool_sweep(r) : rc;
 }
 
 /* What the stream still has: only its end record proves it was whole. */
@@ -373,10 +380,15 @@ train_loop(struct lrm_run *r)
 	struct lpo_lrm_counters n;
 	int rc = 0;
 
+	/* a step may be saved and its evaluation have been stopped */
 	lpo_lrm_trainer_counters(r->trainer, &n);
+	if (n.step > 0)
+		rc = after_step(r, n.step);
 	while (n.step < r->t.steps && rc == 0 && !enough(r, n.step)) {
 		rc = one_step(r, n.step + 1);
 		lpo_lrm_trainer_counters(r->trainer, &n);
+		if (rc == 0)
+			rc = after_step(r, n.step);
 	}
 	lpo_cli_progress_end(r->cli);
 	if (rc < 0)

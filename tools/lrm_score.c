@@ -53,7 +53,7 @@ lpo_lrmtool_evaluate(struct lrm_run *r, int64_t step)
 	int64_t n = 0;
 	char *path;
 	float *score;
-	int rc = LPO_ENOMEM;
+	int rc = LPO_ENOMEM, better;
 
 	score = lpo_alloc(c, (size_t)(2 * lpo_lrm_batch_count(r->eval)),
 	    sizeof(*score));
@@ -61,22 +61,27 @@ lpo_lrmtool_evaluate(struct lrm_run *r, int64_t step)
 	    (rc = lpo_lrm_batch_scores(r->eval, score)) < 0 ||
 	    (rc = lpo_lrm_rates(r->eval, &rate, &n, score)) < 0)
 		goto out;
-	r->eval_step = step;
 	lpo_cli_note(r->cli, "step %lld of %lld, held-out pairs:",
 	    (long long)step, (long long)r->t.steps);
-	if ((rc = lpo_lrmtool_tell(r, rate, n, step,
-	    step < r->t.steps)) < 0 || !(rate[0].rate > r->best))
+	if ((rc = lpo_lrmtool_tell(r, rate, n, step, step < r->t.steps)) < 0)
 		goto out;
-	r->best = rate[0].rate;
-	r->best_step = step;
-	if (r->o->keep != LRM_KEEP_BEST)
+	better = rate[0].rate > r->best;
+	if (better && r->o->keep == LRM_KEEP_BEST) {
+		/* the folder waits in the state, in its final form */
+		path = lpo_asprintf(c, "%s/best-%09lld",
+		    lpo_state_dir(r->state), (long long)step);
+		rc = path == NULL ? LPO_ENOMEM : lpo_lrm_save(r->m, path,
+		    lpo_lrmtool_storage(r));
+		lpo_free(path);
+	}
+	if (rc < 0)
 		goto out;
-	/* the folder waits in the state, in its final form, for the end */
-	path = lpo_asprintf(c, "%s/best-%09lld", lpo_state_dir(r->state),
-	    (long long)step);
-	rc = path == NULL ? LPO_ENOMEM : lpo_lrm_save(r->m, path,
-	    lpo_lrmtool_storage(r));
-	lpo_free(path);
+	/* it counts once it is complete: else a resumed run makes it again */
+	r->eval_step = step;
+	if (better) {
+		r->best = rate[0].rate;
+		r->best_step = step;
+	}
 out:
 	lpo_free(score);
 	lpo_free(rate);

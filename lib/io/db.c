@@ -186,8 +186,6 @@ lpo_db_close(lpo_db *db)
 	rc = lpo_db_flush(db);
 	for (i = 0; i < db->n_stmts; i++)
 		sqlite3_finalize(db->stmt[i].st);
-	for (i = 0; i < db->n_metrics; i++)
-		lpo_free(db->metric[i].name);
 	sqlite3_close(db->sql);
 	lpo_free(db->path);
 	lpo_free(db);

@@ -82,7 +82,8 @@ int	 lpo_db_log(lpo_db *, int64_t run_id, int64_t attempt_id,
 /*
  * Cheap: collected in memory, written once a second or 512 rows in one
  * transaction.  The same (run, step, name) again replaces: a resumed run
- * repeats steps.  A value that is not finite is stored as NULL.
+ * repeats steps.  A value that is not finite is stored as NULL.  A failure is
+ * one to write: what was given is kept for another try.
  */
 int	 lpo_db_metric(lpo_db *, int64_t run_id, int64_t step,
 	    const char *name, double value);

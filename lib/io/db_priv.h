@@ -4,7 +4,8 @@
 
 #include "lib/io/db.h"
 
-enum { LPO_DB_STMTS = 48, LPO_DB_METRICS = 512 };
+/* Rows of metrics that are written at once, and room for those that wait. */
+enum { LPO_DB_STMTS = 48, LPO_DB_METRICS = 512, LPO_DB_ROOM = 1024 };
 
 struct lpo_db_stmt {
 	sqlite3_stmt *st;
@@ -12,7 +13,7 @@ struct lpo_db_stmt {
 
 struct lpo_db_metric_row {
 	int64_t run_id, step;
-	char *name;
+	char name[48];
 	double value;
 };
 
@@ -23,7 +24,7 @@ struct lpo_db {
 	int read_only;
 	struct lpo_db_stmt stmt[LPO_DB_STMTS];
 	int n_stmts;
-	struct lpo_db_metric_row metric[LPO_DB_METRICS];
+	struct lpo_db_metric_row metric[LPO_DB_ROOM];
 	int n_metrics;
 	double flushed_s;
 };

@@ -139,18 +139,20 @@ lpo_db_metric(lpo_db *db, int64_t run_id, int64_t step, const char *name,
 
 	if (db == NULL)
 		return 0;
-	if (db->n_metrics == LPO_DB_METRICS && (rc = lpo_db_flush(db)) < 0)
+	if (strlen(name) >= sizeof(m->name))
+		return lpo_fail(db->ctx, LPO_EINVAL,
+		    "'%s' is too long for a metric's name", name);
+	if (db->n_metrics == LPO_DB_ROOM && (rc = lpo_db_flush(db)) < 0)
 		return rc;
-	m = &db->metric[db->n_metrics];
-	if ((m->name = lpo_strdup(db->ctx, name)) == NULL)
-		return LPO_ENOMEM;
+	m = &db->metric[db->n_metrics++];
+	strcpy(m->name, name);
 	m->run_id = run_id;
 	m->step = step;
 	m->value = value;
-	db->n_metrics++;
 	if (db->flushed_s == 0)
 		db->flushed_s = lpo_now_s();
-	return lpo_now_s() - db->flushed_s >= 1 ? lpo_db_flush(db) : 0;
+	return db->n_metrics >= LPO_DB_METRICS ||
+	    lpo_now_s() - db->flushed_s >= 1 ? lpo_db_flush(db) : 0;
 }
 
 int
@@ -173,8 +175,6 @@ lpo_db_flush(lpo_db *db)
 		lpo_db_rollback(db);
 	if (rc < 0 || (own && (rc = lpo_db_commit(db)) < 0))
 		return rc;	/* they are kept for another try */
-	for (i = 0; i < n; i++)
-		lpo_free(db->metric[i].name);
 	db->n_metrics = 0;
 	db->flushed_s = lpo_now_s();
 	return 0;

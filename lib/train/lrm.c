@@ -199,16 +199,16 @@ lpo_lrm_sample_size(const lpo_lrm *m)
 	return m->ucfg.sample_size;
 }
 
-double
-lpo_lrm_logit_scale(const lpo_lrm *m)
+int
+lpo_lrm_logit_scale(const lpo_lrm *m, double *out)
 {
-	float s = 0;
+	float s;
+	int rc = lpo_param_export((lpo_params *)(uintptr_t)&m->head, m->scale,
+	    &s);
 
-	/* one float; a failed download shows as NaN */
-	if (lpo_param_export((lpo_params *)(uintptr_t)&m->head, m->scale,
-	    &s) < 0)
-		return NAN;
-	return (double)s;
+	if (rc == 0)
+		*out = (double)s;
+	return rc;
 }
 
 lpo_params *

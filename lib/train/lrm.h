@@ -93,7 +93,7 @@ int64_t	 lpo_lrm_context_dim(const lpo_lrm *);
 int64_t	 lpo_lrm_pooled_dim(const lpo_lrm *);	/* SDXL's; 0 without */
 int64_t	 lpo_lrm_feature_dim(const lpo_lrm *);	/* of V and T */
 int64_t	 lpo_lrm_sample_size(const lpo_lrm *);	/* of its latents' sides */
-double	 lpo_lrm_logit_scale(const lpo_lrm *);	/* s itself, not exp(s) */
+int	 lpo_lrm_logit_scale(const lpo_lrm *, double *s);	/* not exp(s) */
 
 /* ids[which][length]; ids[1] is NULL or unused with one encoder. */
 int	 lpo_lrm_tokenize(lpo_lrm *, int32_t *const ids[2], const char *prompt);

@@ -247,9 +247,9 @@ int
 lpo_lrm_scorer_finish(lpo_lrm_scorer *s, float *score, float *visual)
 {
 	const struct job *j = &s->job[s->first];
-	double scale = lpo_lrm_logit_scale(s->m);
 	const float *v;
 	int64_t i, d, n;
+	double scale;
 	int rc;
 
 	if (s->started == 0)
@@ -257,7 +257,7 @@ lpo_lrm_scorer_finish(lpo_lrm_scorer *s, float *score, float *visual)
 	rc = lpo_var_get_finish(j->visual, &v);
 	s->first = (s->first + 1) % AHEAD;
 	s->started--;
-	if (rc < 0)
+	if (rc < 0 || (rc = lpo_lrm_logit_scale(s->m, &scale)) < 0)
 		return rc;
 	d = j->texts->feature;
 	n = j->n * s->rows;

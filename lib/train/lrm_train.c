@@ -311,7 +311,7 @@ int
 lpo_lrm_trainer_grads(lpo_lrm_trainer *r, struct lpo_lrm_step *out,
     const struct lpo_lrm_pair *p, int64_t n)
 {
-	double s = lpo_lrm_logit_scale(r->m), loss = 0, ds = 0;
+	double s, loss = 0, ds = 0;
 	struct tally y = { .bad = -1 };
 	int rc;
 
@@ -320,7 +320,8 @@ lpo_lrm_trainer_grads(lpo_lrm_trainer *r, struct lpo_lrm_step *out,
 		return lpo_fail(r->ctx, LPO_EINVAL, "%lld pairs for a batch "
 		    "of %lld", (long long)n, (long long)r->o.batch);
 	prepare(r, p, n);
-	if ((rc = lpo_lrm_trainer_commit(r)) < 0 || (rc = zero_grads(r)) < 0 ||
+	if ((rc = lpo_lrm_logit_scale(r->m, &s)) < 0 ||
+	    (rc = lpo_lrm_trainer_commit(r)) < 0 || (rc = zero_grads(r)) < 0 ||
 	    (r->empty != NULL && (rc = empty_forward(r)) < 0) ||
 	    (rc = run_batch(r, p, n, s, &loss, &ds, &y)) < 0 ||
 	    (r->empty != NULL && !r->o.freeze_text &&

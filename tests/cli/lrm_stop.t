@@ -140,6 +140,28 @@ lrm --eval "$dir/held.tar" --eval-every 1 --patience 3 --keep best \
 diff -r "$dir/q" "$dir/r" >>"$dir/err"
 ok $? "killed three times: the same end"
 step=$(sed -n 's/.*kept: step \([0-9]*\),.*/\1/p' "$dir/words")
+# a step is saved though the check that follows it fails
+best() {
+	lrm --eval "$dir/held.tar" --eval-every 1 --patience 3 --keep best \
+	    -o "$dir/late" "$pairs"
+}
+if ${CC:-cc} -O2 -fPIC -D_GNU_SOURCE -shared -o "$dir/shim.so" \
+    tests/faults/shim.c -ldl 2>"$dir/err" &&
+    LD_PRELOAD="$dir/shim.so" "$bin/lpo-lrm" --version >"$dir/out" 2>&1; then
+	(
+		export LD_PRELOAD="$dir/shim.so" FAULT_CALL=write FAULT_AT=1 \
+		    FAULT_UNDER="$dir/late.state/best-00000000$step"
+		best
+	)
+	is $? 1 "a best that cannot be kept"
+	best
+	grep -q "goes on after step $step " "$dir/err"
+	ok $? "goes on after that step"
+	diff -r "$dir/q" "$dir/late" >>"$dir/err"
+	ok $? "its check is made again: the same end"
+else
+	skip "nothing can be loaded before the program's libraries"
+fi
 lrm --steps "${step:-0}" -o "$dir/u" "$pairs"
 weights "$dir/q" "$dir/u" "what is kept is the step it says (${step:-?})"
 "$bin/lpo-pairs" -q -m "$model" --where 'label_0 = 0.5' --db none \

@@ -71,6 +71,11 @@ stage_lrm() {
 	tool lpo-lrm --db lpo.db --checkpoint "$every" -m "$model" \
 	    --steps "${STEPS:-3}" --batch 8 --lr 1e-3 -o lrm "$in/pairs.tar"
 }
+stage_best() {			# what is kept is chosen by checks
+	tool lpo-lrm --db lpo.db --checkpoint "$every" -m "$model" \
+	    --steps "${STEPS:-3}" --batch 8 --lr 1e-3 --eval "$in/pairs.tar" \
+	    --eval-every 1 --keep best -o lrm "$in/pairs.tar"
+}
 stage_pipe() {
 	tool lpo-encode --db a.db -m "$model" "$in/world/prefs.csv" |
 	    tool lpo-pairs --db b.db --epochs 2 |
