@@ -27,6 +27,7 @@ struct lpo_cli_priv {
 	double begun_s;
 
 	struct lpo_cli_run *run;	/* cli_run.c's own */
+	int lost;			/* ... a value, without memory */
 	int be_open;
 	int deaf;		/* notices are dropped for now */
 

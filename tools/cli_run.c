@@ -232,9 +232,10 @@ lpo_cli_resolved(lpo_cli *cli, const char *name, json_t *value)
 	struct lpo_cli_run *r = run_of(cli);
 
 	/* out of memory shows in lpo_cli_begin(), where `options` is read */
-	if (r == NULL)
+	if (r == NULL) {
+		cli->priv->lost = 1;
 		json_decref(value);
-	else
+	} else
 		lpo_json_set(cli->ctx, r->options, name, value);
 }
 
@@ -501,8 +502,8 @@ lpo_cli_begin(lpo_cli *cli, const char *path,
 	char was[LPO_RUNID_SIZE] = "";
 	int rc;
 
-	if (r == NULL)
-		return LPO_ENOMEM;
+	if (r == NULL || cli->priv->lost)
+		return lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
 	if ((rc = make_id(cli, r)) != 0)
 		return rc;
 	lpo_cli_detail(cli, "run %s", r->id);

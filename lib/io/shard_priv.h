@@ -43,6 +43,7 @@ struct lpo_scan {
 	lpo_ctx *c;
 	const char *name;
 	struct archive *a;
+	struct archive_entry *entry;
 	const struct lpo_map *map;	/* or: */
 	int fd;
 	uint8_t *buf;

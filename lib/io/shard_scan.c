@@ -97,7 +97,10 @@ lpo_scan_open(lpo_ctx *c, struct lpo_scan *s, const struct lpo_map *map,
 	s->name = name;
 	if (map == NULL && (s->buf = lpo_alloc(c, CHUNK, 1)) == NULL)
 		return LPO_ENOMEM;
-	if ((s->a = archive_read_new()) == NULL)
+	/* its own entry and table libarchive 3.6 would use without looking */
+	if ((s->entry = archive_entry_new()) == NULL ||
+	    (s->a = archive_read_new()) == NULL ||
+	    archive_read_set_callback_data(s->a, s) != ARCHIVE_OK)
 		return lpo_fail(c, LPO_ENOMEM, "out of memory");
 	/* tar only: no compression, so no bombs; `cat` of shards is one. */
 	if (archive_read_support_format_tar(s->a) != ARCHIVE_OK ||
@@ -124,6 +127,7 @@ lpo_scan_close(struct lpo_scan *s)
 {
 	if (s->a != NULL)
 		archive_read_free(s->a);
+	archive_entry_free(s->entry);
 	json_decref(s->run);
 	json_decref(s->end);
 	member_free(&s->ahead);
@@ -227,7 +231,7 @@ split_name(struct lpo_scan *s, struct lpo_raw_member *m, const char *path)
 static int
 next_member(struct lpo_scan *s, struct lpo_raw_member *m)
 {
-	struct archive_entry *e;
+	struct archive_entry *e = s->entry;
 	const char *path;
 	int r, rc;
 
@@ -235,7 +239,7 @@ next_member(struct lpo_scan *s, struct lpo_raw_member *m)
 	if (s->eof)
 		return 1;
 	for (;;) {
-		r = archive_read_next_header(s->a, &e);
+		r = archive_read_next_header2(s->a, e);
 		if (r == ARCHIVE_EOF) {
 			if (s->zeros < 1024)
 				return lpo_fail(s->c, LPO_EFORMAT, "%s: cut: "

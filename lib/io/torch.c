@@ -170,15 +170,14 @@ by_name(const void *a, const void *b)
 }
 
 static int
-read_members(struct reader *r, struct archive *a)
+read_members(struct reader *r, struct archive *a, struct archive_entry *e)
 {
-	struct archive_entry *e;
 	int64_t i;
 	int rc;
 
 	if (archive_read_open_memory2(a, r->p, r->bytes, BLOCK) != ARCHIVE_OK)
 		return zip_fail(r, a, "not a whole zip (cut off?)");
-	while ((rc = archive_read_next_header(a, &e)) == ARCHIVE_OK ||
+	while ((rc = archive_read_next_header2(a, e)) == ARCHIVE_OK ||
 	    rc == ARCHIVE_WARN) {
 		/* a stem that this locale cannot write is no harm */
 		if (rc == ARCHIVE_WARN && (archive_error_string(a) == NULL ||
@@ -201,14 +200,20 @@ read_members(struct reader *r, struct archive *a)
 static int
 open_zip(struct reader *r)
 {
+	/* its own entry and table libarchive 3.6 would use without looking */
+	struct archive_entry *e = archive_entry_new();
 	struct archive *a = archive_read_new();
 	int rc;
 
-	if (a == NULL)
-		return lpo_fail(r->c, LPO_ENOMEM, "out of memory");
-	archive_read_support_format_zip_seekable(a);
-	rc = read_members(r, a);
-	archive_read_free(a);
+	if (e == NULL || a == NULL ||
+	    archive_read_support_format_zip_seekable(a) != ARCHIVE_OK ||
+	    archive_read_set_callback_data(a, r) != ARCHIVE_OK)
+		rc = lpo_fail(r->c, LPO_ENOMEM, "out of memory");
+	else
+		rc = read_members(r, a, e);
+	if (a != NULL)
+		archive_read_free(a);
+	archive_entry_free(e);
 	return rc;
 }
 
