@@ -165,7 +165,7 @@ train(struct train_run *r)
 	}
 	lpo_cli_progress_end(cli);
 	/* five bad steps: what is good so far can be looked at */
-	if (rc == LPO_EFORMAT)
+	if (rc == LPO_EFORMAT && lpo_db_flush(lpo_cli_db(cli)) == 0)
 		lpo_lpo_save(r->trainer, r->snap);
 	return rc < 0 ? rc : lpo_db_flush(lpo_cli_db(cli));
 }

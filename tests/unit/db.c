@@ -199,8 +199,8 @@ failed_commits(lpo_db *db, int64_t run)
 static void
 metrics(lpo_db *db, int64_t run)
 {
+	int rc = 0, failures = 0;
 	int64_t i;
-	int rc = 0;
 
 	for (i = 0; i < 5000 && rc == 0; i++)
 		rc = lpo_db_metric(db, run, i / 2, i % 2 ? "loss" : "lr",
@@ -225,6 +225,17 @@ metrics(lpo_db *db, int64_t run)
 	    "inside a transaction %s", lpo_errmsg(c));
 	IS(db, "SELECT count(*) FROM metric WHERE name = 'inside'", "1000");
 	failed_commits(db, run);
+	/* What cannot be written now is kept, also beyond a full batch. */
+	lpo_db_exec(db, "CREATE TRIGGER no BEFORE INSERT ON metric BEGIN "
+	    "SELECT RAISE(ABORT, 'no'); END");
+	for (i = 0; i < 600; i++)
+		failures += lpo_db_metric(db, run, i, "later", 1) == LPO_EDB;
+	lpo_db_exec(db, "DROP TRIGGER no");
+	ok(failures >= 600 - 511 && lpo_db_flush(db) == 0,
+	    "%d failed", failures);
+	IS(db, "SELECT count(*) FROM metric WHERE name = 'later'", "600");
+	ok(lpo_db_metric(db, run, 1, "a_name_that_is_longer_than_any_of_the_"
+	    "metrics_is_an_error", 1) == LPO_EINVAL, "%s", lpo_errmsg(c));
 	ok(lpo_db_metric(db, 999, 1, "x", 1) == 0 && lpo_db_flush(db) ==
 	    LPO_EDB, "%s", lpo_errmsg(c));
 	lpo_clear(c);
