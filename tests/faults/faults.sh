@@ -31,8 +31,8 @@ while getopts rk:m:e:o:c: opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- encode formats pairs lrm best train sample eval \
-    images probe
+[ $# -gt 0 ] || set -- encode formats pairs lrm best train full sample tar \
+    eval systems images probe
 
 shim=$dir/shim.so
 # shellcheck disable=SC2086

@@ -32,8 +32,8 @@ while getopts n: opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- encode encode_one pairs spool lrm best train sample \
-    eval images probe
+[ $# -gt 0 ] || set -- encode encode_one pairs spool lrm best train full \
+    sample tar eval systems images probe
 work=$dir/work
 mkdir "$work"
 every=0				# a state after each step

@@ -20,8 +20,8 @@ while getopts n:s:g opt; do
 	esac
 done
 shift $((OPTIND - 1))
-[ $# -gt 0 ] || set -- encode encode_one pairs lrm best pipe train sample eval \
-    images
+[ $# -gt 0 ] || set -- encode encode_one pairs lrm best pipe train full sample \
+    tar eval systems images
 
 now() {
 	date +%s.%N

@@ -89,6 +89,25 @@ stage_train() {
 	    --candidates "${CANDIDATES:-4}" --threshold quantile:0.5 \
 	    --save-every 1 --check-count "${CHECKED:-6}" -o lora.safetensors
 }
+stage_full() {			# a whole model instead of a LoRA
+	tool lpo-train --db lpo.db --checkpoint "$every" -m "$model" \
+	    -r "$in/lrm" -p "$in/prompts.csv" --full --iterations 2 \
+	    --prompts-per-iteration 1 --batch 4 --steps 4 --lr 1e-4 \
+	    --candidates "${CANDIDATES:-4}" --threshold quantile:0.5 \
+	    --check-every 1 --check-count 1 -o full
+}
+stage_tar() {
+	tool lpo-sample --db lpo.db --checkpoint "$every" -m "$model" \
+	    -p "$in/prompts.csv" --steps 2 --batch 2 -o pictures.tar
+}
+stage_systems() {
+	tool lpo-eval --db lpo.db --checkpoint "$every" -m "$model" \
+	    --system "base=$model" \
+	    --system "half=$model+$in/lora.safetensors:0.5" \
+	    --system "whole=$model+$in/lora.safetensors" \
+	    -p "$in/prompts.csv" --steps 2 --batch 2 \
+	    --scorer "judge=$scorer" --scorer "lrm:$in/lrm" -o scores.tsv
+}
 stage_sample() {
 	tool lpo-sample --db lpo.db --checkpoint "$every" -m "$model" \
 	    --lora "$in/lora.safetensors" -p "$in/prompts.csv" --steps 2 \
