@@ -142,13 +142,15 @@ train(struct train_run *r)
 	int64_t done, total;
 	struct lpo_lpo_plan p;
 	char extra[96];
-	int rc = 0, phase;
+	int rc = 0, bad = 0, phase;
 
 	lpo_lpo_plan(r->trainer, &p);
 	r->start_s = lpo_cli_now();
 	while (lpo_lpo_iteration(r->trainer) < r->iterations) {
-		if ((rc = lpo_lpo_advance(r->trainer)) < 0)
+		if ((rc = lpo_lpo_advance(r->trainer)) < 0) {
+			bad = rc == LPO_EFORMAT;
 			break;
+		}
 		if (rc == 1 && (rc = after(r)) < 0)
 			break;
 		phase = (int)lpo_lpo_where(r->trainer, &done, &total);
@@ -165,7 +167,7 @@ train(struct train_run *r)
 	}
 	lpo_cli_progress_end(cli);
 	/* five bad steps: what is good so far can be looked at */
-	if (rc == LPO_EFORMAT && lpo_db_flush(lpo_cli_db(cli)) == 0)
+	if (bad && lpo_db_flush(lpo_cli_db(cli)) == 0)
 		lpo_lpo_save(r->trainer, r->snap);
 	return rc < 0 ? rc : lpo_db_flush(lpo_cli_db(cli));
 }
