@@ -51,8 +51,8 @@ lpo_lrm_set_checkpoint(lpo_lrm *m, int on)
 	lpo_unet_set_checkpoint(m->unet, on);
 }
 
-static int
-open_tokenizer(lpo_lrm *m, int i)
+int
+lpo_lrm_open_tokenizer(lpo_lrm *m, int i)
 {
 	int rc;
 
@@ -80,18 +80,15 @@ lpo_lrm_tokenize(lpo_lrm *m, int32_t *const ids[2], const char *prompt)
 	int i, rc = 0;
 
 	for (i = 0; i < m->encoders && rc == 0; i++)
-		if ((rc = open_tokenizer(m, i)) == 0)
+		if ((rc = lpo_lrm_open_tokenizer(m, i)) == 0)
 			rc = lpo_tokenizer_encode(m->tokenizer[i], ids[i],
 			    prompt);
 	return rc;
 }
 
 int64_t
-lpo_lrm_length(lpo_lrm *m)
+lpo_lrm_length(const lpo_lrm *m)
 {
-	/* without a tokenizer: what the encoder takes at most */
-	if (m->tokenizer[0] == NULL && open_tokenizer(m, 0) < 0)
-		lpo_clear(m->ctx);
 	return m->length;
 }
 

@@ -88,7 +88,7 @@ lpo_backend *lpo_lrm_backend(const lpo_lrm *);
 enum lpo_dtype lpo_lrm_dtype(const lpo_lrm *);
 int	 lpo_lrm_copies(const lpo_lrm *);	/* 2 with guidance, else 1 */
 int	 lpo_lrm_encoders(const lpo_lrm *);	/* 1; SDXL: 2 */
-int64_t	 lpo_lrm_length(lpo_lrm *);	/* tokens of a prompt */
+int64_t	 lpo_lrm_length(const lpo_lrm *);	/* tokens of a prompt */
 int64_t	 lpo_lrm_context_dim(const lpo_lrm *);
 int64_t	 lpo_lrm_pooled_dim(const lpo_lrm *);	/* SDXL's; 0 without */
 int64_t	 lpo_lrm_feature_dim(const lpo_lrm *);	/* of V and T */

@@ -76,7 +76,12 @@ read_shapes(lpo_lrm *m)
 		if (rc < 0)
 			return rc;
 	}
+	/* without a tokenizer: what the encoder takes at most */
 	m->length = positions;
+	if ((rc = lpo_lrm_open_tokenizer(m, 0)) == LPO_ENOTFOUND)
+		lpo_clear(m->ctx);
+	else if (rc < 0)
+		return rc;
 	m->cfg.latent_channels = u->in_channels;
 	if (m->encoders == 1 && m->hidden[0] != u->context_dim)
 		return lpo_fail(m->ctx, LPO_EFORMAT, "'%s' is %lld wide, the "

@@ -30,4 +30,7 @@ struct lpo_lrm {
 	lpo_tokenizer *tokenizer[2];
 };
 
+/* Unless it is open.  The first one's length is the model's. */
+int	 lpo_lrm_open_tokenizer(lpo_lrm *, int i);
+
 #endif
