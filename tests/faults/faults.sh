@@ -207,7 +207,7 @@ one_stage() {
 	[ -z "$again" ] || half "$1"
 	for c in $calls; do
 		case $c in
-		read)	files "$1" read EIO ;;
+		read)	files "$1" read EIO short ;;
 		write)	files "$1" write ENOSPC EIO+ short kill ;;
 		sync)	files "$1" sync EIO kill ;;
 		rename)	files "$1" rename EIO kill ;;

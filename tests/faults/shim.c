@@ -4,8 +4,8 @@
  *	FAULT_CALL	read write sync rename open close unlink malloc
  *	FAULT_AT	1, 2, ...: which; 0: none, only count
  *	FAULT_ON	set: from then on all fail
- *	FAULT_HOW	an errno's name; "short": half is written; "kill":
- *			SIGKILL instead of the call
+ *	FAULT_HOW	an errno's name; "short": half is read or written;
+ *			"kill": SIGKILL instead of the call
  *	FAULT_UNDER	folder: only files below it, by absolute path
  *	FAULT_FROM	malloc: part of the name of the object that calls;
  *			"exe" is the program itself
@@ -218,7 +218,8 @@ fault(const char *kind, const char *path)
 		say(kind, n, path);
 	if (how_kill)
 		kill(getpid(), SIGKILL);
-	errno = err;
+	if (!how_short)
+		errno = err;
 	return 1;
 }
 
@@ -278,7 +279,7 @@ write(int fd, const void *p, size_t n)
 
 	if (!fault_fd("write", fd))
 		return real(fd, p, n);
-	return how_short && n > 1 ? real(fd, p, n / 2) : -1;
+	return how_short ? real(fd, p, (n + 1) / 2) : -1;
 }
 
 ssize_t
@@ -288,7 +289,7 @@ pwrite64(int fd, const void *p, size_t n, off64_t off)
 
 	if (!fault_fd("write", fd))
 		return real(fd, p, n, off);
-	return how_short && n > 1 ? real(fd, p, n / 2, off) : -1;
+	return how_short ? real(fd, p, (n + 1) / 2, off) : -1;
 }
 
 ssize_t
@@ -425,7 +426,9 @@ read(int fd, void *p, size_t n)
 {
 	REAL(ssize_t, read, int, void *, size_t);
 
-	return fault_fd("read", fd) ? -1 : real(fd, p, n);
+	if (!fault_fd("read", fd))
+		return real(fd, p, n);
+	return how_short ? real(fd, p, (n + 1) / 2) : -1;
 }
 
 ssize_t
@@ -433,7 +436,9 @@ pread64(int fd, void *p, size_t n, off64_t off)
 {
 	REAL(ssize_t, pread64, int, void *, size_t, off64_t);
 
-	return fault_fd("read", fd) ? -1 : real(fd, p, n, off);
+	if (!fault_fd("read", fd))
+		return real(fd, p, n, off);
+	return how_short ? real(fd, p, (n + 1) / 2, off) : -1;
 }
 
 ssize_t
@@ -447,7 +452,7 @@ mmap64(void *at, size_t n, int prot, int flags, int fd, off64_t off)
 {
 	REAL(void *, mmap64, void *, size_t, int, int, int, off64_t);
 
-	return fd >= 0 && fault_fd("read", fd) ? MAP_FAILED :
+	return fd >= 0 && fault_fd("read", fd) && !how_short ? MAP_FAILED :
 	    real(at, n, prot, flags, fd, off);
 }
 
@@ -462,7 +467,7 @@ readdir(DIR *d)
 {
 	REAL(struct dirent *, readdir, DIR *);
 
-	return fault_fd("read", dirfd(d)) ? NULL : real(d);
+	return fault_fd("read", dirfd(d)) && !how_short ? NULL : real(d);
 }
 
 /* ----------------------------------------------------------------- memory */
