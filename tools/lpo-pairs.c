@@ -395,6 +395,13 @@ stream(struct pairs_job *j, lpo_shards *in)
 	return rc;
 }
 
+static unsigned
+missing(const struct pairs_opts *o)
+{
+	return LPO_SHARDS_OPTIONAL |
+	    (o->allow_missing ? LPO_SHARDS_ALLOW_MISSING : 0);
+}
+
 static int
 work_stream(struct pairs_job *j)
 {
@@ -407,7 +414,7 @@ work_stream(struct pairs_job *j)
 	int rc;
 
 	rc = lpo_shards_open(cli->ctx, &in, (const char *const *)cli->args,
-	    cli->nargs, j->o->allow_missing ? LPO_SHARDS_ALLOW_MISSING : 0);
+	    cli->nargs, missing(j->o));
 	if (rc != 0)
 		return rc;
 	run = lpo_shards_run(in);
@@ -467,7 +474,7 @@ work_set(struct pairs_job *j)
 
 	rc = lpo_pairset_open(cli->ctx, &j->set,
 	    (const char *const *)cli->args, cli->nargs, o->spool,
-	    o->allow_missing ? LPO_PAIRSET_ALLOW_MISSING : 0);
+	    missing(o));
 	if (rc != 0 || (rc = describe(j, lpo_pairset_run(j->set))) != 0 ||
 	    (rc = lpo_pair_opts_check(cli->ctx, &j->pair)) != 0 ||
 	    (rc = lpo_pairset_select(j->set, j->filters, o->compare > 0)) != 0)

@@ -89,6 +89,7 @@ int	 lpo_shard_peek(lpo_ctx *, const uint8_t **, int64_t *bytes,
 	    lpo_shard *, int64_t i, const char *name);
 
 #define LPO_SHARDS_ALLOW_MISSING 1	/* gaps in a sequence are allowed */
+#define LPO_SHARDS_OPTIONAL	2	/* a refusal names --allow-missing */
 
 /*
  * For those who open shards themselves (lpo_shards_open() does it): the same

@@ -137,6 +137,13 @@ by_run_and_shard(const void *a, const void *b)
 	return (*x)->shard < (*y)->shard ? -1 : (*x)->shard > (*y)->shard;
 }
 
+const char *
+lpo_shards_way_out(unsigned flags)
+{
+	return flags & LPO_SHARDS_OPTIONAL ?
+	    " (--allow-missing goes on without)" : "";
+}
+
 static int
 missing(lpo_ctx *c, const char *run, int64_t first, int64_t count,
     int64_t shards, unsigned flags)
@@ -154,9 +161,8 @@ missing(lpo_ctx *c, const char *run, int64_t first, int64_t count,
 		    (long long)shards);
 		return 0;
 	}
-	return lpo_fail(c, LPO_EFORMAT, "run %s: %s missing, of %lld "
-	    "(--allow-missing goes on without)", run, which,
-	    (long long)shards);
+	return lpo_fail(c, LPO_EFORMAT, "run %s: %s missing, of %lld%s", run,
+	    which, (long long)shards, lpo_shards_way_out(flags));
 }
 
 int

@@ -100,6 +100,8 @@ struct lpo_set {
 int	lpo_set_add(lpo_ctx *, struct lpo_set *, const struct lpo_section *,
 	    const char *file);
 int	lpo_set_check(lpo_ctx *, struct lpo_set *, unsigned flags);
+/* What LPO_SHARDS_OPTIONAL adds to a refusal. */
+const char *lpo_shards_way_out(unsigned flags);
 void	lpo_set_free(struct lpo_set *);
 
 #endif

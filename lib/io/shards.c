@@ -313,8 +313,8 @@ check_numbers(lpo_ctx *c, const struct lpo_set *set, unsigned flags)
 			continue;
 		if (!(flags & LPO_SHARDS_ALLOW_MISSING))
 			return lpo_fail(c, LPO_EFORMAT, "'%s' is followed by "
-			    "'%s': a gap (--allow-missing goes on without)",
-			    set->file[i - 1], set->file[i]);
+			    "'%s': a gap%s", set->file[i - 1], set->file[i],
+			    lpo_shards_way_out(flags));
 		lpo_notice(c, "'%s' is followed by '%s': a gap",
 		    set->file[i - 1], set->file[i]);
 	}

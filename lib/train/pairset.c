@@ -101,57 +101,6 @@ out:
 
 /* ---------------------------------------------------------------- open */
 
-/*
- * Shard k of n of one run, from the end records: all of 0..n-1 must be there.
- * seen[] spans the files; foreign shards have no numbers to check.
- */
-static int
-check_sequence(lpo_pairset *s)
-{
-	lpo_ctx *c = s->ctx;
-	int64_t i, j, k, n = -1, missing = -1;
-	char *seen = NULL;
-	int rc = 0;
-
-	for (i = 0; i < s->n_shards && rc == 0; i++) {
-		const json_t *end = lpo_shard_end(s->shard[i]);
-
-		if (end == NULL)
-			continue;
-		if ((rc = lpo_json_need_int(c, &k, end, "shard")) != 0 ||
-		    (rc = lpo_json_need_int(c, &j, end, "shards")) != 0)
-			break;
-		/* single files of several runs: nothing to be missing */
-		if (j <= 1)
-			continue;
-		if (n >= 0 && j != n)
-			rc = lpo_fail(c, LPO_EFORMAT, "'%s' is of a sequence "
-			    "of %lld shards, others of %lld", s->name[i],
-			    (long long)j, (long long)n);
-		else if (n < 0 && j <= 100000000 &&
-		    (seen = lpo_alloc(c, (size_t)j, 1)) == NULL)
-			rc = LPO_ENOMEM;
-		else if (j > 100000000 || k < 0 || k >= j)
-			rc = lpo_fail(c, LPO_EFORMAT, "'%s': shard %lld of "
-			    "%lld", s->name[i], (long long)k, (long long)j);
-		else if (seen[k])
-			rc = lpo_fail(c, LPO_EFORMAT, "'%s': shard %lld is "
-			    "there twice", s->name[i], (long long)k);
-		else
-			seen[k] = 1;
-		n = j;
-	}
-	for (k = 0; rc == 0 && k < n && missing < 0; k++)
-		if (!seen[k])
-			missing = k;
-	if (rc == 0 && missing >= 0)
-		rc = lpo_fail(c, LPO_EFORMAT, "shard %lld of %lld is missing "
-		    "(--allow-missing goes on without)", (long long)missing,
-		    (long long)n);
-	lpo_free(seen);
-	return rc;
-}
-
 static int
 check_kind(lpo_pairset *s)
 {
@@ -207,8 +156,8 @@ lpo_pairset_open(lpo_ctx *c, lpo_pairset **out, const char *const *args,
 		    lpo_shard_open(c, &s->shard[i], s->name[i]);
 	if (rc == 0)
 		rc = check_kind(s);
-	if (rc == 0 && s->fd < 0 && !(flags & LPO_PAIRSET_ALLOW_MISSING))
-		rc = check_sequence(s);
+	if (rc == 0)
+		rc = lpo_shard_check_set(c, s->shard, s->n_shards, flags);
 	for (i = 0; i < s->n_shards && rc == 0; i++)
 		s->rows += lpo_shard_samples(s->shard[i]);
 out:

@@ -11,13 +11,12 @@
 
 typedef struct lpo_pairset lpo_pairset;
 
-#define LPO_PAIRSET_ALLOW_MISSING 1	/* gaps in a shard sequence */
-
 /*
  * args as lpo_shards_expand(); n_args 0 or a single "-": standard input,
  * copied to a file in `spool` (NULL: $TMPDIR, else /var/tmp) whose size is
- * told by lpo_notice().  Each file is verified whole; a gap, the same shard
- * twice, or a stream that holds no moments is LPO_EFORMAT.
+ * told by lpo_notice().  Each file is verified whole; a gap (unless `flags`,
+ * LPO_SHARDS_*, allow it), the same shard twice, streams of which one is not
+ * like the others, or one that holds no moments are LPO_EFORMAT.
  */
 int	 lpo_pairset_open(lpo_ctx *, lpo_pairset **, const char *const *args,
 	    int n_args, const char *spool, unsigned flags);

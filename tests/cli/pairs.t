@@ -35,21 +35,39 @@ is "$(cat "$dir/out")" 000000060-e0 "--in-order keeps the order given"
 mv "$dir/e-1.tar" "$dir/gone"
 pairs "$dir/e-*.tar" > /dev/null
 is $? 1 "a gap in a sequence is refused"
-says "shard 1 of 3 is missing (--allow-missing goes on without)" "which"
+says "shard 1 is missing, of 3 (--allow-missing goes on without)" "which"
+cat "$dir"/e-?.tar | pairs > /dev/null
+is $? 1 "also through a pipe"
+says "shard 1 is missing, of 3" "which"
 pairs --allow-missing "$dir/e-*.tar" | keys > "$dir/out"
 is "$(wc -l < "$dir/out" | tr -d ' ')" 50 "but with --allow-missing"
 mv "$dir/gone" "$dir/e-1.tar"
-pairs "$e" "$dir/e-%d.tar" > /dev/null
+cat "$dir"/e-?.tar > "$dir/all.tar"
+pairs "$dir/all.tar" | cmp -s - "$dir/ref.tar"
+ok $? "from shards one after the other in one file"
+"$bin/lpo-encode" -q -m "$model" --db none --exif "$dir/world/prefs.csv" \
+    -o "$dir/exif.tar" 2>"$dir/err"
+pairs "$e" "$dir/exif.tar" > /dev/null
 is $? 1 "the same rows twice are refused"
 says "row 0 is there twice: give several inputs to one lpo-encode" "what to do"
 pairs "$dir"/e-?.tar "$dir/e-1.tar" > /dev/null
 is $? 1 "a shard twice is refused"
-says "e-1.tar': shard 1 is there twice" "which"
+says "e-1.tar: shard 1 of run" "which"
 "$bin/lpo-encode" -q -m "$model" --db none --rows-per-shard 40 \
     "$dir/world/prefs.csv" -o "$dir/two-%d.tar" 2>"$dir/err"
 pairs "$dir"/e-?.tar "$dir"/two-?.tar > /dev/null
 is $? 1 "shards of two sequences are refused"
-says "two-0.tar' is of a sequence of 2 shards, others of 3" "which"
+says "two-0.tar: shard 0 of run" "which"
+"$bin/lpo-encode" -q -m "$model" --db none -s 48 --rows-per-shard 30 \
+    "$dir/world/prefs.csv" -o "$dir/large-%d.tar" 2>"$dir/err"
+pairs "$dir/e-0.tar" "$dir/e-1.tar" "$dir/large-2.tar" > /dev/null
+is $? 1 "latents of two sizes are refused"
+says "large-2.tar: 'size_px' is 48, but 32 in what was read before" "which"
+"$bin/lpo-encode" -q -m "$model" --db none --exif --rows-per-shard 30 \
+    "$dir/world/prefs.csv" -o "$dir/exif-%d.tar" 2>"$dir/err"
+pairs "$dir/e-0.tar" "$dir/e-1.tar" "$dir/exif-2.tar" > /dev/null
+is $? 1 "a shard of another run fills no gap"
+says "shard 2 is missing, of 3" "which"
 pairs "$dir/nothing-*.tar" > /dev/null
 is $? 1 "a pattern that nothing fits"
 says "no file '$dir/nothing-*.tar'" "which"

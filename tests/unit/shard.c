@@ -384,6 +384,10 @@ sets(void)
 	unlink(at("enc-006.tar"));
 	ok(read_files(1, many, 0, &sum) == LPO_EFORMAT, "middle: %s",
 	    lpo_errmsg(c));
+	ok(strstr(lpo_errmsg(c), "--allow-missing") == NULL &&
+	    read_files(1, many, LPO_SHARDS_OPTIONAL, &sum) == LPO_EFORMAT &&
+	    strstr(lpo_errmsg(c), "(--allow-missing goes on without)") != NULL,
+	    "the way out where there is one: %s", lpo_errmsg(c));
 	notices = 0;
 	ok(read_files(1, pattern, LPO_SHARDS_ALLOW_MISSING, &sum) == 27 &&
 	    notices == 2, "allowed, and said %s", lpo_errmsg(c));
