@@ -16,6 +16,8 @@ lpo_cli_filter_open(lpo_cli *cli, lpo_filters **out,
 	    (f->mpcf_use != NULL &&
 	    lpo_filter_use(cli->ctx, &o.mpcf_use, f->mpcf_use) != 0))
 		return lpo_cli_usage(cli, "%s", lpo_errmsg(cli->ctx));
+	if (f->mpcf_use != NULL && o.mpcf == 0)
+		return lpo_cli_usage(cli, "--mpcf-use needs --filter");
 	if (f->join_by_row && f->scores == NULL)
 		return lpo_cli_usage(cli, "--join-by-row needs --scores");
 	if (f->scores != NULL && (rc = lpo_cli_input_file(cli, "scores",

@@ -488,7 +488,7 @@ work_set(struct pairs_job *j)
 		j->total = o->limit;
 	if (j->total < 0)
 		j->total = 0;
-	if (o->stats || o->dump != NULL) {
+	if ((o->stats || o->dump != NULL) && !cli->o.dry_run) {
 		if (o->dump != NULL && (rc = lpo_pairstool_dump(j)) != 0)
 			return rc;
 		return o->stats ? lpo_pairstool_stats(j) : 0;
@@ -533,12 +533,30 @@ check(lpo_cli *cli, const struct pairs_opts *o)
 	if (o->shuffle > 0 && pattern)
 		return lpo_cli_usage(cli, "--shuffle streams: the number of "
 		    "shards is not known, give -o without %%d");
+	if ((o->stats || o->dump != NULL) && !lpo_cli_to_stdout(cli))
+		return lpo_cli_usage(cli, "--stats and --dump write no "
+		    "tensors: no --output");
+	if (o->dump != NULL && !cli->o.force && lpo_file_exists(o->dump))
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there already: "
+		    "--force overwrites it", o->dump);
 	if ((cli->nargs == 0 || strcmp(cli->args[0], "-") == 0) &&
 	    (rc = lpo_cli_binary_stdin(cli)) != 0)
 		return rc;
-	if (lpo_cli_to_stdout(cli) && !o->stats && o->dump == NULL && !cli->o.dry_run)
+	if (lpo_cli_to_stdout(cli) && !o->stats && o->dump == NULL &&
+	    !cli->o.dry_run)
 		return lpo_cli_binary_stdout(cli);
 	return 0;
+}
+
+static int
+timesteps(struct pairs_job *j)
+{
+	lpo_cli *cli = j->cli;
+	int rc = lpo_pair_timesteps_parse(cli->ctx, &j->timesteps,
+	    &j->pair.n_timesteps, j->o->timesteps);
+
+	return rc == LPO_EINVAL ? lpo_cli_usage(cli, "--%s",
+	    lpo_errmsg(cli->ctx)) : rc;
 }
 
 static int
@@ -548,9 +566,8 @@ work(lpo_cli *cli, const struct pairs_opts *o)
 	int i, rc;
 
 	if ((rc = check(cli, o)) != 0 ||
+	    (rc = timesteps(&j)) != 0 ||
 	    (rc = lpo_cli_filter_open(cli, &j.filters, &o->filter)) != 0 ||
-	    (rc = lpo_pair_timesteps_parse(cli->ctx, &j.timesteps,
-	    &j.pair.n_timesteps, o->timesteps)) != 0 ||
 	    (rc = new_workers(&j)) != 0)
 		goto out;
 	j.pair.seed = cli->o.seed;

@@ -111,6 +111,7 @@ lpo_pairstool_dump(struct pairs_job *j)
 int
 lpo_pairstool_plan(struct pairs_job *j)
 {
+	int look = j->o->stats || j->o->dump != NULL;
 	lpo_cli *cli = j->cli;
 	int64_t shape[3], bytes;
 	int rc;
@@ -119,13 +120,16 @@ lpo_pairstool_plan(struct pairs_job *j)
 		return rc;
 	bytes = 2 * shape[0] / 2 * shape[1] * shape[2] *
 	    (j->pair.dtype == LPO_NPY_F4 ? 4 : 2);
-	lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
+	if (!look)
+		lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
 	lpo_cli_plan(cli, "rows", "%lld",
 	    (long long)lpo_pairset_rows(j->set));
 	lpo_cli_plan(cli, "items after filters", "%lld",
 	    (long long)lpo_pairset_items(j->set));
 	lpo_cli_plan(cli, "epochs", "%lld", (long long)j->o->epochs);
 	lpo_cli_plan(cli, "output pairs", "%lld", (long long)j->total);
+	if (look)
+		return LPO_CLI_DONE;
 	lpo_cli_plan(cli, "latent", "%lldx%lldx%lld", (long long)shape[0] / 2,
 	    (long long)shape[1], (long long)shape[2]);
 	lpo_cli_plan(cli, "output bytes", "%lld",

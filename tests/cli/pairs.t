@@ -105,7 +105,7 @@ is "$(tar xOf "$dir/t.tar" 000000007-e0.json |
     grep -o '"timestep_[01]":[0-9]*' | tr '\n' ' ')" \
     '"timestep_0":401 "timestep_1":401 ' "one timestep"
 pairs --timesteps 5,1 "$e" >/dev/null
-is $? 1 "a list that does not ascend"
+is $? 2 "a list that does not ascend"
 pairs --timesteps 1000 "$e" >/dev/null
 is $? 1 "a timestep the model has not"
 pairs --drop-ties --compare-timesteps 2 "$e" > "$dir/c.tar"
@@ -171,6 +171,24 @@ if command -v sqlite3 >/dev/null; then
 else
 	skip "no sqlite3"
 fi
+cp "$dir/types.tar" "$dir/mine"
+pairs --dump "$dir/mine" "$dir/types.tar"
+is $? 1 "--dump over another file is refused"
+same "$dir/mine" "$dir/types.tar" "which stays"
+pairs --dump "$dir/mine" --dry-run --force "$dir/types.tar" > "$dir/out"
+grep -q '^output pairs	' "$dir/out" && cmp -s "$dir/mine" "$dir/types.tar"
+ok $? "--dump: a plan writes nothing"
+pairs --dump "$dir/mine" --force "$dir/types.tar" &&
+    ! cmp -s "$dir/mine" "$dir/types.tar"
+ok $? "--dump: --force overwrites it"
+for o in --stats "--dump $dir/new.db"; do
+	# shellcheck disable=SC2086  # an option and its argument
+	pairs $o -o "$dir/new.tar" "$e" > /dev/null
+	is $? 2 "$o has no --output"
+done
+pairs --mpcf-use aesthetic "$e" > /dev/null
+is $? 2 "--mpcf-use without --filter"
+says "--mpcf-use needs --filter" "said"
 mkdir "$dir/d.dir"
 pairs --dump "$dir/d.dir" "$dir/types.tar"
 is $? 1 "--dump to a folder"
