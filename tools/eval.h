@@ -14,8 +14,8 @@
 #include "tools/cli.h"
 
 struct eval_opts {
-	const char *lora, *prompts, *images, *html, *title;
-	struct lpo_cli_list system, scorer, fail_under;
+	const char *lora, *prompts, *html, *title;
+	struct lpo_cli_list system, scorer, images, fail_under;
 	int pool;
 	int64_t per_prompt, size_px, steps, batch, html_images, resamples;
 	double guidance, eta;

@@ -42,12 +42,12 @@ table_compact(struct table *t)
 	t->n = n;
 }
 
-/* The table of --images and, a shell having spread a pattern, operands. */
+/* The tables of --images and, a shell having spread a pattern, operands. */
 static int
-read_table(struct table *t, const char *first)
+read_table(struct table *t, const struct lpo_cli_list *l)
 {
 	lpo_cli *cli = t->cli;
-	const char **path = lpo_alloc(cli->ctx, 1 + (size_t)cli->nargs,
+	const char **path = lpo_alloc(cli->ctx, (size_t)(l->n + cli->nargs),
 	    sizeof(*path));
 	const char *why;
 	int64_t n, i;
@@ -55,17 +55,18 @@ read_table(struct table *t, const char *first)
 
 	if (path == NULL)
 		return LPO_ENOMEM;
-	path[0] = first;
+	for (i = 0; i < l->n; i++)
+		path[i] = l->v[i];
 	for (i = 0; i < cli->nargs; i++)
-		path[1 + i] = cli->args[i];
-	rc = lpo_records_open(cli->ctx, &t->in, path, 1 + cli->nargs,
+		path[l->n + i] = cli->args[i];
+	rc = lpo_records_open(cli->ctx, &t->in, path, l->n + cli->nargs,
 	    LPO_RECORDS_UNLABELLED);
 	lpo_free(path);
 	if (rc < 0)
 		return rc;
 	if ((n = lpo_records_count(t->in)) == 0)
 		return lpo_fail(cli->ctx, LPO_EFORMAT, "'%s' has no rows",
-		    first);
+		    l->v[0]);
 	t->row = lpo_alloc(cli->ctx, (size_t)n, sizeof(*t->row));
 	t->bad = lpo_alloc(cli->ctx, (size_t)n, 1);
 	if (t->row == NULL || t->bad == NULL)
@@ -402,9 +403,13 @@ out:
 static int
 images_plan(const struct table *t, const struct eval_opts *o)
 {
+	int rc;
+
+	lpo_cli_plan(t->cli, "run", "%s", lpo_cli_run(t->cli));
 	lpo_cli_plan(t->cli, "images", "%lld", (long long)(2 * t->n));
 	lpo_cli_plan(t->cli, "scorers", "%d", o->scorer.n);
-	return LPO_CLI_DONE;
+	rc = eval_scorers_fit(t->cli, o);
+	return rc != 0 ? rc : LPO_CLI_DONE;
 }
 
 int
@@ -415,18 +420,17 @@ eval_images(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	char hex[65];
 	int rc;
 
-	if ((rc = read_table(&t, o->images)) < 0)
+	if ((rc = read_table(&t, &o->images)) < 0)
 		goto out;
-	if (cli->o.dry_run) {
-		rc = images_plan(&t, o);
-		goto out;
-	}
 	if ((rc = lpo_cli_backend(cli)) == 0 &&
 	    (rc = lpo_records_sha256(cli->ctx, hex, t.in)) == 0 &&
-	    (rc = lpo_cli_input_hash(cli, "images", o->images, hex)) == 0 &&
+	    (rc = lpo_cli_input_hash(cli, "images", o->images.v[0], hex)) ==
+	    0 &&
 	    (rc = eval_scorers_inputs(cli, o)) == 0 &&
 	    (rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? NULL :
-	    cli->o.output, NULL)) == 0 &&
+	    cli->o.output, NULL)) == 0 && cli->o.dry_run)
+		rc = images_plan(&t, o);
+	else if (rc == 0 &&
 	    (rc = score_table(&t, o, e, &s)) == 0 &&
 	    (rc = column_names(cli, o, &s)) == 0)
 		rc = print_rows(&t, e->out, &s);

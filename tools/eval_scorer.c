@@ -136,11 +136,12 @@ eval_scorers_inputs(lpo_cli *cli, const struct eval_opts *o)
 	struct eval_scorer s;
 	const char *arg;
 	char *text;
-	int i, rc = 0;
+	int i, built_in = 0, rc = 0;
 
 	for (i = 0; i < o->scorer.n && rc == 0; i++) {
 		if ((rc = eval_scorer_parse(cli, &s, o->scorer.v[i])) != 0)
 			break;
+		built_in |= s.cls != NULL;
 		text = s.cls == NULL ? lpo_strdup(cli->ctx, o->scorer.v[i]) :
 		    lpo_asprintf(cli->ctx, "%s=%s:", s.name, s.cls->kind);
 		if (text == NULL)
@@ -157,6 +158,9 @@ eval_scorers_inputs(lpo_cli *cli, const struct eval_opts *o)
 		eval_scorer_clear(&s);
 	}
 	lpo_cli_resolved(cli, "scorer", list);
+	if (rc == 0 && built_in)
+		lpo_cli_resolved(cli, "scorer_precision", json_string(
+		    lpo_cli_precision_name(cli, so.dtype)));
 	return rc;
 }
 

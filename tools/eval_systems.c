@@ -381,8 +381,8 @@ plan(lpo_cli *cli, const struct eval_opts *o, const struct eval *e)
 static int
 pictures_id(lpo_cli *cli, struct eval *e, json_t **options)
 {
-	static const char *const other[] = { "scorer", "resamples", "title",
-	    "html-images" };
+	static const char *const other[] = { "scorer", "scorer_precision",
+	    "resamples", "title", "html-images" };
 	lpo_ctx *c = cli->ctx;
 	const char **in;
 	char *role;
@@ -446,7 +446,8 @@ eval_systems(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	    (o->prompts != NULL && (rc = lpo_prompts_read(cli->ctx, &e->list,
 	    o->prompts)) < 0) || (rc = lpo_cli_backend(cli)) < 0 ||
 	    (rc = inputs(cli, o, e)) < 0 ||
-	    (rc = lpo_cli_begin(cli, NULL, NULL)) != 0)
+	    (rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? o->html :
+	    cli->o.output, NULL)) != 0)
 		return rc;
 	if (cli->o.dry_run)
 		return plan(cli, o, e);

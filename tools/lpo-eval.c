@@ -23,8 +23,8 @@ static const struct lpo_cli_option options[] = {
 	{ "scorer", 0, "NAME=WHAT", "clip:DIR, aesthetic:HEAD,DIR, lrm:DIR "
 	    "or a program (may repeat)", LPO_CLI_LIST, OFF(scorer), R, 0, 0 },
 	{ "images", 0, "FILE", "score the images of preferences instead: a "
-	    "table, folder or tar; prints id, NAME_0, NAME_1", LPO_CLI_STRING,
-	    OFF(images), 0, 0, 0 },
+	    "table, folder or tar; prints id, NAME_0, NAME_1 (may repeat)",
+	    LPO_CLI_LIST, OFF(images), 0, 0, 0 },
 	{ "pool", 0, NULL, "compare what earlier runs stored: the operands "
 	    "are databases", LPO_CLI_FLAG, OFF(pool), 0, 0, 0 },
 	{ "Pictures", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
@@ -248,17 +248,17 @@ check(lpo_cli *cli, const struct eval_opts *o)
 {
 	int rc;
 
-	if (o->pool + (o->images != NULL) + (o->lora != NULL ||
+	if (o->pool + (o->images.n > 0) + (o->lora != NULL ||
 	    o->system.n > 0) > 1)
 		return lpo_cli_usage(cli, "one of --pool, --images, and "
 		    "--lora or --system");
 	if (o->pool && (o->html != NULL || o->scorer.n > 0))
 		return lpo_cli_usage(cli, "--pool reads scores from "
 		    "databases: no --scorer, no --html");
-	if (o->images != NULL && (o->html != NULL || o->fail_under.n > 0))
+	if (o->images.n > 0 && (o->html != NULL || o->fail_under.n > 0))
 		return lpo_cli_usage(cli, "--images compares nothing: no "
 		    "--html, no --fail-under");
-	if (!o->pool && o->images == NULL && cli->nargs > 0)
+	if (!o->pool && o->images.n == 0 && cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);
 	if ((rc = no_folder(cli, o->html)) != 0 ||
@@ -273,7 +273,7 @@ run(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 {
 	int rc;
 
-	if (o->images != NULL)
+	if (o->images.n > 0)
 		return eval_images(cli, o, e);
 	rc = o->pool ? eval_pool(cli, o, e) : eval_systems(cli, o, e);
 	if (rc != 0)

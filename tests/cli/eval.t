@@ -100,6 +100,8 @@ test ! -s out && tail -n +2 res.tsv | sort | cmp -s - sorted 2> /dev/null
 tail -n +2 sorted > body
 tail -n +2 res.tsv | sort | cmp -s - body
 ok $? "-o has the table"
+is "$(sqlite3 x.db "select tool from made where path = 'res.tsv'")" lpo-eval \
+    "the database knows who made it"
 test "$(grep -o 'data:image/png;base64,' report.html | wc -l)" -ge 12 &&
     grep -q "prompt 2" report.html
 ok $? "the report has all pictures and prompts"
@@ -350,6 +352,12 @@ test "$(sqlite3 :memory: "select x ->> 'aesthetic_0' = 10,
     x ->> 'aesthetic_1' = 11, x ->> 'id' from (select readfile('line') x)")" = \
     '1|1|sec,ond'
 ok $? "an object a line"
+run 0 "--images, twice" "$eval" --images world/some.csv \
+    --images world/some.csv --scorer s=./sides --json
+is "$(wc -l < out)" 6 "the rows of both"
+run 0 "--images, and an operand" "$eval" --images world/some.csv \
+    world/some.csv --scorer s=./sides --json
+is "$(wc -l < out)" 6 "the rows of both"
 run 1 "--images, a file that is missing" "$eval" --images \
     world/prefs.missing.csv --scorer s=./sides
 rm world/b1.png

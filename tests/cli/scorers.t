@@ -49,6 +49,15 @@ cut -d , -f 1,4- scores.csv | paste -d , out - | awk -F , 'NR > 1 {
 		same += d == 0
 	} } END { exit far > 0 || same == 24 }'
 ok $? "near the same, and not the same"
+# auto is f32 for scorers, whatever it is for pictures.
+run_of() {
+	"$eval" --images "$clip/prefs.csv" --dry-run "$@" 2> err |
+	    sed -n 's/^run	//p'
+}
+auto=$(run_of --scorer "clip:$clip")
+bf16=$(run_of --scorer "clip:$clip" --precision bf16)
+test -n "$auto" && test -n "$bf16" && test "$auto" != "$bf16"
+ok $? "bf16 is a run of its own ($auto, $bf16)"
 mkdir bin
 cp "$clip"/*.json "$clip/merges.txt" bin
 cp "$clip/head.pth" bin/pytorch_model.bin
@@ -460,8 +469,14 @@ run 1 "a diffusion model is no CLIP" "$eval" --images "$i" \
 says "not a CLIP model of two towers" "why"
 run 1 "no head" "$eval" --images "$i" --scorer "aesthetic:$i,$clip"
 says "$i" "which file"
-run 0 "dry run" "$eval" --images "$i" --scorer clip:nowhere --dry-run
-grep -q '^images	12$' out
+# A plan and its run agree: what has no scorer or does not fit has no plan.
+run 1 "dry run, no such folder" "$eval" --images "$i" --scorer clip:nowhere \
+    --dry-run
+run 1 "dry run, too little memory" "$eval" --images "$i" \
+    --scorer "clip:$clip" --memory 1M --dry-run
+says "what would make it fit: --memory" "what would do"
+run 0 "dry run" "$eval" --images "$i" --scorer "clip:$clip" --dry-run
+grep -q '^images	12$' out && grep -q '^memory of the scorers, at most	' out
 ok $? "counts"
 
 done_testing
