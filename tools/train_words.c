@@ -3,6 +3,7 @@
 #include <stdio.h>
 #include <string.h>
 
+#include "lib/base/progress.h"
 #include "tools/train.h"
 
 static void
@@ -213,6 +214,10 @@ metrics(struct train_run *r, const struct lpo_lpo_report *p)
 	const struct { const char *name; double v; } m[] = {
 		{ "transitions", (double)p->transitions },
 		{ "valid", (double)p->valid },
+		{ "valid_t0751", (double)p->valid_in[0] },
+		{ "valid_t0501", (double)p->valid_in[1] },
+		{ "valid_t0251", (double)p->valid_in[2] },
+		{ "valid_t0000", (double)p->valid_in[3] },
 		{ "bad_scores", (double)p->bad_scores },
 		{ "score_mean", p->score_mean },
 		{ "score_spread", p->score_spread },
@@ -247,6 +252,8 @@ static void
 step_line(struct train_run *r, const struct lpo_lpo_report *p)
 {
 	double s = lpo_cli_now() - r->start_s;
+	int64_t left = r->iterations - p->iteration - 1;
+	char time[48];
 
 	r->pairs_done += p->pairs;
 	r->finished++;
@@ -263,6 +270,11 @@ step_line(struct train_run *r, const struct lpo_lpo_report *p)
 	    (long long)p->valid_in[3], p->score_mean, p->score_spread,
 	    p->margin_mean, p->loss, p->implicit_accuracy, p->clipped_win,
 	    p->clipped_lose, p->grad_norm, (double)r->pairs_done / s);
+	if (left > 0) {
+		lpo_duration_text(time, sizeof(time), (double)left * s /
+		    (double)r->finished);
+		fprintf(stderr, ", %s left", time);
+	}
 	if (r->checked == p->iteration + 1)
 		fprintf(stderr, "  check %.4f (reference %.4f, %+.4f; higher "
 		    "in %.0f %% of %lld)", r->check.policy,

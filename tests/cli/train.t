@@ -148,6 +148,20 @@ is "$(sqlite3 "$dir/lpo.db" "SELECT count(*) FROM checkpoint")" 2 \
     "both files are in the database"
 is "$(sqlite3 "$dir/lpo.db" "SELECT count(DISTINCT step) FROM metric WHERE
     name = 'loss'")" 2 "a loss for each iteration"
+is "$(sqlite3 "$dir/lpo.db" "SELECT DISTINCT step FROM metric m
+    WHERE name = 'valid' AND value = (SELECT sum(value) FROM metric t
+    WHERE t.step = m.step AND t.name LIKE 'valid\_t0%' ESCAPE '\')" |
+    tr '\n' ' ')" "1 2 " "the valid pairs by timestep"
+sqlite3 "$dir/lpo.db" "SELECT DISTINCT name FROM metric" |
+    while read -r name; do
+	grep -qw -- "$name" man/lpo-db.5 || echo "$name"
+    done > "$dir/err"
+test ! -s "$dir/err"
+ok $? "lpo-db(5) has the names of all figures"
+train --db none -o "$dir/l.safetensors" 2>"$dir/err"
+grep -q '^iteration 1/2 .* pairs/s, [0-9a-z ]* left' "$dir/err" &&
+    ! grep -q '^iteration 2/2 .* left' "$dir/err"
+ok $? "an iteration's line says how long the others take"
 train --db none --threshold static:0.99 -o "$dir/h.safetensors" 2>"$dir/err"
 grep -q "transitions are valid" "$dir/err"
 ok $? "a threshold that nothing passes is explained"
