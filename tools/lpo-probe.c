@@ -101,7 +101,9 @@ report_times(struct lpo_probe *p)
 
 	getrusage(RUSAGE_SELF, &u);
 	qsort(p->ms, (size_t)n, sizeof *p->ms, by_value);
-	printf("%s\t%.3f\t%.3f\t%lld\n", p->o->component, p->ms[0],
+	printf(p->cli->o.json ? "{\"component\":\"%s\",\"min_ms\":%.3f,"
+	    "\"median_ms\":%.3f,\"peak_rss_bytes\":%lld}\n" :
+	    "%s\t%.3f\t%.3f\t%lld\n", p->o->component, p->ms[0],
 	    n % 2 ? p->ms[n / 2] : (p->ms[n / 2 - 1] + p->ms[n / 2]) / 2,
 	    1024LL * u.ru_maxrss);
 }

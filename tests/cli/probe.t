@@ -126,6 +126,10 @@ is "$(shape "$dir/o.st" d_sample) $(shape "$dir/o.st" \
 probe -c unet -i "$dir/z.st" -o "$dir/o.st" --repeat 3 > "$dir/out"
 is "$(awk -F '\t' '{ print NF, $1, ($2 <= $3), ($4 > 1000000) }' \
     "$dir/out")" "4 unet 1 1" "--repeat: min, median, memory"
+probe -c unet -i "$dir/z.st" --repeat 3 --json > "$dir/out"
+is "$(tr -d '0-9.' < "$dir/out")" \
+    '{"component":"unet","min_ms":,"median_ms":,"peak_rss_bytes":}' \
+    "the same as JSON"
 probe -c unet -i "$dir/z.st" -o "$dir/o1.st"
 same "$dir/o1.st" "$dir/o.st" "repeated: the same bytes"
 st "$dir/z.st" '{"x_t":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"eps":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[1024,2048]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[2048,2056]}}' 2056
