@@ -32,6 +32,7 @@ struct encode_job {
 	json_t *run;		/* __run__/run.json */
 	lpo_shardw *out;
 	int64_t shard_skipped, done;
+	int already;		/* all shards of a pattern were there */
 	struct lpo_record *row;	/* for the database: the last KEPT_ROWS */
 	int n_row;
 };

@@ -450,7 +450,7 @@ write_pattern(struct encode_job *j)
 	int64_t per = j->o->rows_per_shard, k, last;
 	int64_t n = j->rows / per + (j->rows % per != 0 || j->rows == 0);
 	char *path;
-	int there, rc = 0;
+	int there, made = 0, rc = 0;
 
 	for (k = j->part; k < n && rc == 0; k += j->parts) {
 		last = (k + 1) * per < j->rows ? (k + 1) * per : j->rows;
@@ -462,8 +462,10 @@ write_pattern(struct encode_job *j)
 		else if (rc == 0 && (rc = lpo_tmp_sweep(j->cli->ctx,
 		    path)) == 0)
 			rc = write_shard(j, path, k * per, last, k, n);
+		made |= !there;
 		lpo_free(path);
 	}
+	j->already = !made && k > j->part;
 	return rc;
 }
 
@@ -616,7 +618,9 @@ work(lpo_cli *cli, const struct encode_opts *o)
 
 	if ((rc = prepare(&j)) == 0)
 		rc = cli->o.dry_run ? plan(&j) : write_all(&j);
-	if (j.encoder != NULL && rc == 0) {
+	if (j.already && rc == 0)
+		lpo_cli_note(cli, "'%s' is already done", cli->o.output);
+	else if (j.encoder != NULL && rc == 0) {
 		lpo_encoder_counts(j.encoder, &given, &encoded);
 		lpo_cli_note(cli, "%lld rows, %lld distinct images encoded%s",
 		    (long long)j.kept, (long long)encoded,

@@ -249,7 +249,7 @@ write_shards(struct pairs_job *j)
 {
 	int64_t per = j->o->per_shard, k, n, shards;
 	char *path;
-	int rc = 0, there;
+	int rc = 0, there, made = 0;
 
 	shards = j->total / per + (j->total % per != 0 || j->total == 0);
 	for (k = 0; k < shards && rc == 0; k++) {
@@ -265,8 +265,12 @@ write_shards(struct pairs_job *j)
 			    shards);
 		else if (rc == 0)
 			j->done += n;
+		made |= !there;
 		lpo_free(path);
 	}
+	if (rc == 0 && !made)
+		lpo_cli_note(j->cli, "'%s' is already done",
+		    j->cli->o.output);
 	return rc;
 }
 

@@ -44,6 +44,10 @@ encode --rows-per-shard 16 "$prefs" -o "$dir/s-%02d.tar"
 is $? 1 "shards cut in another way are refused"
 
 # ---- a second run
+"$bin/lpo-encode" -m "$model" --db none --rows-per-shard 17 "$prefs" \
+    -o "$dir/s-%02d.tar" 2>"$dir/err"
+is "$? $(cat "$dir/err")" "0 lpo-encode: '$dir/s-%02d.tar' is already done" \
+    "the same shards again: already done"
 before=$(ls -li --time-style=full-iso "$dir/one.tar")
 "$bin/lpo-encode" -m "$model" --db none "$prefs" -o "$dir/one.tar" \
     2>"$dir/err"

@@ -218,6 +218,10 @@ cp "$dir/o-1.tar" "$dir/o1"
 rm "$dir/o-1.tar"
 pairs --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar"
 same "$dir/o1" "$dir/o-1.tar" "a second run makes what is absent"
+"$bin/lpo-pairs" --db none --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar" \
+    2>"$dir/err"
+is "$? $(cat "$dir/err")" "0 lpo-pairs: '$dir/o-%d.tar' is already done" \
+    "a third one says so"
 
 # ---- damage
 size=$(wc -c < "$e")
