@@ -41,7 +41,7 @@ static const struct lpo_cli_option options[] = {
 	    "side of the pictures (what the model was trained at)"),
 	O("rng", 0, "philox|torch-cpu|torch-cuda", LPO_CLI_CHOICE, rng,
 	    LPO_CLI_RESULT, 0, 0,
-	    "whose noise: ours, or torch's seeded with SEED + number"),
+	    "whose noise: ours, or torch's seeded with SEED + place"),
 	O("batch", 'b', "N", LPO_CLI_I64, batch, 0, 1, 4096,
 	    "pictures at a time (chosen by memory; no effect on them)"),
 	{ NULL, 0, NULL, NULL, LPO_CLI_FLAG, 0, 0, 0, 0 }

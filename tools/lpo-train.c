@@ -70,7 +70,7 @@ static const struct lpo_cli_option options[] = {
 	    0.01, 1 },
 	{ "guidance", 0, "X", "guidance scale of the policy (default 5)",
 	    LPO_CLI_F64, OFF(guidance), R, 0, 100 },
-	{ "lrm-guidance", 0, "X", "of a reward model that does not say",
+	{ "lrm-guidance", 0, "X", "of the reward model (default: its own)",
 	    LPO_CLI_F64, OFF(lrm_guidance), R, 0, 100 },
 	{ "lrm-timestep", 0, "official|real", "score candidates at the "
 	    "step's t or at their own", LPO_CLI_CHOICE, OFF(lrm_timestep), R,

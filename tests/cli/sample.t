@@ -40,7 +40,7 @@ ok $? "but for --force"
 cmp -s "$dir/f/000000000-0.png" "$dir/x/000000000-0.png"
 is $? 1 "another seed, another picture"
 
-# ---- a picture belongs to its number
+# ---- a picture belongs to its place
 head -n 3 "$dir/p.csv" > "$dir/p2.csv"
 "$bin/lpo-sample" -q -m "$model" --db none --steps 5 -p "$dir/p2.csv" -n 2 \
     2>"$dir/err" | tar xOf - 000000001-1.json > "$dir/a"
