@@ -350,7 +350,8 @@ work(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 	if (e->out == NULL)
 		return lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
 	rc = run(cli, o, e);
-	if (file && fclose(e->out) != 0 && rc == 0)
+	/* without the memory to end the text there is none, and no error */
+	if (file && (fclose(e->out) != 0 || text == NULL) && rc == 0)
 		rc = lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
 	if (rc == 0)
 		rc = file ? write_table(cli, o, e, text, bytes) :
