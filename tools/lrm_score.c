@@ -161,6 +161,30 @@ score_all(struct lrm_run *r, struct lpo_lrm_rate **rate, int64_t *n)
 	return rc;
 }
 
+/* --score takes the same whatever there is: it fits, or is refused. */
+static int
+score_fits(struct lrm_run *r, const struct lpo_lrm_config *cfg)
+{
+	struct lpo_cli_dry *d = &r->dry;
+	lpo_cli *cli = r->cli;
+	int rc;
+
+	lpo_cli_dry_begin(cli, d);
+	if ((rc = lpo_lrm_open(cli->ctx, &d->dry.be, &r->plan_m, r->o->reward,
+	    cli->o.model, lpo_cli_precision(cli), cfg)) == 0 &&
+	    (rc = lpo_lrm_load_text(r->plan_m)) == 0 &&
+	    (rc = lpo_lrm_batch_try(cli->ctx, r->plan_m, r->shape,
+	    SCORE_CHUNK)) == 0 && lpo_cli_dry_over(d) > 0)
+		rc = lpo_cli_refuse(cli, d, d->limit + lpo_cli_dry_over(d),
+		    "reward model", "");
+	if (rc == 0 && cli->o.dry_run)
+		lpo_cli_plan_memory(cli, d);
+	lpo_lrm_free(r->plan_m);
+	r->plan_m = NULL;
+	lpo_cli_dry_end(cli);
+	return rc;
+}
+
 int
 lpo_lrmtool_score(struct lrm_run *r)
 {
@@ -196,15 +220,20 @@ lpo_lrmtool_score(struct lrm_run *r)
 	    (rc = lpo_lrmtool_open(r)) != 0 ||
 	    (rc = lpo_cli_input_dir(cli, "reward", r->o->reward)) < 0 ||
 	    (rc = lpo_lrmtool_identify(r)) < 0 ||
-	    (rc = lpo_cli_begin(cli, NULL, NULL)) != 0 ||
-	    (rc = lpo_lrm_batch_new(cli->ctx, &r->batch, r->m,
-	    r->shape)) < 0)
+	    (rc = lpo_cli_begin(cli, NULL, NULL)) != 0)
 		return rc;
 	if (cli->o.dry_run) {
+		lpo_cli_plan(cli, "run", "%s", lpo_cli_run(cli));
 		lpo_cli_plan(cli, "pairs", "%lld",
 		    (long long)lpo_lrmtool_pairs(r));
-		return LPO_CLI_DONE;
 	}
+	if ((rc = score_fits(r, &cfg)) < 0)
+		return rc;
+	if (cli->o.dry_run)
+		return LPO_CLI_DONE;
+	if ((rc = lpo_lrm_batch_new(cli->ctx, &r->batch, r->m,
+	    r->shape)) < 0)
+		return rc;
 	if (!cli->o.json)
 		printf("key\tscore_0\tscore_1\tlabel_0\n");
 	if ((rc = score_all(r, &rate, &n)) == 0)

@@ -173,6 +173,18 @@ ok $? "which is what the lines say"
 "$bin/lpo-lrm" --score -r "$dir/e" --db none --json <"$pairs" \
     2>"$dir/err" | head -n 1 | grep -q '^{"key":"0000'
 ok $? "--json, from a pipe"
+set -- "$bin/lpo-lrm" --score -r "$dir/e" --db none "$dir/other.tar"
+for o in "" --dry-run; do
+	# shellcheck disable=SC2086  # none, or one
+	is "$(status "$@" $o --memory 1M)" 1 "too little memory $o"
+	grep -q 'what would make it fit: --memory' "$dir/err"
+	ok $? "what would do"
+done
+is "$(status "$@" --memory "$(least "$@")")" 0 "that does"
+same "$dir/out" "$dir/scores" "the same scores"
+is "$(status "$@" --dry-run)" 0 "a plan"
+grep -q '^pairs	60$' "$dir/out" && grep -q '^memory, at most	' "$dir/out"
+ok $? "with memory"
 
 "$bin/lpo-lrm" -m "$model" --batch 4 --dry-run -o "$dir/d" "$pairs" \
     >"$dir/plan" 2>"$dir/err"
