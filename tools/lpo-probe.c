@@ -169,12 +169,41 @@ save(lpo_cli *cli, const struct lpo_probe_opts *o)
 	if (!cli->o.force && lpo_file_exists(o->save))
 		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is there already: "
 		    "--force overwrites it", o->save);
+	if (cli->o.dry_run) {
+		lpo_cli_plan(cli, "model", "%s", cli->o.model);
+		lpo_cli_plan(cli, "folder", "%s", o->save);
+		return LPO_CLI_DONE;
+	}
 	if ((rc = lpo_model_save(cli->ctx, cli->o.model, o->save,
 	    dtypes[o->dtype], LPO_MODEL_ALL, cli->o.force,
 	    lpo_cli_threads(cli), &bytes)) == 0)
 		lpo_cli_note(cli, "'%s': %lld bytes of weights", o->save,
 		    (long long)bytes);
 	return rc;
+}
+
+/* --dry-run: what would go in and where it would go. */
+static int
+plan(const struct lpo_probe *p)
+{
+	const struct lpo_st_tensor *t;
+	lpo_cli *cli = p->cli;
+	char shape[24 * LPO_ST_DIMS];
+	int64_t i;
+	int k, at;
+
+	lpo_cli_plan(cli, "component", "%s", p->o->component);
+	for (i = 0; p->in != NULL && (t = lpo_st_at(p->in, i)) != NULL; i++) {
+		shape[0] = '\0';
+		for (k = at = 0; k < t->ndim; k++)
+			at += snprintf(shape + at, sizeof shape - (size_t)at,
+			    "%s%lld", k > 0 ? "x" : " ",
+			    (long long)t->shape[k]);
+		lpo_cli_plan(cli, t->key, "%s%s", t->dtype_name, shape);
+	}
+	if (cli->o.output != NULL)
+		lpo_cli_plan(cli, "output", "%s", cli->o.output);
+	return LPO_CLI_DONE;
 }
 
 static int
@@ -219,6 +248,10 @@ work(lpo_cli *cli, const struct lpo_probe_opts *o)
 	if ((rc = lpo_stw_new(cli->ctx, &p.out)) != 0 || (c->takes_input &&
 	    (rc = lpo_st_open(cli->ctx, &p.in, o->input)) != 0))
 		goto out;
+	if (cli->o.dry_run) {
+		rc = plan(&p);
+		goto out;
+	}
 	rc = c->run(&p);
 	if (rc == 0 && cli->o.output != NULL &&
 	    strncmp(c->name, "tokenizer", 9) != 0)

@@ -130,6 +130,12 @@ probe -c unet -i "$dir/z.st" --repeat 3 --json > "$dir/out"
 is "$(tr -d '0-9.' < "$dir/out")" \
     '{"component":"unet","min_ms":,"median_ms":,"peak_rss_bytes":}' \
     "the same as JSON"
+probe -c unet -i "$dir/z.st" -o "$dir/no.st" --dry-run > "$dir/out"
+is "$(head -n 2 "$dir/out" | tr '\t\n' ': ')" \
+    "component:unet d_out:F32 1x4x8x8 " "--dry-run: what goes in"
+probe --save "$dir/no.st" --dry-run > "$dir/out"
+test ! -e "$dir/no.st"
+ok $? "and nothing is written"
 probe -c unet -i "$dir/z.st" -o "$dir/o1.st"
 same "$dir/o1.st" "$dir/o.st" "repeated: the same bytes"
 st "$dir/z.st" '{"x_t":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[0,1024]},"eps":{"dtype":"F32","shape":[1,4,8,8],"data_offsets":[1024,2048]},"timestep":{"dtype":"I64","shape":[1],"data_offsets":[2048,2056]}}' 2056
