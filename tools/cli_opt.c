@@ -259,7 +259,9 @@ lpo_cli_help(const lpo_cli *cli)
 		s += n + (s[n] == '\n');
 		first = 0;
 	}
-	printf("%s\n\n", cli->tool->what);
+	/* a heading brings its empty line with it */
+	printf("%s\n%s", cli->tool->what,
+	    cli->tool->options[0].flags & LPO_CLI_HEADING ? "" : "\n");
 	/* the tool's own first: they are what one looks for */
 	for (i = 0; cli->tool->options[i].name != NULL; i++)
 		help_row(&cli->tool->options[i]);

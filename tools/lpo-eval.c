@@ -57,7 +57,7 @@ static const struct lpo_cli_option options[] = {
 static const struct lpo_cli_tool tool = {
 	"lpo-eval", "systems on the same prompts and seeds, compared",
 	"-m MODEL --lora LORA -p PROMPTS --scorer NAME=WHAT [--html FILE]\n"
-	"--system NAME=WHAT --system NAME=WHAT -p PROMPTS --scorer NAME=WHAT\n"
+	"--system NAME=WHAT --system NAME=WHAT [-p PROMPTS] --scorer NAME=WHAT\n"
 	"--images TABLE... --scorer NAME=WHAT\n"
 	"--pool DATABASE...", options
 };

@@ -23,6 +23,8 @@ for t in $tools; do
 	is "$(status "$bin/$t" --help)" 0 "$t --help"
 	test -s "$dir/out" -a ! -s "$dir/err"
 	ok $? "$t --help goes to stdout alone"
+	cat -s "$dir/out" | cmp -s - "$dir/out"
+	ok $? "$t --help: one empty line between its parts"
 	own < "$dir/out" | sort -u > "$dir/own"
 	page "man/$t.1" | sort -u > "$dir/page"
 	common < "$dir/out" | sort -u > "$dir/common"
