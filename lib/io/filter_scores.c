@@ -1,6 +1,7 @@
 /*
  * Scores from a table, joined to records by id or by row.
  */
+#include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -150,11 +151,13 @@ lpo_score_file_rows(struct lpo_score_file *s, int64_t n_rows)
 	    "rows of input", s->path, (long long)s->n, (long long)n_rows);
 }
 
+/* Without an id a row goes by its number, as in what lpo-eval prints. */
 static int
 find(struct lpo_score_file *s, const struct entry **e,
     const struct lpo_record *r)
 {
 	struct entry want;
+	char row[24];
 
 	*e = NULL;
 	if (s->by_row) {
@@ -164,15 +167,14 @@ find(struct lpo_score_file *s, const struct entry **e,
 		*e = &s->e[r->row];
 		return 0;
 	}
-	if (r->id == NULL)
-		return lpo_fail(s->c, LPO_EFORMAT, "no id to join '%s' by "
-		    "(--join-by-row joins by position)", s->path);
-	want.id = r->id;
+	snprintf(row, sizeof(row), "%lld", (long long)r->row);
+	want.id = r->id != NULL ? r->id : row;
 	want.values = NULL;
 	if (s->n > 0)
 		*e = bsearch(&want, s->e, (size_t)s->n, sizeof(want), by_id);
-	return *e != NULL ? 0 : lpo_fail(s->c, LPO_EFORMAT, "id '%s' is not "
-	    "in '%s'", r->id, s->path);
+	return *e != NULL ? 0 : lpo_fail(s->c, LPO_EFORMAT, "%s '%s' is not "
+	    "in '%s'", r->id != NULL ? "id" : "it has no id, and its number",
+	    want.id, s->path);
 }
 
 int

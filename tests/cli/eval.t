@@ -373,6 +373,7 @@ mkdir enc
 encoded enc 0 first 0 p
 encoded enc 1 sec,ond 1 p
 encoded enc 2 2 1 p
+sed 's/"id":"2",//' enc/000000002.json > x && mv x enc/000000002.json
 tar_of enc
 pairs=$bin/lpo-pairs
 run 0 "joined by lpo-pairs" "$pairs" -m m --db none --scores scores.csv \
