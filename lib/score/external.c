@@ -11,6 +11,9 @@
 #include <sys/wait.h>
 #include <unistd.h>
 
+#include "lib/base/json.h"
+#include "lib/base/progress.h"
+
 enum { MAX_COLUMNS = 64, MAX_TEXT = 1 << 28 };
 
 /* Cut a line at its tabs; -1: more than max fields. */
@@ -29,6 +32,7 @@ fields(char *line, char **f, int max)
 	}
 }
 
+/* The next line without its "\n" or "\r\n". */
 static char *
 next_line(char **text)
 {
@@ -36,11 +40,11 @@ next_line(char **text)
 
 	if (*line == '\0')
 		return NULL;
-	if ((end = strchr(line, '\n')) != NULL) {
-		*end = '\0';
-		*text = end + 1;
-	} else
-		*text = line + strlen(line);
+	end = line + strcspn(line, "\n");
+	*text = *end == '\n' ? end + 1 : end;
+	if (end > line && end[-1] == '\r')
+		end--;
+	*end = '\0';
 	return line;
 }
 
@@ -56,12 +60,18 @@ header(lpo_ctx *c, struct lpo_scores *s, const char *scorer, char *line,
 		return lpo_fail(c, LPO_EFORMAT, "scorer '%s': the first line "
 		    "must be 'key' and at most %d names, between tabs",
 		    scorer, MAX_COLUMNS - 1);
-	for (i = 1; i < cols; i++)
+	for (i = 1; i < cols; i++) {
+		/* a name goes into JSON and the database */
+		if (f[i][0] == '\0' || !lpo_utf8_valid(f[i], strlen(f[i])))
+			return lpo_fail(c, LPO_EFORMAT, "scorer '%s': the "
+			    "name of column %d is %s", scorer, i + 1,
+			    f[i][0] == '\0' ? "empty" : "not UTF-8");
 		for (k = 1; k < i; k++)
 			if (strcmp(f[i], f[k]) == 0)
 				return lpo_fail(c, LPO_EFORMAT, "scorer '%s': "
 				    "two columns are called '%s'", scorer,
 				    f[i]);
+	}
 	for (i = 1; i < cols && rc == 0; i++)
 		if ((name[i] = lpo_asprintf(c, "%s.%s", scorer, f[i])) == NULL)
 			rc = LPO_ENOMEM;
@@ -217,6 +227,32 @@ child(int in, int out, const char *command)
 	_exit(127);
 }
 
+/*
+ * The child's end, which may come long after that of its output.  rc below 0,
+ * or a stop: its group gets SIGTERM and, where that is not heeded, SIGKILL a
+ * second later.
+ */
+static int
+reap(lpo_ctx *c, int *status, pid_t pid, int rc)
+{
+	double asked_s = 0;
+	pid_t got;
+
+	while ((got = waitpid(pid, status, WNOHANG)) != pid) {
+		if (got < 0 && errno != EINTR)
+			break;
+		if (rc == 0 && lpo_ctx_stopped(c))
+			rc = lpo_fail(c, LPO_ESTOP, "stopped");
+		if (rc < 0 && asked_s <= 0) {
+			asked_s = lpo_now_s();
+			kill(-pid, SIGTERM);
+		} else if (rc < 0 && lpo_now_s() > asked_s + 1)
+			kill(-pid, SIGKILL);
+		poll(NULL, 0, 5);
+	}
+	return rc;
+}
+
 int
 lpo_score_external(lpo_ctx *c, struct lpo_scores *s, const char *scorer,
     const char *command, const char *tar, const char *const *key, int64_t n)
@@ -245,10 +281,7 @@ lpo_score_external(lpo_ctx *c, struct lpo_scores *s, const char *scorer,
 	rc = slurp(c, &text, p[0], scorer);
 	close(p[0]);
 	p[0] = -1;
-	if (rc < 0)
-		kill(-pid, SIGTERM);
-	while (waitpid(pid, &status, 0) < 0 && errno == EINTR)
-		;
+	rc = reap(c, &status, pid, rc);
 	if (rc == 0 && (!WIFEXITED(status) || WEXITSTATUS(status) != 0))
 		rc = WIFEXITED(status) ?
 		    lpo_fail(c, LPO_EFORMAT, "scorer '%s' exited with %d",

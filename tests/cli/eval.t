@@ -183,6 +183,15 @@ bad_scorer "a column twice" "two columns are called 'good'" \
     "./judge | sed 's/flat/good/'"
 bad_scorer "nothing at all" "the first line must be 'key'" "true"
 
+bad_scorer "a column without a name" "the name of column 2 is empty" \
+    "./judge | sed '1s/good//'"
+bad_scorer "a column that is no UTF-8" "the name of column 3 is not UTF-8" \
+    "./judge | LC_ALL=C sed '1s/flat/\\xff/'"
+run 0 "lines that end as on Windows" pair --scorer \
+    "judge=./judge | sed 's/\$/\\r/'"
+tail -n +2 out | sort | cmp -s - body
+ok $? "the same table"
+
 # A scorer may read as little of the tar as it likes.
 run 0 "a scorer that reads nothing" pair --scorer \
     "judge=printf 'key\\ts\\n'; cut -d ' ' -f 2 $d/scores | sort -u |
@@ -213,6 +222,23 @@ while kill -0 "$(cat pid)" 2> /dev/null && [ $i -lt 300 ]; do
 done
 ! kill -0 "$(cat pid)" 2> /dev/null
 ok $? "the scorer is stopped too"
+
+# One that has closed its output, and one that does not heed SIGTERM.
+slow_one() {			# slow_one TEXT COMMAND
+	rm -f pid
+	"$eval" --db none --system one=a.tar --system two=b.tar \
+	    --scorer "judge=$2" > out 2> err &
+	job=$!
+	wait_for pid
+	began=$(date +%s)
+	kill -TERM $job
+	wait $job
+	is "$?" 4 "SIGTERM, $1: exit 4"
+	test $(($(date +%s) - began)) -lt 60
+	ok $? "$1: it does not wait for the scorer"
+}
+slow_one "a scorer without output" "exec >&-; : > pid; exec sleep 120"
+slow_one "a scorer that goes on" "trap '' TERM; : > pid; sleep 120"
 
 # Killed while the second scorer looks at the second system: what has been
 # scored stays, under the run's name.
