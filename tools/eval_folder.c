@@ -49,6 +49,23 @@ eval_open_tar(lpo_ctx *c, lpo_shardw **w, const char *tar)
 	return rc;
 }
 
+/* A text file's first line, without the mark that Windows puts before it. */
+static int
+read_line(lpo_ctx *c, char **line, const char *path)
+{
+	size_t n, mark;
+	int rc = lpo_file_read(c, line, &n, path, 1 << 20);
+
+	if (rc < 0)
+		return rc;
+	mark = strncmp(*line, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+	n = strcspn(*line + mark, "\r\n");
+	memmove(*line, *line + mark, n);
+	(*line)[n] = '\0';
+	return lpo_utf8_valid(*line, n) ? 0 : lpo_fail(c, LPO_EFORMAT,
+	    "%s: not UTF-8", path);
+}
+
 /* The prompt in KEY.json, else in KEY.txt. */
 static int
 read_prompt(lpo_ctx *c, char **prompt, const char *dir, const char *key)
@@ -57,7 +74,6 @@ read_prompt(lpo_ctx *c, char **prompt, const char *dir, const char *key)
 	char *txt = lpo_asprintf(c, "%s/%s.txt", dir, key);
 	const char *text = NULL;
 	json_t *j = NULL;
-	size_t n;
 	int rc = LPO_ENOMEM;
 
 	*prompt = NULL;
@@ -68,9 +84,8 @@ read_prompt(lpo_ctx *c, char **prompt, const char *dir, const char *key)
 	    (rc = lpo_json_load_file(c, &j, json, 0)) == 0 &&
 	    (text = json_string_value(lpo_json_get(j, "prompt"))) != NULL)
 		rc = (*prompt = lpo_strdup(c, text)) == NULL ? LPO_ENOMEM : 0;
-	else if (rc == 0 && lpo_file_exists(txt) &&
-	    (rc = lpo_file_read(c, prompt, &n, txt, 1 << 20)) == 0)
-		(*prompt)[strcspn(*prompt, "\r\n")] = '\0';
+	else if (rc == 0 && lpo_file_exists(txt))
+		rc = read_line(c, prompt, txt);
 	if (rc == 0 && *prompt == NULL)
 		rc = lpo_fail(c, LPO_EFORMAT, "no prompt in '%s' or '%s'",
 		    json, txt);
@@ -89,7 +104,11 @@ folder_image(lpo_ctx *c, lpo_shardw *w, const char *dir, const char *name)
 	    name);
 	int rc = LPO_ENOMEM;
 
-	if (path != NULL && key != NULL &&
+	/* in a tar the first dot would be the key's end */
+	if (path != NULL && key != NULL && strchr(key, '.') != NULL)
+		rc = lpo_fail(c, LPO_EFORMAT, "'%s': a picture's name has one "
+		    "dot, that of its type: rename it", path);
+	else if (path != NULL && key != NULL &&
 	    (rc = read_prompt(c, &prompt, dir, key)) == 0)
 		rc = put_image(c, w, key, path, prompt);
 	lpo_free(prompt);
@@ -113,7 +132,7 @@ eval_folder_tar(lpo_cli *cli, const char *dir, const char *tar)
 	for (i = 0; i < n && rc == 0; i++)
 		if (lpo_ctx_stopped(c))
 			rc = lpo_fail(c, LPO_ESTOP, "stopped");
-		else if (strchr(name[i], '.') != NULL &&
+		else if (name[i][0] != '.' && strchr(name[i], '.') != NULL &&
 		    lpo_image_type(name[i]) != NULL)
 			rc = folder_image(c, w, dir, name[i]);
 	if (rc == 0)

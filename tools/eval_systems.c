@@ -192,6 +192,23 @@ inputs(lpo_cli *cli, const struct eval_opts *o, struct eval *e)
 
 /* ------------------------------------------------- what the tars contain */
 
+/* Scorers and intervals by prompt are worth nothing without it. */
+static int
+get_prompt(lpo_ctx *c, json_t **j, const char **prompt, lpo_shard *tar,
+    const char *path, int64_t i)
+{
+	int rc = lpo_shard_get_json(c, j, tar, i);
+
+	if (rc < 0)
+		return rc;
+	*prompt = json_string_value(lpo_json_get(*j, "prompt"));
+	if (*prompt != NULL)
+		return 0;
+	json_decref(*j);
+	return lpo_fail(c, LPO_EFORMAT, "%s: image '%s' has no 'prompt' in "
+	    "its KEY.json", path, lpo_shard_key(tar, i));
+}
+
 /* Keys and prompts of the first system; the others must have the same. */
 static int
 list_images(lpo_ctx *c, struct eval *e, lpo_shard *tar)
@@ -208,11 +225,11 @@ list_images(lpo_ctx *c, struct eval *e, lpo_shard *tar)
 	if (e->key == NULL || e->prompt == NULL || e->first == NULL)
 		return LPO_ENOMEM;
 	for (i = 0; i < e->n; i++) {
-		if ((rc = lpo_shard_get_json(c, &j, tar, i)) < 0)
+		if ((rc = get_prompt(c, &j, &text, tar, e->system[0].tar,
+		    i)) < 0)
 			return rc;
-		text = json_string_value(lpo_json_get(j, "prompt"));
 		e->key[i] = lpo_strdup(c, lpo_shard_key(tar, i));
-		e->prompt[i] = lpo_strdup(c, text != NULL ? text : "");
+		e->prompt[i] = lpo_strdup(c, text);
 		json_decref(j);
 		if (e->key[i] == NULL || e->prompt[i] == NULL)
 			return LPO_ENOMEM;
@@ -245,10 +262,9 @@ match_images(lpo_ctx *c, const struct eval *e, const struct eval_system *s,
 			    "in '%s' and '%s' in '%s'", (long long)i,
 			    lpo_shard_key(tar, i), s->tar, e->key[i],
 			    e->system[0].tar);
-		if ((rc = lpo_shard_get_json(c, &j, tar, i)) < 0)
+		if ((rc = get_prompt(c, &j, &text, tar, s->tar, i)) < 0)
 			return rc;
-		text = json_string_value(lpo_json_get(j, "prompt"));
-		if (strcmp(text != NULL ? text : "", e->prompt[i]) != 0)
+		if (strcmp(text, e->prompt[i]) != 0)
 			rc = lpo_fail(c, LPO_EFORMAT, "image '%s' has another "
 			    "prompt in '%s' than in '%s'", e->key[i], s->tar,
 			    e->system[0].tar);

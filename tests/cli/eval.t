@@ -327,6 +327,33 @@ tar_of other
 run 1 "fewer images" "$eval" --db none --system one=a.tar \
     --system two=other.tar --scorer judge=./judge
 says "'a.tar' 6" "how many"
+rm -r other && cp -r a other && echo '{"caption":"prompt 1"}' \
+    > other/000000001-0.json
+tar_of other
+run 1 "a tar without a prompt" "$eval" --db none --system one=a.tar \
+    --system two=other.tar --scorer judge=./judge
+says "other.tar: image '000000001-0' has no 'prompt'" "which image"
+run 1 "the first tar without it" "$eval" --db none --system one=other.tar \
+    --system two=a.tar --scorer judge=./judge
+says "other.tar: image '000000001-0' has no 'prompt'" "likewise"
+
+mkdir latin dots
+cp a/000000000-0.png latin/1.png
+printf 'caf\351\n' > latin/1.txt
+run 1 "a prompt that is no UTF-8" "$eval" --db none --system one=latin \
+    --system two=latin --scorer judge=true
+says "latin/1.txt: not UTF-8" "which file"
+printf '\357\273\277prompt\r\n' > latin/1.txt
+cp -r latin plain
+echo prompt > plain/1.txt
+cp latin/1.png plain/._1.png
+one="judge=printf 'key\\tx\\n1\\t1\\n'"
+run 0 "Windows' text, a file that is hidden" "$eval" --db none \
+    --system one=latin --system two=plain --scorer "$one"
+cp latin/1.png dots/a.1.png
+run 1 "a name with two dots" "$eval" --db none --system one=dots \
+    --system two=dots --scorer judge=true
+says "'dots/a.1.png': a picture's name has one dot" "which file"
 head -c 3000 a.tar > cut.tar
 run 1 "a cut tar" "$eval" --db none --system one=a.tar \
     --system two=cut.tar --scorer judge=./judge
