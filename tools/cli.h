@@ -48,7 +48,9 @@ enum {
 	/* The option changes the result: its value is part of the run id. */
 	LPO_CLI_RESULT = 1,
 	/* For a heading line in --help; only `name` is used. */
-	LPO_CLI_HEADING = 2
+	LPO_CLI_HEADING = 2,
+	/* Given twice, one of both would be left out without a word. */
+	LPO_CLI_ONCE = 4
 };
 
 struct lpo_cli_list {

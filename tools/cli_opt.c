@@ -9,6 +9,7 @@
 #include <stdlib.h>
 #include <string.h>
 
+#include "lib/base/json.h"
 #include "tools/cli_priv.h"
 
 #define COMMON(name, letter, arg, type, member, flags, help) \
@@ -189,7 +190,15 @@ store(lpo_cli *cli, int i, const char *s)
 	double f = 0;
 	int bad = 0;
 
+	if ((r->flags & LPO_CLI_ONCE) && cli->priv->given[i])
+		return lpo_cli_usage(cli, "--%s is given twice, '%s' and '%s'",
+		    r->name, *(const char **)p, s);
 	cli->priv->given[i] = 1;
+	/* it goes into the run's record, which is JSON */
+	if ((r->flags & LPO_CLI_RESULT) && (r->type == LPO_CLI_STRING ||
+	    r->type == LPO_CLI_LIST) && !lpo_utf8_valid(s, strlen(s)))
+		return lpo_cli_usage(cli, "--%s: '%s' is not UTF-8", r->name,
+		    s);
 	switch (r->type) {
 	case LPO_CLI_FLAG:
 		*(int *)p = 1;

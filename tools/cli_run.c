@@ -128,6 +128,10 @@ add_input(lpo_cli *cli, const char *role, const char *value,
 
 	if (r == NULL)
 		return LPO_ENOMEM;
+	if (!lpo_utf8_valid(role, strlen(role)) ||
+	    (path != NULL && !lpo_utf8_valid(path, strlen(path))))
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' (%s) is not "
+		    "UTF-8: rename it", path != NULL ? path : "", role);
 	o = json_pack("{s:s, s:s, s:s*, s:I, s:b}", "role", role, "value",
 	    value, "path", path, "size_bytes", (json_int_t)size, "run",
 	    is_run);

@@ -14,7 +14,7 @@
 static const struct lpo_cli_option options[] = {
 	{ "What is compared", 0, NULL, NULL, 0, 0, LPO_CLI_HEADING, 0, 0 },
 	{ "lora", 0, "FILE[:W]", "the model of -m with this LoRA, against "
-	    "without", LPO_CLI_STRING, OFF(lora), 0, 0, 0 },
+	    "without", LPO_CLI_STRING, OFF(lora), LPO_CLI_ONCE, 0, 0 },
 	{ "system", 0, "NAME=WHAT", "a model folder, MODEL+LORA[:W], a tar "
 	    "or folder of images; the first is the base", LPO_CLI_LIST, OFF(system), 0,
 	    0, 0 },

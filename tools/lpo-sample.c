@@ -27,7 +27,7 @@ struct opts {
 static const struct lpo_cli_option options[] = {
 	O("prompts", 'p', "FILE", LPO_CLI_STRING, prompts, 0, 0, 0,
 	    "CSV, TSV, JSONL or JSON with a column prompt, or .txt lines"),
-	O("lora", 0, "FILE[:W]", LPO_CLI_STRING, lora, 0, 0, 0,
+	O("lora", 0, "FILE[:W]", LPO_CLI_STRING, lora, LPO_CLI_ONCE, 0, 0,
 	    "LoRA to apply, with strength W (1)"),
 	O("per-prompt", 'n', "N", LPO_CLI_I64, per_prompt, LPO_CLI_RESULT, 1,
 	    1e6, "pictures of each prompt (1)"),

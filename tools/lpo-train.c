@@ -24,7 +24,7 @@ static const struct lpo_cli_option options[] = {
 	{ "alpha", 0, "X", "LoRA scale times rank (default: the rank)",
 	    LPO_CLI_F64, OFF(alpha), R, 0.001, 1e6 },
 	{ "init-lora", 0, "FILE", "start from this LoRA", LPO_CLI_STRING,
-	    OFF(init_lora), 0, 0, 0 },
+	    OFF(init_lora), LPO_CLI_ONCE, 0, 0 },
 	{ "lora-format", 0, "kohya|diffusers|both", "keys of the file "
 	    "(default kohya)", LPO_CLI_CHOICE, OFF(format), R, 0, 0 },
 	{ "lora-f32", 0, NULL, "store the LoRA in f32 instead of f16",

@@ -101,6 +101,8 @@ sample -s 34 -o "$dir/z.tar"
 is $? 1 "a size the VAE cannot take"
 sample -o "$dir/z-%d.tar"
 is $? 2 "no pattern"
+sample --lora a --lora b -o "$dir/z.tar"
+is $? 2 "a LoRA that would be dropped"
 sample --lora "$dir/none.safetensors" -o "$dir/z.tar"
 is $? 1 "a LoRA that is not there"
 { sample; echo $? > "$dir/st"; } | true
