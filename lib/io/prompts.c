@@ -33,9 +33,26 @@ add(lpo_ctx *c, struct lpo_prompts *p, const char *text)
 	return 0;
 }
 
+/* A list of JSON in the prompt's place is no prompt, whatever it looks like. */
+static int
+check(lpo_ctx *c, lpo_table *t)
+{
+	const char *name = lpo_table_field(t, "prompt") != NULL ? "prompt" :
+	    "caption";
+	json_t *v = lpo_table_json(t, lpo_table_find(t, name));
+	int bad = json_is_array(v) || json_is_object(v) || json_is_boolean(v);
+
+	if (v == NULL)
+		return LPO_ENOMEM;
+	json_decref(v);
+	return bad ? lpo_fail(c, LPO_EFORMAT, "%s:%lld: '%s' is no text",
+	    lpo_table_path(t), (long long)lpo_table_line(t), name) : 0;
+}
+
 int
 lpo_prompts_read(lpo_ctx *c, struct lpo_prompts *p, const char *path)
 {
+	int64_t empty = 0, first = 0;
 	lpo_table *t = NULL;
 	const char *text;
 	int rc;
@@ -51,11 +68,16 @@ lpo_prompts_read(lpo_ctx *c, struct lpo_prompts *p, const char *path)
 			rc = no_column(c, t, lpo_table_line(t));
 			goto out;
 		}
-		if ((rc = add(c, p, text)) < 0)
+		if ((rc = check(c, t)) < 0 || (rc = add(c, p, text)) < 0)
 			goto out;
+		if (text[0] == '\0' && empty++ == 0)
+			first = lpo_table_line(t);
 	}
 	if (rc < 0)
 		goto out;
+	if (empty > 0)
+		lpo_notice(c, "%s:%lld: an empty prompt, %lld in all",
+		    lpo_table_path(t), (long long)first, (long long)empty);
 	/* a single prompt where a table should be is its header */
 	rc = p->n > 0 ? 0 : lpo_table_columns(t) > 0 &&
 	    lpo_table_find(t, "prompt") < 0 &&

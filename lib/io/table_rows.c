@@ -132,6 +132,16 @@ without_end(const char *p, size_t n)
 	return n;
 }
 
+static int
+blank(const char *p, size_t n)
+{
+	size_t i;
+
+	for (i = 0; i < n && (p[i] == ' ' || p[i] == '\t'); i++)
+		;
+	return i == n;
+}
+
 /* ---- The row being built ---- */
 
 void
@@ -390,7 +400,7 @@ read_jsonl(lpo_table *t)
 {
 	json_t *v = NULL;
 	const char *line;
-	size_t n, k;
+	size_t n;
 	int rc;
 
 	do {
@@ -398,9 +408,7 @@ read_jsonl(lpo_table *t)
 		if ((rc = next_line(t, &line, &n)) != 0)
 			return rc;
 		n = without_end(line, n);
-		for (k = 0; k < n && (line[k] == ' ' || line[k] == '\t'); k++)
-			;
-	} while (k == n);
+	} while (blank(line, n));
 	rc = lpo_json_load(t->c, &v, line, n, "JSON");
 	if (rc != 0) {
 		t->can_continue = rc == LPO_EFORMAT;
@@ -416,6 +424,7 @@ int
 lpo_table_open_json(lpo_table *t)
 {
 	char *text = NULL;
+	json_t *v;
 	size_t n = 0;
 	int rc = 0;
 
@@ -431,8 +440,17 @@ lpo_table_open_json(lpo_table *t)
 	if (rc == 0 && !json_is_array(t->doc) && !json_is_object(t->doc))
 		rc = lpo_fail(t->c, LPO_EFORMAT, "%s: neither array nor "
 		    "object", t->path);
-	if (rc == 0 && json_is_object(t->doc))
-		t->iter = json_object_iter(t->doc);
+	if (rc != 0 || !json_is_object(t->doc))
+		return rc;
+	/* one prompt with what belongs to it is a row, not rows by name */
+	if (json_is_string(json_object_get(t->doc, "prompt")) ||
+	    json_is_string(json_object_get(t->doc, "caption"))) {
+		v = json_pack("[o]", t->doc);
+		t->doc = v;
+		return v != NULL ? 0 : lpo_fail(t->c, LPO_ENOMEM,
+		    "%s: out of memory", t->path);
+	}
+	t->iter = json_object_iter(t->doc);
 	return rc;
 }
 
@@ -491,7 +509,7 @@ read_lines(lpo_table *t)
 		if ((rc = next_line(t, &line, &n)) != 0)
 			return rc;
 		n = without_end(line, n);
-	} while (n == 0);
+	} while (blank(line, n));
 	return put_field(t, line, n, NULL, 1);
 }
 

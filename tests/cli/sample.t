@@ -54,6 +54,25 @@ ok $? "parameters as other programs read them"
 grep -a -q '"model_sha256"' "$dir/x/000000001-1.png"
 ok $? "and our own"
 
+# ---- prompts as people have them
+listed() {			# listed FILE: the prompts of the file
+	"$bin/lpo-sample" -m "$model" --db none --steps 1 -s 8 -p "$1" \
+	    2>"$dir/err" | tar xOf - --wildcards '0*.json' |
+	    grep -o '"prompt":"[^"]*"' | sed 's/.*:"//; s/"/;/' | tr -d '\n'
+}
+printf 'a cat\n\n  \n\t\na dog\n' > "$dir/q.txt"
+is "$(listed "$dir/q.txt")" "a cat;a dog;" "lines of blanks are none"
+echo '{"prompt":"a cat","negative":"a dog"}' > "$dir/q.json"
+is "$(listed "$dir/q.json")" "a cat;" "an object that is a prompt"
+echo '{"prompt":"a cat","x":{"prompt":"a dog"}}' > "$dir/q.json"
+is "$(listed "$dir/q.json")" "a cat;" "whatever else it has"
+echo '{"1":{"prompt":"a cat"},"2":"a dog"}' > "$dir/q.json"
+is "$(listed "$dir/q.json")" "a cat;a dog;" "and one of prompts"
+printf 'id,prompt\n1,a cat\n2,\n3,\n' > "$dir/q.csv"
+is "$(listed "$dir/q.csv")" "a cat;;;" "prompts may be empty"
+grep -q "q.csv:3: an empty prompt, 2 in all" "$dir/err"
+ok $? "which is said"
+
 # ---- other noise
 sample --eta 1 | cmp -s - "$dir/ref.tar"
 is $? 1 "--eta adds noise"
