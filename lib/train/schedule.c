@@ -128,9 +128,17 @@ static int
 read_config(lpo_ctx *c, struct lpo_schedule *s, json_t *j)
 {
 	int beta = 0, prediction = 0, spacing = 0, clip, rc;
+	const char *class;
 
 	if (!json_is_object(j))
 		return lpo_fail(c, LPO_EFORMAT, "not a JSON object");
+	/* without betas: DDIM's defaults would stand in for another noise */
+	if ((rc = lpo_json_str(c, &class, j, "_class_name", "")) < 0)
+		return rc;
+	if (strncmp(class, "EDM", 3) == 0 ||
+	    strncmp(class, "FlowMatch", 9) == 0)
+		return lpo_fail(c, LPO_EFORMAT, "'_class_name' is '%.48s', "
+		    "whose noise is not supported", class);
 	lpo_config_strip(j);
 	if ((rc = lpo_json_real(c, &s->beta_start, j, "beta_start",
 	    0.0001)) < 0 ||
@@ -148,6 +156,7 @@ read_config(lpo_ctx *c, struct lpo_schedule *s, json_t *j)
 	    (rc = choice(c, &spacing, j, "timestep_spacing", spacing_names, 3,
 	    0)) < 0 ||
 	    (rc = refuse(c, j, "rescale_betas_zero_snr")) < 0 ||
+	    (rc = refuse(c, j, "use_flow_sigmas")) < 0 ||
 	    (rc = refuse(c, j, "thresholding")) < 0 ||
 	    (rc = lpo_json_bool(c, &clip, j, "clip_sample", 0)) < 0)
 		return rc;

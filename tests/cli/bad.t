@@ -141,6 +141,14 @@ edit text_encoder/config.json 's/"hidden_size": *[0-9]*/"hidden_size": 1e18/' \
 edit scheduler/scheduler_config.json \
     's/"beta_schedule": *"[a-z_]*"/"beta_schedule": "cubic"/' beta_schedule
 edit scheduler/scheduler_config.json \
+    's/"_class_name": *"[A-Za-z]*"/"_class_name": "EDMEulerScheduler"/' \
+    "'_class_name' is 'EDMEulerScheduler'"
+edit scheduler/scheduler_config.json \
+    's/"_class_name": *"[A-Za-z]*"/"_class_name": "FlowMatchEulerDiscreteScheduler"/' \
+    "'_class_name' is 'FlowMatchEulerDiscreteScheduler'"
+edit scheduler/scheduler_config.json 's/^{/{"use_flow_sigmas": true,/' \
+    use_flow_sigmas
+edit scheduler/scheduler_config.json \
     's/"num_train_timesteps": *[0-9]*/"num_train_timesteps": 0/' \
     num_train_timesteps
 fresh
