@@ -1,4 +1,5 @@
 /* Pictures from prompts. */
+#include <math.h>
 #include <stdio.h>
 #include <stdlib.h>
 #include <string.h>
@@ -335,8 +336,27 @@ advance(lpo_sampler *s, const struct lpo_ddim *d, int64_t first, int64_t n,
 	return 0;
 }
 
+/* NaN would be a black picture like any other, and be scored as one. */
 static int
-decode(lpo_sampler *s, uint8_t *rgb, int64_t n)
+check_finite(lpo_sampler *s, int64_t first, int64_t count)
+{
+	int64_t i, number, pixels = s->o.size_px * s->o.size_px * 3;
+	char key[32];
+
+	for (i = 0; i < count && isfinite(s->pixels[i]); i++)
+		;
+	if (i == count)
+		return 0;
+	number = first + i / pixels;
+	lpo_sample_key(key, number / s->o.per_prompt, number %
+	    s->o.per_prompt);
+	return lpo_fail(s->ctx, LPO_EFORMAT, "picture '%s' is not finite: "
+	    "weights of the model or the LoRA are too large for %s", key,
+	    lpo_dtype_name(s->dt));
+}
+
+static int
+decode(lpo_sampler *s, uint8_t *rgb, int64_t first, int64_t n)
 {
 	int64_t count = s->h * s->w * s->c, at, i, k, size;
 	int64_t pixels = s->o.size_px * s->o.size_px * 3;
@@ -357,6 +377,8 @@ decode(lpo_sampler *s, uint8_t *rgb, int64_t n)
 		    (rc = lpo_tape_forward(s->decoder, 0)) != 0 ||
 		    (rc = lpo_var_get(s->decoder, s->image,
 		    s->pixels)) != 0)
+			return rc;
+		if ((rc = check_finite(s, first + at, size * pixels)) != 0)
 			return rc;
 		lpo_image_from_float(rgb + at * pixels, s->pixels,
 		    size * pixels);
@@ -391,7 +413,7 @@ lpo_sampler_run(lpo_sampler *s, uint8_t *rgb, float *latent, int64_t first,
 			for (p = 0; p < hw; p++)
 				latent[(i * s->c + k) * hw + p] =
 				    s->x[(i * hw + p) * s->c + k];
-	rc = rgb != NULL ? decode(s, rgb, n) : 0;
+	rc = rgb != NULL ? decode(s, rgb, first, n) : 0;
 	lpo_policy_texts_drop(s->texts);
 out:
 	lpo_free(t);
