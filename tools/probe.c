@@ -28,9 +28,24 @@ need(struct lpo_probe *p, const char *key, int ndim, int64_t *shape)
 	const struct lpo_st_tensor *t = lpo_st_need(p->ctx, p->in, key, ndim,
 	    shape);
 
-	if (t != NULL)
-		memcpy(shape, t->shape, (size_t)ndim * sizeof *shape);
+	if (t == NULL)
+		return NULL;
+	if (t->count == 0) {
+		lpo_fail(p->ctx, LPO_EFORMAT, "%s: '%s' has no elements",
+		    p->o->input, key);
+		return NULL;
+	}
+	memcpy(shape, t->shape, (size_t)ndim * sizeof *shape);
 	return t;
+}
+
+/* The reading of a tensor knows its key, not its file. */
+static int
+named(struct lpo_probe *p, int rc)
+{
+	if (rc != 0)
+		lpo_fail_prefix(p->ctx, "%s", p->o->input);
+	return rc;
 }
 
 float *
@@ -41,7 +56,7 @@ lpo_probe_f32(struct lpo_probe *p, const char *key, int ndim, int64_t *shape)
 
 	if (t == NULL || (out = lpo_probe_new(p, t->count)) == NULL)
 		return NULL;
-	return lpo_st_f32(p->ctx, out, t) == 0 ? out : NULL;
+	return named(p, lpo_st_f32(p->ctx, out, t)) == 0 ? out : NULL;
 }
 
 int64_t *
@@ -53,7 +68,31 @@ lpo_probe_i64(struct lpo_probe *p, const char *key, int ndim, int64_t *shape)
 	if (t == NULL ||
 	    (out = keep(p, (size_t)t->count, sizeof *out)) == NULL)
 		return NULL;
-	return lpo_st_i64(p->ctx, out, t) == 0 ? out : NULL;
+	return named(p, lpo_st_i64(p->ctx, out, t)) == 0 ? out : NULL;
+}
+
+int32_t *
+lpo_probe_ids(struct lpo_probe *p, const char *key, int ndim, int64_t *shape)
+{
+	int64_t *in = lpo_probe_i64(p, key, ndim, shape), i, n = 1;
+	int32_t *out;
+
+	if (in == NULL)
+		return NULL;
+	for (i = 0; i < ndim; i++)
+		n *= shape[i];
+	if ((out = keep(p, (size_t)n, sizeof *out)) == NULL)
+		return NULL;
+	for (i = 0; i < n; i++) {
+		if (in[i] < 0 || in[i] > INT32_MAX) {
+			lpo_fail(p->ctx, LPO_EINVAL, "%s: %lld in '%s' is no "
+			    "id of a token", p->o->input, (long long)in[i],
+			    key);
+			return NULL;
+		}
+		out[i] = (int32_t)in[i];
+	}
+	return out;
 }
 
 int

@@ -31,11 +31,14 @@ struct lpo_probe {
 
 /*
  * A tensor of the input, as f32 or i64, freed with the probe.  shape: what it
- * must be, -1 for any; the -1 are filled in.  NULL: the error is stored.
+ * must be, -1 for any but 0; the -1 are filled in.  NULL: the error is stored.
  */
 float	*lpo_probe_f32(struct lpo_probe *, const char *key, int ndim,
 	    int64_t *shape);
 int64_t	*lpo_probe_i64(struct lpo_probe *, const char *key, int ndim,
+	    int64_t *shape);
+/* Ids of tokens, none of them negative or beyond 31 bits. */
+int32_t	*lpo_probe_ids(struct lpo_probe *, const char *key, int ndim,
 	    int64_t *shape);
 int	 lpo_probe_has(const struct lpo_probe *, const char *key);
 /* Zeroed floats, freed with the probe. */

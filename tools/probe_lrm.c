@@ -7,14 +7,15 @@
 #include "lib/train/lrm_train.h"
 #include "tools/probe.h"
 
-/* The LRM of -r, and its token ids from the input. */
+/* The LRM of -r for these latents, and its token ids from the input. */
 static int
-open_lrm(struct lpo_probe *p, lpo_lrm **m, int64_t n, int32_t *ids[2])
+open_lrm(struct lpo_probe *p, lpo_lrm **m, const int64_t sample[4],
+    int32_t *ids[2])
 {
 	const struct lpo_lrm_config cfg = { .guidance =
 	    lpo_cli_given(p->cli, "guidance") ? p->o->guidance : NAN,
 	    .multi_scale = -1, .multi_scale_cfg = -1 };
-	int64_t s[2] = { n, -1 }, *in, i;
+	int64_t s[2] = { sample[0], -1 };
 	int k, rc;
 
 	if (p->o->lrm == NULL)
@@ -22,18 +23,16 @@ open_lrm(struct lpo_probe *p, lpo_lrm **m, int64_t n, int32_t *ids[2])
 	if ((rc = lpo_lrm_open(p->ctx, &p->cli->be, m, p->o->lrm,
 	    p->cli->o.model, lpo_cli_precision(p->cli), &cfg)) != 0)
 		return rc;
+	if (sample[1] != lpo_lrm_cfg(*m)->latent_channels)
+		return lpo_fail(p->ctx, LPO_EFORMAT, "%s: latents of %lld "
+		    "channels, '%s' wants %lld", p->o->input,
+		    (long long)sample[1], p->o->lrm,
+		    (long long)lpo_lrm_cfg(*m)->latent_channels);
 	s[1] = lpo_lrm_length(*m);
-	for (k = 0; k < lpo_lrm_encoders(*m); k++) {
-		in = lpo_probe_i64(p, k ? "input_ids_2" : "input_ids", 2, s);
-		if (in == NULL)
+	for (k = 0; k < lpo_lrm_encoders(*m); k++)
+		if ((ids[k] = lpo_probe_ids(p, k ? "input_ids_2" :
+		    "input_ids", 2, s)) == NULL)
 			return lpo_errcode(p->ctx);
-		/* i32 in the room of an f32 */
-		ids[k] = (int32_t *)(void *)lpo_probe_new(p, n * s[1]);
-		if (ids[k] == NULL)
-			return LPO_ENOMEM;
-		for (i = 0; i < n * s[1]; i++)
-			ids[k][i] = (int32_t)in[i];
-	}
 	return 0;
 }
 
@@ -103,7 +102,7 @@ probe_lrm(struct lpo_probe *p)
 	ts[0] = r.n = s[0];
 	if ((r.t = lpo_probe_i64(p, "timestep", 1, ts)) == NULL)
 		return lpo_errcode(p->ctx);
-	if ((rc = open_lrm(p, &m, r.n, ids)) != 0 ||
+	if ((rc = open_lrm(p, &m, s, ids)) != 0 ||
 	    (rc = lpo_lrm_texts_new_ids(p->ctx, &texts, m,
 	    (const int32_t *const *)ids, r.n)) != 0 ||
 	    (rc = lpo_lrm_scorer_new(p->ctx, &r.scorer, m, 1, r.n, s[2], s[3],
@@ -241,7 +240,7 @@ probe_lrm_loss(struct lpo_probe *p)
 	r.pair = lpo_alloc(p->ctx, (size_t)r.n, sizeof *r.pair);
 	if (r.pair == NULL)
 		return LPO_ENOMEM;
-	if ((rc = open_lrm(p, &m, r.n, ids)) != 0 ||
+	if ((rc = open_lrm(p, &m, s, ids)) != 0 ||
 	    (rc = make_pairs(p, m, &r, s, ids)) != 0 ||
 	    (rc = lpo_lrm_trainer_new(p->ctx, &r.trainer, m, &o)) != 0 ||
 	    (rc = lpo_probe_run(p, loss_once, &r)) != 0 ||

@@ -167,32 +167,32 @@ put_text(struct lpo_probe *p, lpo_tape *t, const struct lpo_clip_out *o,
 static int
 text_part(struct lpo_probe *p, const char *part)
 {
-	int64_t shape[2] = { -1, -1 }, *in, n, l, i;
+	int64_t shape[2] = { -1, -1 }, n, l, i;
 	lpo_clip *clip = NULL;
 	lpo_tape *t = NULL;
 	struct lpo_clip_out out;
 	lpo_var *ids, *eos;
-	int32_t *host = NULL;
+	int32_t *host, *at_eos;
 	char *dir = NULL;
 	enum lpo_dtype dt = lpo_cli_precision(p->cli);
 	int rc;
 
-	if ((in = lpo_probe_i64(p, "input_ids", 2, shape)) == NULL)
+	if ((host = lpo_probe_ids(p, "input_ids", 2, shape)) == NULL)
 		return lpo_errcode(p->ctx);
 	n = shape[0];
 	l = shape[1];
 	if ((rc = lpo_cli_model_part(p->cli, &dir, part)) != 0 ||
-	    (rc = lpo_clip_load(p->ctx, &p->cli->be, &clip, dir, dt)) != 0)
+	    (rc = lpo_clip_load(p->ctx, &p->cli->be, &clip, dir, dt)) != 0 ||
+	    (rc = lpo_clip_check_ids(p->ctx, clip, host, n * l)) != 0)
 		goto out;
 	rc = LPO_ENOMEM;
-	host = lpo_alloc(p->ctx, (size_t)(n * l + n), sizeof *host);
+	/* i32 in the room of an f32 */
+	at_eos = (int32_t *)(void *)lpo_probe_new(p, n);
 	t = lpo_tape_new(p->ctx, &p->cli->be, dt, n);
-	if (host == NULL || t == NULL)
+	if (at_eos == NULL || t == NULL)
 		goto out;
-	for (i = 0; i < n * l; i++)
-		host[i] = (int32_t)in[i];
 	for (i = 0; i < n; i++)
-		host[n * l + i] = (int32_t)(i * l + lpo_clip_eos(clip,
+		at_eos[i] = (int32_t)(i * l + lpo_clip_eos(clip,
 		    host + i * l, l));
 	ids = lpo_input(t, n, l, 1, 1, LPO_I32, 0);
 	eos = lpo_input(t, n, 1, 1, 1, LPO_I32, 0);
@@ -205,14 +205,13 @@ text_part(struct lpo_probe *p, const char *part)
 	if ((rc = lpo_tape_plan(t, 0, NULL)) != 0 ||
 	    (rc = lpo_tape_commit(t, NULL)) != 0 ||
 	    (rc = lpo_probe_input(p, ids, host)) != 0 ||
-	    (rc = lpo_probe_input(p, eos, host + n * l)) != 0 ||
+	    (rc = lpo_probe_input(p, eos, at_eos)) != 0 ||
 	    (rc = lpo_probe_run(p, forward, &(struct walk){ p, t })) != 0)
 		goto out;
 	rc = put_text(p, t, &out, out.projected != NULL);
 out:
 	lpo_tape_free(t);
 	lpo_clip_free(clip);
-	lpo_free(host);
 	lpo_free(dir);
 	return rc;
 }

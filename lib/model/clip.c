@@ -245,6 +245,20 @@ lpo_clip_fwd(lpo_tape *t, lpo_clip *m, lpo_var *ids, lpo_var *eos,
 		o->projected = lpo_linear(t, &m->projection, o->pooled);
 }
 
+int
+lpo_clip_check_ids(lpo_ctx *c, const lpo_clip *m, const int32_t *ids,
+    int64_t n)
+{
+	int64_t i, vocab = lpo_clip_cfg(m)->vocab;
+
+	for (i = 0; i < n; i++)
+		if (ids[i] < 0 || ids[i] >= vocab)
+			return lpo_fail(c, LPO_EINVAL, "the id %d of a token "
+			    "is not in 0..%lld", (int)ids[i],
+			    (long long)vocab - 1);
+	return 0;
+}
+
 int64_t
 lpo_clip_eos(const lpo_clip *m, const int32_t *ids, int64_t l)
 {

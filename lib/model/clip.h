@@ -41,6 +41,9 @@ struct lpo_clip_out {
  */
 void	 lpo_clip_fwd(lpo_tape *, lpo_clip *, lpo_var *ids, lpo_var *eos,
 	    struct lpo_clip_out *);
+/* LPO_EINVAL where one of ids[n] is none of the vocabulary's. */
+int	 lpo_clip_check_ids(lpo_ctx *, const lpo_clip *, const int32_t *ids,
+	    int64_t n);
 /* Position of the pooled token among ids[0..l-1] (models.md 3.4). */
 int64_t	 lpo_clip_eos(const lpo_clip *, const int32_t *ids, int64_t l);
 

@@ -200,8 +200,11 @@ find_scale(struct loader *l, const struct lpo_unet_layer *at,
 			return lpo_fail(l->ctx, LPO_EFORMAT,
 			    "%s: '%s' is not one number", lpo_st_path(l->st),
 			    f->t[LPO_LORA_ALPHA]->key);
-		if ((rc = lpo_st_f32(l->ctx, &one, f->t[LPO_LORA_ALPHA])) < 0)
+		if ((rc = lpo_st_f32(l->ctx, &one,
+		    f->t[LPO_LORA_ALPHA])) < 0) {
+			lpo_fail_prefix(l->ctx, "%s", lpo_st_path(l->st));
 			return rc;
+		}
 		alpha = one;
 	} else if (l->peft != NULL) {
 		if (json_is_true(peft_get(l, "use_dora")))
@@ -250,7 +253,8 @@ import(struct loader *l, lpo_param *p, const struct lpo_st_tensor *t)
 		    lpo_st_path(l->st), t->key, p->key);
 	if ((x = lpo_alloc(l->ctx, (size_t)t->count, sizeof(*x))) == NULL)
 		return LPO_ENOMEM;
-	rc = lpo_st_f32(l->ctx, x, t);
+	if ((rc = lpo_st_f32(l->ctx, x, t)) < 0)
+		lpo_fail_prefix(l->ctx, "%s", lpo_st_path(l->st));
 	for (i = 0; i < t->count && rc == 0; i++)
 		if (!isfinite(x[i]))
 			rc = lpo_fail(l->ctx, LPO_EFORMAT,

@@ -273,7 +273,9 @@ lpo_lrm_set_text(lpo_tape *t, lpo_lrm *m, struct lpo_lrm_text *x,
 	int i, rc;
 
 	for (i = 0; i < m->encoders; i++) {
-		if ((rc = lpo_var_set(t, x->ids[i], ids[i])) < 0)
+		if ((rc = lpo_clip_check_ids(m->ctx, m->clip[i], ids[i],
+		    x->ids[i]->n * l)) < 0 ||
+		    (rc = lpo_var_set(t, x->ids[i], ids[i])) < 0)
 			return rc;
 		if (x->eos[i] == NULL)
 			continue;

@@ -341,6 +341,9 @@ for what in missing empty picture cut foreign; do
 	bad 1 "$f" "LoRA: $what" lpo-sample -m "$model" --lora "$f" -p p.csv \
 	    --steps 1 -o "$out"
 done
+LC_ALL=C sed 's/"F16"/"I16"/g' lora.safetensors > l.safetensors
+bad 1 "l.safetensors: 'lora_.*is I16" "LoRA: of integers" lpo-sample \
+    -m "$model" --lora l.safetensors -p p.csv --steps 1 -o "$out"
 LC_ALL=C sed 's/lora_down/lora_dawn/' lora.safetensors > l.safetensors
 bad 1 'l.safetensors' "LoRA: a key that is none" lpo-sample -m "$model" \
     --lora l.safetensors -p p.csv --steps 1 -o "$out"
@@ -453,6 +456,36 @@ bad 1 "in.safetensors.*timestep" "probe: no timestep" \
     lpo-probe -m "$model" -c ddim -i in.safetensors -o "$out"
 bad 2 "lpo-step: give --lora" "probe: a step without a LoRA" \
     lpo-probe -m "$model" -c lpo-step -i in.safetensors -o "$out"
+ids() {				# ids COUNT LOW-WORD HIGH-WORD: that many
+	printf '"input_ids":{"dtype":"I64","shape":[1,%d],"data_offsets":[0,%d]}' \
+	    "$1" $((8 * $1)) > ids
+	{ hostile "{$(cat ids)}"
+	    for i in $(seq "$1"); do printf "$2$3"; done; } > in.safetensors
+}
+ids 16 '\377\377\0\0' '\0\0\0\0'
+bad 1 "the id 65535 of a token is not in 0" "probe: no such token" \
+    lpo-probe -m "$model" -c text -i in.safetensors -o "$out"
+ids 16 '\5\0\0\0' '\1\0\0\0'
+bad 1 "in.safetensors: 4294967301 in 'input_ids' is no id" \
+    "probe: an id of 33 bits" lpo-probe -m "$model" -c text \
+    -i in.safetensors -o "$out"
+bad 1 "in.safetensors: no tensor 'sample'" "probe: nothing to judge" \
+    lpo-probe -m "$model" -c lrm -r lrm -i in.safetensors -o "$out"
+for c in 3 8; do
+	{ hostile '{"sample":{"dtype":"F32","shape":[1,'$c',2,2],"data_offsets":[0,'$((16 * c))']},"timestep":{"dtype":"I64","shape":[1],"data_offsets":['$((16 * c))','$((16 * c + 8))']}}'
+	    head -c $((16 * c + 8)) /dev/zero; } > in.safetensors
+	bad 1 "in.safetensors: latents of $c channels, 'lrm' wants 4" \
+	    "probe: $c channels to a reward model" lpo-probe -m "$model" \
+	    -c lrm -r lrm -i in.safetensors -o "$out"
+done
+{ hostile '{"input_ids":{"dtype":"I64","shape":[0,16],"data_offsets":[0,0]}}'
+    } > in.safetensors
+bad 1 "in.safetensors: 'input_ids' has no elements" "probe: no rows" \
+    lpo-probe -m "$model" -c text -i in.safetensors -o "$out"
+{ hostile '{"input_ids":{"dtype":"F32","shape":[1,1],"data_offsets":[0,4]}}'
+    head -c 4 /dev/zero; } > in.safetensors
+bad 1 "in.safetensors: 'input_ids' is F32" "probe: ids that are floats" \
+    lpo-probe -m "$model" -c text -i in.safetensors -o "$out"
 bad 1 gone.png "probe: no such image" lpo-probe -m "$model" -c image \
     --file gone.png -s 16 -o "$out"
 
