@@ -194,6 +194,9 @@ store(lpo_cli *cli, int i, const char *s)
 		return lpo_cli_usage(cli, "--%s is given twice, '%s' and '%s'",
 		    r->name, *(const char **)p, s);
 	cli->priv->given[i] = 1;
+	/* "$OUT" in a script that has not set it */
+	if (r->type == LPO_CLI_STRING && s[0] == '\0')
+		return lpo_cli_usage(cli, "--%s: an empty argument", r->name);
 	/* it goes into the run's record, which is JSON */
 	if ((r->flags & LPO_CLI_RESULT) && (r->type == LPO_CLI_STRING ||
 	    r->type == LPO_CLI_LIST) && !lpo_utf8_valid(s, strlen(s)))

@@ -4,6 +4,7 @@
  */
 #include <stdlib.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "lib/base/file.h"
 #include "lib/base/json.h"
@@ -498,6 +499,16 @@ already_done(lpo_cli *cli, const char *path)
 	return LPO_CLI_DONE;
 }
 
+/* A pipe or a device. */
+static int
+is_special(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && !S_ISREG(st.st_mode) &&
+	    !S_ISDIR(st.st_mode);
+}
+
 int
 lpo_cli_begin(lpo_cli *cli, const char *path,
     int (*existing)(lpo_ctx *, const char *path, char run[17]))
@@ -511,7 +522,13 @@ lpo_cli_begin(lpo_cli *cli, const char *path,
 	if ((rc = make_id(cli, r)) != 0)
 		return rc;
 	lpo_cli_detail(cli, "run %s", r->id);
-	if (path != NULL && existing != NULL) {
+	if (path != NULL && existing != NULL && is_special(path)) {
+		/* opening a pipe to look into it would wait for a writer */
+		if (!cli->o.force)
+			return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is neither "
+			    "a file nor a folder: --force writes to it, -o - "
+			    "to standard output", path);
+	} else if (path != NULL && existing != NULL) {
 		rc = existing(cli->ctx, path, was);
 		if (rc == 0 && strcmp(was, r->id) == 0 && !cli->o.fresh &&
 		    (cli->o.dry_run || !unfinished(cli, path)))

@@ -258,6 +258,10 @@ check(lpo_cli *cli, const struct eval_opts *o)
 	if (o->images.n > 0 && (o->html != NULL || o->fail_under.n > 0))
 		return lpo_cli_usage(cli, "--images compares nothing: no "
 		    "--html, no --fail-under");
+	if (o->html != NULL && (cli->o.output != NULL ?
+	    strcmp(o->html, cli->o.output) == 0 : strcmp(o->html, "-") == 0))
+		return lpo_cli_usage(cli, "--html '%s': the table goes there; "
+		    "-o FILE is for another place", o->html);
 	if (!o->pool && o->images.n == 0 && cli->nargs > 0)
 		return lpo_cli_usage(cli, "'%s': no operands are expected",
 		    cli->args[0]);

@@ -520,6 +520,9 @@ usage "an operand" $s --scorer j=./judge a.tar
 usage "pool of nothing" --pool
 usage "pool and images" --pool --images world/some.csv --scorer j=x
 usage "images and a report" --images world/some.csv --scorer j=x --html r.html
+usage "table and report in one file" $s --scorer j=./judge --html r -o r
+usage "both to standard output" $s --scorer j=./judge --html -
+usage "an output without a name" $s --scorer j=./judge -o ""
 usage "a title that is no UTF-8" $s --scorer j=./judge --title "$(
     printf 'a\377')"
 usage "--lora twice" -m m --lora a --lora b -p p.txt --scorer j=./judge

@@ -120,6 +120,18 @@ sample -s 34 -o "$dir/z.tar"
 is $? 1 "a size the VAE cannot take"
 sample -o "$dir/z-%d.tar"
 is $? 2 "no pattern"
+mkfifo "$dir/fifo"
+sample -o "$dir/fifo"
+is $? 1 "a pipe by name"
+grep -q "fifo' is neither a file nor a folder: --force writes to it" \
+    "$dir/err"
+ok $? "it is not waited for"
+sample -o ""
+is $? 2 "an output without a name"
+cat "$dir/fifo" > "$dir/piped.tar" &
+sample --force -o "$dir/fifo"
+wait $!
+same "$dir/ref.tar" "$dir/piped.tar" "--force writes to it"
 sample --lora a --lora b -o "$dir/z.tar"
 is $? 2 "a LoRA that would be dropped"
 sample --lora "$dir/none.safetensors" -o "$dir/z.tar"
