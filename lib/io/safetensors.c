@@ -168,9 +168,14 @@ static int
 parse_header(lpo_ctx *c, json_t **head, size_t *data_at, const uint8_t *p,
     size_t bytes, const char *file)
 {
+	static const char lfs[] = "version https://git-lfs.github.com/";
 	uint64_t n = 0;
 	int i;
 
+	/* what a clone without Git LFS leaves in place of a large file */
+	if (bytes >= sizeof(lfs) && memcmp(p, lfs, sizeof(lfs) - 1) == 0)
+		return lpo_fail(c, LPO_EFORMAT, "%s: a pointer of Git LFS, not "
+		    "the file itself ('git lfs pull' fetches it)", file);
 	if (bytes < 8)
 		return lpo_fail(c, LPO_EFORMAT, "%s: too short for "
 		    "safetensors", file);

@@ -94,6 +94,9 @@ for part in unet/diffusion_pytorch_model vae/diffusion_pytorch_model \
 	sample 1 "$name" "$part: offsets beyond the end"
 	hostile '{}' | swap $f
 	sample 1 "$name" "$part: no tensors"
+	printf 'version https://git-lfs.github.com/spec/v1\nsize 9\n' |
+	    swap $f
+	sample 1 "$name: a pointer of Git LFS" "$part: never downloaded"
 	LC_ALL=C sed 's/"F32"/"I32"/g; s/"F16"/"I16"/g; s/"BF16"/"I8"/g' \
 	    "$good" | swap $f
 	sample 1 "$name" "$part: tensors of integers"
