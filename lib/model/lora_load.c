@@ -96,14 +96,20 @@ peft_get(const struct loader *l, const char *key)
 
 /*
  * What stands where a number should, such as "8", would be taken for 0: a LoRA
- * that does nothing, without a word.
+ * that does nothing, without a word; "yes" for a flag that is off.
  */
 static int
 check_peft(struct loader *l, const char *path)
 {
+	/* what begins by taking a part out of the model's own weights */
+	static const char *const moved[] = {
+		"pissa", "olora", "loftq", "corda"
+	};
+	static const char *const flags[] = { "use_dora", "use_rslora" };
 	const json_t *map = peft_get(l, "alpha_pattern");
 	const json_t *alpha = peft_get(l, "lora_alpha");
-	const char *key;
+	const char *init, *key;
+	size_t i;
 	json_t *v;
 
 	if (!json_is_object(l->peft))
@@ -112,10 +118,26 @@ check_peft(struct loader *l, const char *path)
 	if (alpha != NULL && !json_is_number(alpha))
 		return lpo_fail(l->ctx, LPO_EFORMAT, "%s: 'lora_alpha' is not "
 		    "a number", path);
+	if (map != NULL && !json_is_object(map))
+		return lpo_fail(l->ctx, LPO_EFORMAT, "%s: 'alpha_pattern' is "
+		    "no object", path);
 	json_object_foreach((json_t *)(uintptr_t)map, key, v)
 		if (!json_is_number(v))
 			return lpo_fail(l->ctx, LPO_EFORMAT, "%s: "
 			    "alpha_pattern '%s' is not a number", path, key);
+	for (i = 0; i < sizeof(flags) / sizeof(flags[0]); i++) {
+		v = (json_t *)(uintptr_t)peft_get(l, flags[i]);
+		if (v != NULL && !json_is_boolean(v))
+			return lpo_fail(l->ctx, LPO_EFORMAT, "%s: '%s' is not "
+			    "true or false", path, flags[i]);
+	}
+	init = json_string_value(peft_get(l, "init_lora_weights"));
+	for (i = 0; init != NULL && i < sizeof(moved) / sizeof(moved[0]); i++)
+		if (strncmp(init, moved[i], strlen(moved[i])) == 0)
+			return lpo_fail(l->ctx, LPO_EFORMAT, "%s: "
+			    "'init_lora_weights' is '%.32s': such a LoRA goes "
+			    "with weights that PEFT has changed; convert it "
+			    "there to a plain one", path, init);
 	return 0;
 }
 

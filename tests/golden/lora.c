@@ -387,7 +387,17 @@ test_settings(struct rig *r)
 		  0, 0 },
 		{ "{\"use_dora\": true}", "use_dora: only plain LoRA is "
 		  "supported", 0, 0 },
-		{ "{\"lora_alpha\": 1e300}", "is not finite", 0, 0 }
+		{ "{\"lora_alpha\": 1e300}", "is not finite", 0, 0 },
+		{ "{\"alpha_pattern\": [3]}", "adapter_config.json: "
+		  "'alpha_pattern' is no object", 0, 0 },
+		{ "{\"use_rslora\": \"yes\"}", "adapter_config.json: "
+		  "'use_rslora' is not true or false", 0, 0 },
+		{ "{\"init_lora_weights\": \"pissa_niter_4\"}",
+		  "'init_lora_weights' is 'pissa_niter_4'", 0, 0 },
+		{ "{\"lora_alpha\": 6, \"init_lora_weights\": true}", NULL, 6,
+		  6 },
+		{ "{\"lora_alpha\": 6, \"init_lora_weights\": "
+		  "\"gaussian\"}", NULL, 6, 6 }
 	};
 	double root = sqrt((double)r->rank), min, max;
 	struct lpo_lora_shape is;
