@@ -1,4 +1,5 @@
 /* lpo-probe: tokenizer, image, text encoders, VAE, UNet. */
+#include <errno.h>
 #include <stdlib.h>
 #include <string.h>
 
@@ -73,6 +74,12 @@ tokenizer_part(struct lpo_probe *p, const char *part)
 		if (rc != 0)
 			lpo_fail_prefix(p->ctx, "line %lld", (long long)row);
 	}
+	/* a stop or an error ends getline() too */
+	if (rc == 0 && lpo_ctx_stopped(p->ctx))
+		rc = lpo_fail(p->ctx, LPO_ESTOP, "stopped");
+	else if (rc == 0 && !feof(stdin))
+		rc = lpo_fail(p->ctx, LPO_EIO, "cannot read standard input: "
+		    "%s", strerror(errno));
 out:
 	free(line);
 	lpo_free(ids);

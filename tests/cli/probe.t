@@ -68,6 +68,21 @@ ok $? "a JSON string; white space is one blank"
 printf 'a\nb\nc\n' | probe -c tokenizer | wc -l | tr -d ' ' > "$dir/out"
 is "$(cat "$dir/out")" 3 "a line each"
 
+probe -c tokenizer < "$dir" > "$dir/out"
+is $? 1 "a folder on standard input"
+grep -q "cannot read standard input" "$dir/err"
+ok $? "which is said"
+mkfifo "$dir/fifo"
+"$bin/lpo-probe" -q -m "$model" -c tokenizer < "$dir/fifo" > "$dir/out" \
+    2> "$dir/err" &
+pid=$!
+exec 9> "$dir/fifo"
+sleep 0.5
+kill -TERM $pid
+wait $pid
+is $? 4 "SIGTERM while it reads: exit 4"
+exec 9>&-
+
 # ---- picture -> moments
 probe -c image --file "$dir/world/img/000000_0.png" -s 32 -o "$dir/i.st"
 ok $? "image"
