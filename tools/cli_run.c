@@ -120,6 +120,16 @@ lpo_cli_metric(lpo_cli *cli, const char *name, int64_t step, double value)
 
 /* -------------------------------------------------------------- inputs */
 
+/* A pipe or a device. */
+static int
+is_special(const char *path)
+{
+	struct stat st;
+
+	return stat(path, &st) == 0 && !S_ISREG(st.st_mode) &&
+	    !S_ISDIR(st.st_mode);
+}
+
 static int
 add_input(lpo_cli *cli, const char *role, const char *value,
     const char *path, int64_t size, int is_run)
@@ -149,6 +159,10 @@ lpo_cli_sha256(lpo_cli *cli, char hex[65], const char *path)
 
 	if (r == NULL)
 		return LPO_ENOMEM;
+	/* what has been read of a pipe is not there to be summed up */
+	if (is_special(path))
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is not a regular "
+		    "file", path);
 	if ((rc = open_db(cli, r)) != 0)
 		return rc;
 	return lpo_db_file_sha256(cli->ctx, r->db, hex, path);
@@ -172,7 +186,7 @@ lpo_cli_input_prompts(lpo_cli *cli, const char *path,
 {
 	char hex[65];
 
-	if (strcmp(path, "-") != 0)
+	if (strcmp(path, "-") != 0 && !is_special(path))
 		return lpo_cli_input_file(cli, "prompts", path);
 	lpo_prompts_sha256(p, hex);
 	return add_input(cli, "prompts", hex, path, 0, 0);
@@ -497,16 +511,6 @@ already_done(lpo_cli *cli, const char *path)
 	    (rc = lpo_db_run_done(r->db, r->id)) != 0)
 		return rc;
 	return LPO_CLI_DONE;
-}
-
-/* A pipe or a device. */
-static int
-is_special(const char *path)
-{
-	struct stat st;
-
-	return stat(path, &st) == 0 && !S_ISREG(st.st_mode) &&
-	    !S_ISDIR(st.st_mode);
 }
 
 int

@@ -73,6 +73,26 @@ is "$(listed "$dir/q.csv")" "a cat;;;" "prompts may be empty"
 grep -q "q.csv:3: an empty prompt, 2 in all" "$dir/err"
 ok $? "which is said"
 
+# ---- prompts through a pipe are known by what they are, in each program
+id() {				# id PROMPT TOOL OPTION...: of the planned run
+	prompt=$1 tool=$2
+	shift 2
+	printf 'prompt\n%s\n' "$prompt" | "$bin/$tool" -v -m "$model" \
+	    --db none -p /dev/stdin --dry-run "$@" 2>&1 | sed -n 's/^lpo-[a-z]*: run //p'
+}
+for t in "lpo-sample -o $dir/p.tar" \
+    "lpo-eval --system a=$model --system b=$model --scorer j=true" \
+    "lpo-train -m random:tiny -r random:tiny -o $dir/p.safetensors"; do
+	# shellcheck disable=SC2086  # words
+	a=$(id 'a cat' $t) b=$(id 'a dog' $t)
+	test -n "$a" -a -n "$b" -a "$a" != "$b"
+	ok $? "${t%% *}: other prompts in the pipe, another run"
+done
+printf 'prompt\na cat\n' | "$bin/lpo-sample" -m "$model" --db none \
+    -p /dev/stdin --lora /dev/stdin -o "$dir/p.tar" 2>"$dir/err"
+grep -q "'/dev/stdin' is not a regular file" "$dir/err"
+ok $? "a LoRA comes from a file"
+
 # ---- other noise
 sample --eta 1 | cmp -s - "$dir/ref.tar"
 is $? 1 "--eta adds noise"
