@@ -11,6 +11,8 @@
     "AND EXISTS (SELECT 1 FROM system WHERE system.run_id = run.id) " \
     "ORDER BY ended_at DESC, id DESC LIMIT 1) "
 
+static const char sql_run[] = "SELECT run FROM run WHERE id = " NEWEST;
+
 /* The columns of a run: its systems in order, each with all its scores. */
 static const char sql_columns[] =
     "SELECT DISTINCT system.name, score.scorer FROM score "
@@ -43,6 +45,7 @@ struct pool {
 	struct column *column;
 	struct row *row;
 	int64_t columns, n, cap;
+	json_t *runs;		/* ids of those that were read */
 };
 
 static void
@@ -60,6 +63,7 @@ pool_free(struct pool *p)
 	}
 	lpo_free(p->column);
 	lpo_free(p->row);
+	json_decref(p->runs);
 }
 
 static const char *
@@ -91,6 +95,27 @@ one_column(lpo_ctx *c, struct pool *p, sqlite3_stmt *st, int64_t i,
 	v[i].scorer = lpo_strdup(c, text(st, 1));
 	p->columns = i + 1;
 	return lpo_errcode(c);
+}
+
+/* A copy of a database says nothing that the first has not said. */
+static int
+new_run(lpo_ctx *c, struct pool *p, lpo_db *db, const char *path)
+{
+	sqlite3_stmt *st;
+	int rc;
+
+	if (p->runs == NULL)
+		p->runs = json_object();
+	if ((rc = lpo_db_prepare(db, &st, sql_run)) < 0)
+		return rc;
+	/* of no run at all read_columns() says so */
+	if ((rc = lpo_db_step(db, st)) != 0)
+		return rc < 0 ? rc : 0;
+	if (json_object_get(p->runs, text(st, 0)) != NULL)
+		return lpo_fail(c, LPO_EFORMAT, "'%s' has run %s, as a "
+		    "database before: it would count twice", path,
+		    text(st, 0));
+	return lpo_json_set(c, p->runs, text(st, 0), json_true());
 }
 
 static int
@@ -180,6 +205,7 @@ pool_read(lpo_ctx *c, struct pool *p, const char *path)
 	int rc;
 
 	if ((rc = lpo_db_open(c, &db, path, 1)) == 0 &&
+	    (rc = new_run(c, p, db, path)) == 0 &&
 	    (rc = read_columns(c, p, db, path)) == 0)
 		rc = read_values(c, p, db, path);
 	lpo_db_close(db);

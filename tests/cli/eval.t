@@ -479,6 +479,9 @@ same want is "images of a prompt together, runs beside each other"
 run 0 "pooled, one run" "$eval" --pool x.db
 tail -n +2 out | sort > is
 same body is "one run pooled is that run"
+cp x.db copy.db
+run 1 "a copy of a database" "$eval" --pool x.db y.db copy.db
+says "'copy.db' has run" "it does not count twice"
 run 5 "pooled, condition" "$eval" --pool x.db y.db \
     --fail-under judge.good:winrate=0.8
 run 0 "other scorer" "$eval" --db z.db --system one=c.tar \
