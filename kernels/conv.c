@@ -265,6 +265,9 @@ LPO_FN(lpo_conv_scratch_bytes)(lpo_backend *be, enum lpo_pass pass,
 			struct phase u = make_phase(pw, s->w, s->stride,
 			    s->pad_left, s->kw);
 
+			/* of one pixel, three phases of four are empty */
+			if (v.size == 0 || u.size == 0)
+				continue;
 			one = LPO_FN(lpo_gemm_scratch_bytes)(s->n * v.size *
 			    u.size, s->ci, v.taps * u.taps * s->co,
 			    be->threads);

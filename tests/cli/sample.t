@@ -54,6 +54,9 @@ ok $? "parameters as other programs read them"
 grep -a -q '"model_sha256"' "$dir/x/000000001-1.png"
 ok $? "and our own"
 
+sample -s 4 -o "$dir/small.tar"
+ok $? "latents of one pixel"
+
 # ---- prompts as people have them
 listed() {			# listed FILE: the prompts of the file
 	"$bin/lpo-sample" -m "$model" --db none --steps 1 -s 8 -p "$1" \
