@@ -54,12 +54,12 @@ ok $? "parameters as other programs read them"
 grep -a -q '"model_sha256"' "$dir/x/000000001-1.png"
 ok $? "and our own"
 
-sample -s 4 -o "$dir/small.tar"
+sample -s 4 --precision f32 -o "$dir/small.tar"
 ok $? "latents of one pixel"
 
 # ---- prompts as people have them
 listed() {			# listed FILE: the prompts of the file
-	"$bin/lpo-sample" -m "$model" --db none --steps 1 -s 8 -p "$1" \
+	"$bin/lpo-sample" -m "$model" --db none --steps 1 -s 16 -p "$1" \
 	    2>"$dir/err" | tar xOf - --wildcards '0*.json' |
 	    grep -o '"prompt":"[^"]*"' | sed 's/.*:"//; s/"/;/' | tr -d '\n'
 }
