@@ -462,8 +462,11 @@ bad 2 "lpo-step: give --lora" "probe: a step without a LoRA" \
 ids() {				# ids COUNT LOW-WORD HIGH-WORD: that many
 	printf '"input_ids":{"dtype":"I64","shape":[1,%d],"data_offsets":[0,%d]}' \
 	    "$1" $((8 * $1)) > ids
-	{ hostile "{$(cat ids)}"
-	    for i in $(seq "$1"); do printf "$2$3"; done; } > in.safetensors
+	{
+		hostile "{$(cat ids)}"
+		# shellcheck disable=SC2059
+		for i in $(seq "$1"); do printf "$2$3"; done
+	} > in.safetensors
 }
 ids 16 '\377\377\0\0' '\0\0\0\0'
 bad 1 "the id 65535 of a token is not in 0" "probe: no such token" \

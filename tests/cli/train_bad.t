@@ -79,8 +79,8 @@ train --init-lora "$dir/huge.safetensors" -o "$dir/i.safetensors" \
 grep -q "8 of 8 transitions had scores that are not finite" "$dir/err"
 ok $? "which is said"
 
-status "$bin/lpo-sample" -q --db none -m "$model" --precision f32 -p "$dir/p.txt" \
-    --steps 1 --lora "$dir/huge.safetensors" -o "$dir/p.tar" >"$dir/st"
+status "$bin/lpo-sample" -q --db none -m "$model" --precision f32 \
+    -p "$dir/p.txt" --steps 1 --lora "$dir/huge.safetensors" -o "$dir/p.tar" >"$dir/st"
 is "$(cat "$dir/st")" 1 "its pictures are not drawn"
 grep -q "picture '000000000-0' is not finite: .* too large for F32" "$dir/err"
 ok $? "which is said too"
