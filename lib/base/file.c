@@ -367,6 +367,24 @@ out:
 	return rc;
 }
 
+const char *
+lpo_unpacker(const void *data, size_t bytes)
+{
+	static const struct { const char *begin, *program; } kinds[] = {
+		{ "\x1f\x8b", "gzip -dc" },
+		{ "\x28\xb5\x2f\xfd", "zstd -dc" },
+		{ "\xfd" "7zXZ", "xz -dc" }
+	};
+	size_t i, n;
+
+	for (i = 0; i < sizeof(kinds) / sizeof(*kinds); i++) {
+		n = strlen(kinds[i].begin);
+		if (bytes >= n && memcmp(data, kinds[i].begin, n) == 0)
+			return kinds[i].program;
+	}
+	return NULL;
+}
+
 int
 lpo_map_fd(lpo_ctx *c, struct lpo_map *m, int fd, const char *name)
 {

@@ -52,6 +52,8 @@ int	 lpo_file_link(lpo_ctx *, const char *to, const char *from);
  */
 int	 lpo_file_read(lpo_ctx *, char **data, size_t *bytes, const char *path,
 	    size_t limit);
+/* The program that unpacks what begins like this; NULL: it isn't packed. */
+const char *lpo_unpacker(const void *data, size_t bytes);
 
 /* A file in memory, read only.  An empty file has data != NULL, bytes 0. */
 struct lpo_map {

@@ -61,7 +61,8 @@ static int
 load(lpo_ctx *c, json_t **out, const char *text, size_t n, const char *name,
     size_t flags)
 {
-	struct rest r = { text, n };
+	size_t mark = lpo_utf8_mark(text, n);
+	struct rest r = { text + mark, n - mark };
 	json_error_t e;
 
 	*out = NULL;
@@ -529,6 +530,12 @@ lpo_json_cell(lpo_ctx *c, const char *text)
 		lpo_fail(c, LPO_ENOMEM, "cannot keep '%.40s': out of memory",
 		    text);
 	return v;
+}
+
+size_t
+lpo_utf8_mark(const char *text, size_t bytes)
+{
+	return bytes >= 3 && memcmp(text, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
 }
 
 int

@@ -86,5 +86,7 @@ json_t	*lpo_json_cell(lpo_ctx *, const char *text);
 
 /* 1: valid UTF-8 without overlong forms, surrogates and NUL. */
 int	 lpo_utf8_valid(const char *, size_t bytes);
+/* Bytes of the mark (U+FEFF) that Windows programs put before UTF-8, or 0. */
+size_t	 lpo_utf8_mark(const char *, size_t bytes);
 
 #endif

@@ -4,18 +4,18 @@
  */
 #include <stdio.h>
 #include <string.h>
+#include <sys/stat.h>
 
 #include "lib/base/json.h"
 #include "lib/io/image.h"
 #include "lib/io/record_priv.h"
 
-/* "cat.jpg", not "jpg" or ".jpg". */
+/* "cat.jpg", not "jpg"; nor hidden ones such as macOS's "._cat.jpg". */
 static int
 is_image_name(const char *name)
 {
-	const char *dot = strrchr(name, '.');
-
-	return dot != NULL && dot > name && lpo_image_type(name) != NULL;
+	return name[0] != '.' && strchr(name, '.') != NULL &&
+	    lpo_image_type(name) != NULL;
 }
 
 /* The length of a name without its extension. */
@@ -27,13 +27,27 @@ stem(const char *name)
 	return dot ? (size_t)(dot - name) : strlen(name);
 }
 
-/* First line of FILE without its end; LPO_ENOTFOUND: no such file. */
+/* A caption's text: without the mark before UTF-8, and its line's end. */
+static const char *
+caption_text(const char *p, size_t *n)
+{
+	size_t mark = lpo_utf8_mark(p, *n);
+
+	p += mark;
+	*n -= mark;
+	while (*n > 0 && strchr("\r\n", p[*n - 1]) != NULL)
+		--*n;
+	return p;
+}
+
+/* The text of FILE without its end; LPO_ENOTFOUND: no such file. */
 static int
 read_prompt(lpo_records *rs, char **prompt, const char *dir, const char *name,
     size_t n_name)
 {
 	char *path = lpo_asprintf(rs->c, "%s/%.*s.txt", dir, (int)n_name,
 	    name);
+	const char *text;
 	size_t n;
 	int rc;
 
@@ -44,8 +58,9 @@ read_prompt(lpo_records *rs, char **prompt, const char *dir, const char *name,
 	if (lpo_file_exists(path) &&
 	    (rc = lpo_file_read(rs->c, prompt, &n, path, 1 << 20)) == 0) {
 		lpo_sha256_update(&rs->sum, *prompt, n);
-		while (n > 0 && strchr("\r\n", (*prompt)[n - 1]) != NULL)
-			(*prompt)[--n] = '\0';
+		text = caption_text(*prompt, &n);
+		memmove(*prompt, text, n);
+		(*prompt)[n] = '\0';
 		if (!lpo_utf8_valid(*prompt, n))
 			rc = lpo_fail(rs->c, LPO_EFORMAT, "%s: not UTF-8",
 			    path);
@@ -54,19 +69,33 @@ read_prompt(lpo_records *rs, char **prompt, const char *dir, const char *name,
 	return rc;
 }
 
-/* A file of list[] that is NAME + suffix + image extension; NULL: none. */
+/*
+ * A file of list[], which is sorted, that is NAME + suffix + image extension,
+ * the suffix ending in the dot; NULL: none.
+ */
 static const char *
 find_image(char **list, int64_t n, const char *name, size_t n_name,
     const char *suffix)
 {
-	int64_t i;
 	size_t m = strlen(suffix);
+	int64_t lo = 0, hi = n, mid;
+	int r;
 
-	for (i = 0; i < n; i++)
-		if (is_image_name(list[i]) && stem(list[i]) == n_name + m
-		    && strncmp(list[i], name, n_name) == 0 &&
-		    strncmp(list[i] + n_name, suffix, m) == 0)
-			return list[i];
+	while (lo < hi) {		/* the first that begins so */
+		mid = lo + (hi - lo) / 2;
+		r = strncmp(list[mid], name, n_name);
+		if (r == 0)
+			r = strncmp(list[mid] + n_name, suffix, m);
+		if (r < 0)
+			lo = mid + 1;
+		else
+			hi = mid;
+	}
+	for (; lo < n && strncmp(list[lo], name, n_name) == 0 &&
+	    strncmp(list[lo] + n_name, suffix, m) == 0; lo++)
+		if (is_image_name(list[lo]) &&
+		    stem(list[lo]) + 1 == n_name + m)
+			return list[lo];
 	return NULL;
 }
 
@@ -84,6 +113,14 @@ bad_row(lpo_records *rs, int rc, const char *dir, const char *name)
 	return lpo_records_add_bad(rs, why);
 }
 
+/* A name becomes the row's id, and JSON has no other text than UTF-8. */
+static int
+name_is_text(lpo_records *rs, const char *name, size_t n)
+{
+	return lpo_utf8_valid(name, n) ? 0 : lpo_fail(rs->c, LPO_EFORMAT,
+	    "its name is not UTF-8");
+}
+
 /* One pair: winner and loser by path, prompt from NAME.txt in `txt`. */
 static int
 folder_row(lpo_records *rs, const char *dir, const char *const txt[2],
@@ -93,6 +130,8 @@ folder_row(lpo_records *rs, const char *dir, const char *const txt[2],
 	struct lpo_row r;
 	int k, rc = LPO_ENOTFOUND;
 
+	if (lpo_ctx_stopped(rs->c))
+		return lpo_fail(rs->c, LPO_ESTOP, "stopped");
 	memset(&r, 0, sizeof(r));
 	r.sample = -1;
 	r.label_0 = 1;
@@ -100,6 +139,8 @@ folder_row(lpo_records *rs, const char *dir, const char *const txt[2],
 		rc = read_prompt(rs, &r.prompt, txt[k], name, n_name);
 	if (rc == 0 && lose == NULL)
 		rc = lpo_fail(rs->c, LPO_EFORMAT, "no losing image");
+	if (rc == 0)
+		rc = name_is_text(rs, name, n_name);
 	if (rc == 0) {
 		r.id = lpo_asprintf(rs->c, "%.*s", (int)n_name, name);
 		r.image[0] = lpo_path_join(rs->c, dir, win);
@@ -113,6 +154,14 @@ folder_row(lpo_records *rs, const char *dir, const char *const txt[2],
 		return lpo_records_add(rs, &r);
 	lpo_row_clear(&r);
 	return bad_row(rs, rc, dir, win);
+}
+
+/* A losing image that no preferred one goes with. */
+static int
+lone_loser(lpo_records *rs, const char *dir, const char *name)
+{
+	return bad_row(rs, lpo_fail(rs->c, LPO_EFORMAT, "no preferred image"),
+	    dir, name);
 }
 
 /* w/NAME.*, l/NAME.* */
@@ -131,10 +180,24 @@ two_folders(lpo_records *rs, const char *dir, const char *w, const char *l)
 		if (is_image_name(win[i]))
 			rc = folder_row(rs, w, txt, win[i], stem(win[i]),
 			    win[i], find_image(lose, m, win[i], stem(win[i]),
-			    ""), l);
+			    "."), l);
+	for (i = 0; i < m && rc == 0; i++)
+		if (is_image_name(lose[i]) && find_image(win, n, lose[i],
+		    stem(lose[i]), ".") == NULL)
+			rc = lone_loser(rs, l, lose[i]);
 	lpo_names_free(win, n);
 	lpo_names_free(lose, m);
 	return rc;
+}
+
+/* The length of NAME where a name is NAME + suffix + image extension; else 0 */
+static size_t
+pair_name(const char *name, const char *suffix)
+{
+	size_t k = stem(name), m = strlen(suffix);
+
+	return is_image_name(name) && k > m && strncmp(name + k - m, suffix,
+	    m) == 0 ? k - m : 0;
 }
 
 /* NAME_w.*, NAME_l.* */
@@ -147,58 +210,101 @@ one_folder(lpo_records *rs, const char *dir)
 	size_t k;
 	int rc = lpo_dir_list(rs->c, &list, &n, dir);
 
-	for (i = 0; i < n && rc == 0; i++) {
-		k = stem(list[i]);
-		if (!is_image_name(list[i]) || k < 3 ||
-		    strncmp(list[i] + k - 2, "_w", 2) != 0)
-			continue;
-		rc = folder_row(rs, dir, txt, list[i], k - 2, list[i],
-		    find_image(list, n, list[i], k - 2, "_l"), dir);
-	}
+	for (i = 0; i < n && rc == 0; i++)
+		if ((k = pair_name(list[i], "_w")) > 0)
+			rc = folder_row(rs, dir, txt, list[i], k, list[i],
+			    find_image(list, n, list[i], k, "_l."), dir);
 	if (rc == 0 && rs->n == was)
 		rc = lpo_fail(rs->c, LPO_EFORMAT, "'%s' has neither NAME_w.* "
 		    "nor folders w and l", dir);
+	for (i = 0; i < n && rc == 0; i++)
+		if ((k = pair_name(list[i], "_l")) > 0 &&
+		    find_image(list, n, list[i], k, "_w.") == NULL)
+			rc = lone_loser(rs, dir, list[i]);
 	lpo_names_free(list, n);
 	return rc;
 }
 
+static int
+image_row(lpo_records *rs, const char *dir, const char *name,
+    const char *full, const char *rel)
+{
+	struct lpo_row r;
+	int rc;
+
+	memset(&r, 0, sizeof(r));
+	r.sample = -1;
+	r.label_0 = r.label_1 = 0.5;
+	rc = read_prompt(rs, &r.prompt, dir, name, stem(name));
+	if (rc == LPO_ENOTFOUND)
+		rc = (r.prompt = lpo_strdup(rs->c, "")) == NULL ?
+		    LPO_ENOMEM : 0;
+	if (rc == 0)
+		rc = name_is_text(rs, rel, strlen(rel));
+	r.id = lpo_strdup(rs->c, rel);
+	r.image[0] = lpo_strdup(rs->c, full);
+	if (r.id == NULL || r.image[0] == NULL)
+		rc = LPO_ENOMEM;
+	lpo_sha256_update(&rs->sum, rel, strlen(rel) + 1);
+	if (rc == 0)
+		return lpo_records_add(rs, &r);
+	lpo_row_clear(&r);
+	return bad_row(rs, rc, dir, name);
+}
+
+/* A folder and those it is in. */
+struct folder {
+	const struct folder *up;
+	dev_t device;
+	ino_t inode;
+};
+
+/* Links to folders are followed, but not to one that they are in. */
+static int
+in_itself(const struct folder *f)
+{
+	const struct folder *up;
+
+	for (up = f->up; up != NULL; up = up->up)
+		if (up->device == f->device && up->inode == f->inode)
+			return 1;
+	return 0;
+}
+
 /* Every image below; prompts where there are .txt beside them. */
 static int
-all_images(lpo_records *rs, const char *dir, const char *rel)
+all_images(lpo_records *rs, const char *dir, const char *rel,
+    const struct folder *up)
 {
+	struct folder here = { up, 0, 0 };
 	char **list = NULL, *full = NULL, *sub = NULL;
-	struct lpo_row r;
+	struct stat st;
 	int64_t i, n = 0;
-	int rc = lpo_dir_list(rs->c, &list, &n, dir);
+	int rc;
 
+	if (stat(dir, &st) == 0) {
+		here.device = st.st_dev;
+		here.inode = st.st_ino;
+		if (in_itself(&here)) {
+			lpo_notice(rs->c, "'%s' is a folder that it is in: "
+			    "left out", dir);
+			return 0;
+		}
+	}
+	rc = lpo_dir_list(rs->c, &list, &n, dir);
 	for (i = 0; i < n && rc == 0; i++) {
+		if (lpo_ctx_stopped(rs->c)) {
+			rc = lpo_fail(rs->c, LPO_ESTOP, "stopped");
+			break;
+		}
 		full = lpo_path_join(rs->c, dir, list[i]);
 		sub = lpo_path_join(rs->c, rel, list[i]);
 		if (full == NULL || sub == NULL)
 			rc = LPO_ENOMEM;
 		else if (list[i][0] != '.' && lpo_is_dir(full))
-			rc = all_images(rs, full, sub);
-		else if (is_image_name(list[i])) {
-			memset(&r, 0, sizeof(r));
-			r.sample = -1;
-			r.label_0 = r.label_1 = 0.5;
-			rc = read_prompt(rs, &r.prompt, dir, list[i],
-			    stem(list[i]));
-			if (rc == LPO_ENOTFOUND)
-				rc = (r.prompt = lpo_strdup(rs->c, "")) ==
-				    NULL ? LPO_ENOMEM : 0;
-			r.id = lpo_strdup(rs->c, sub);
-			r.image[0] = lpo_strdup(rs->c, full);
-			if (r.id == NULL || r.image[0] == NULL)
-				rc = LPO_ENOMEM;
-			lpo_sha256_update(&rs->sum, sub, strlen(sub) + 1);
-			if (rc == 0)
-				rc = lpo_records_add(rs, &r);
-			else {
-				lpo_row_clear(&r);
-				rc = bad_row(rs, rc, dir, list[i]);
-			}
-		}
+			rc = all_images(rs, full, sub, &here);
+		else if (is_image_name(list[i]))
+			rc = image_row(rs, dir, list[i], full, sub);
 		lpo_free(full);
 		lpo_free(sub);
 	}
@@ -214,7 +320,7 @@ lpo_records_folder(lpo_records *rs, const char *path)
 	int rc = LPO_ENOMEM;
 
 	if (rs->flags & LPO_RECORDS_IMAGES_ONLY) {
-		rc = all_images(rs, path, "");
+		rc = all_images(rs, path, "", NULL);
 		if (rc == 0 && rs->n == was)
 			rc = lpo_fail(rs->c, LPO_EFORMAT, "no images in '%s'",
 			    path);
@@ -278,7 +384,8 @@ caption(lpo_records *rs, json_t *o, lpo_shard *sh, int64_t i)
 	json_t *v;
 	int64_t n;
 	int m, rc;
-	const char *name;
+	size_t length;
+	const char *name, *text;
 
 	if (lpo_json_get(o, "prompt") || lpo_json_get(o, "caption"))
 		return 0;
@@ -289,13 +396,23 @@ caption(lpo_records *rs, json_t *o, lpo_shard *sh, int64_t i)
 		return 0;
 	if ((rc = lpo_shard_peek(rs->c, &p, &n, sh, i, "txt")) != 0)
 		return rc;
-	while (n > 0 && (p[n - 1] == '\n' || p[n - 1] == '\r'))
-		n--;
-	v = json_stringn((const char *)p, (size_t)n);
+	length = (size_t)n;
+	text = caption_text((const char *)p, &length);
+	v = json_stringn(text, length);
 	if (v == NULL)
 		return lpo_fail(rs->c, LPO_EFORMAT, "the caption is not "
 		    "UTF-8");
 	return lpo_json_set(rs->c, o, "prompt", v);
+}
+
+static int
+key_as_id(lpo_records *rs, struct lpo_row *r, const char *key)
+{
+	int rc = name_is_text(rs, key, strlen(key));
+
+	if (rc == 0 && (r->id = lpo_strdup(rs->c, key)) == NULL)
+		rc = LPO_ENOMEM;
+	return rc;
 }
 
 static int
@@ -313,9 +430,8 @@ tar_row(lpo_records *rs, lpo_shard *sh, int64_t i)
 		rc = caption(rs, o, sh, i);
 	if (rc == 0)
 		rc = lpo_row_from_json(rs, &r, o);
-	if (rc == 0 && r.id == NULL &&
-	    (r.id = lpo_strdup(rs->c, lpo_shard_key(sh, i))) == NULL)
-		rc = LPO_ENOMEM;
+	if (rc == 0 && r.id == NULL)
+		rc = key_as_id(rs, &r, lpo_shard_key(sh, i));
 	if (rc == 0)
 		rc = find_members(rs, &r, sh, i);
 	json_decref(o);

@@ -74,7 +74,7 @@ refill(lpo_table *t)
 static int
 next_line(lpo_table *t, const char **line, size_t *n)
 {
-	const char *p, *end;
+	const char *p, *end, *unpack;
 	size_t from = 0, k;
 	int rc;
 
@@ -114,10 +114,14 @@ next_line(lpo_table *t, const char **line, size_t *n)
 	end = p + k;
 	t->pos += k;
 	t->line_next++;
-	/* The mark that Windows programs put before UTF-8. */
-	if (t->line_next == 2 && k >= 3 && memcmp(p, "\xef\xbb\xbf", 3) == 0) {
-		*line = p + 3;
+	if (t->line_next == 2) {
+		*line = p + lpo_utf8_mark(p, k);
 		*n = (size_t)(end - *line);
+		if ((unpack = lpo_unpacker(p, k)) != NULL) {
+			t->can_continue = 0;
+			return lpo_fail(t->c, LPO_EFORMAT, "%s: compressed: "
+			    "unpack it with '%s'", t->path, unpack);
+		}
 	}
 	return 0;
 }
