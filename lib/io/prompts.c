@@ -33,42 +33,32 @@ add(lpo_ctx *c, struct lpo_prompts *p, const char *text)
 	return 0;
 }
 
-/* A list of JSON in the prompt's place is no prompt, whatever it looks like. */
-static int
-check(lpo_ctx *c, lpo_table *t)
-{
-	const char *name = lpo_table_field(t, "prompt") != NULL ? "prompt" :
-	    "caption";
-	json_t *v = lpo_table_json(t, lpo_table_find(t, name));
-	int bad = json_is_array(v) || json_is_object(v) || json_is_boolean(v);
-
-	if (v == NULL)
-		return LPO_ENOMEM;
-	json_decref(v);
-	return bad ? lpo_fail(c, LPO_EFORMAT, "%s:%lld: '%s' is no text",
-	    lpo_table_path(t), (long long)lpo_table_line(t), name) : 0;
-}
-
 int
 lpo_prompts_read(lpo_ctx *c, struct lpo_prompts *p, const char *path)
 {
 	int64_t empty = 0, first = 0;
 	lpo_table *t = NULL;
 	const char *text;
-	int rc;
+	int column, rc;
 
 	memset(p, 0, sizeof(*p));
 	if ((rc = lpo_table_open(c, &t, path, LPO_TABLE_AUTO)) < 0)
 		goto out;
 	while ((rc = lpo_table_next(t)) == 0) {
-		text = lpo_table_field(t, "prompt");
-		if (text == NULL)
-			text = lpo_table_field(t, "caption");
-		if (text == NULL) {
+		column = lpo_table_find(t, "prompt");
+		if (lpo_table_get(t, column) == NULL)
+			column = lpo_table_find(t, "caption");
+		if ((text = lpo_table_get(t, column)) == NULL) {
 			rc = no_column(c, t, lpo_table_line(t));
 			goto out;
 		}
-		if ((rc = check(c, t)) < 0 || (rc = add(c, p, text)) < 0)
+		if (lpo_table_nested(t, column)) {
+			rc = lpo_fail(c, LPO_EFORMAT, "%s:%lld: the prompt is "
+			    "a list or an object, not a text",
+			    lpo_table_path(t), (long long)lpo_table_line(t));
+			goto out;
+		}
+		if ((rc = add(c, p, text)) < 0)
 			goto out;
 		if (text[0] == '\0' && empty++ == 0)
 			first = lpo_table_line(t);

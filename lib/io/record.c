@@ -64,7 +64,7 @@ lpo_record_from_json(lpo_ctx *c, struct lpo_record *r, const json_t *v)
 			    (long long)r->row);
 		if (lpo_json_get(v, "id") != NULL &&
 		    (r->id = lpo_json_text(c, v, "id")) == NULL)
-			rc = LPO_ENOMEM;
+			rc = lpo_errcode(c);
 	}
 	if (rc == 0) {
 		extra = lpo_json_get(v, "extra");
@@ -176,6 +176,11 @@ lpo_json_text(lpo_ctx *c, const json_t *obj, const char *key)
 
 	if (v == NULL)
 		return NULL;
+	if (json_is_array(v) || json_is_object(v)) {
+		lpo_fail(c, LPO_EFORMAT, "'%s' is a list or an object, not a "
+		    "text", key);
+		return NULL;
+	}
 	return json_is_string(v) ? lpo_strdup(c, json_string_value(v)) :
 	    lpo_json_dumps(c, v);
 }
@@ -202,36 +207,48 @@ number(lpo_ctx *c, double *out, const json_t *obj, const char *key)
 	return rc;
 }
 
+/* 0, 1 (0.0 and 1.0 where a table's column became one of reals) or tie. */
+static int
+preferred(lpo_ctx *c, struct lpo_row *r, const json_t *obj)
+{
+	char *text;
+	json_t *v;
+	double x;
+	int rc = 0;
+
+	if (lpo_json_get(obj, "preferred") == NULL)
+		return lpo_fail(c, LPO_EFORMAT, "neither label_0 and label_1 "
+		    "nor preferred");
+	if ((text = lpo_json_text(c, obj, "preferred")) == NULL)
+		return lpo_errcode(c);
+	if ((v = lpo_json_cell(c, text)) == NULL)
+		rc = LPO_ENOMEM;
+	x = json_is_number(v) ? json_number_value(v) : -1;
+	if (x == 0 || x == 1) {
+		r->label_0 = 1 - x;
+		r->label_1 = x;
+	} else if (strcasecmp(text, "tie") == 0)
+		r->label_0 = r->label_1 = 0.5;
+	else if (rc == 0)
+		rc = lpo_fail(c, LPO_EFORMAT, "preferred is '%.40s', not 0, 1 "
+		    "or tie", text);
+	json_decref(v);
+	lpo_free(text);
+	return rc;
+}
+
 /* label_0 and label_1, or preferred. */
 static int
 labels(lpo_ctx *c, struct lpo_row *r, const json_t *obj)
 {
-	char *text = NULL;
-	int a, b, rc = 0;
+	int a, b;
 
 	if ((a = number(c, &r->label_0, obj, "label_0")) < 0)
 		return a;
 	if ((b = number(c, &r->label_1, obj, "label_1")) < 0)
 		return b;
-	if (a == 1 && b == 1) {
-		if (lpo_json_get(obj, "preferred") == NULL)
-			return lpo_fail(c, LPO_EFORMAT, "neither label_0 and "
-			    "label_1 nor preferred");
-		text = lpo_json_text(c, obj, "preferred");
-		if (text == NULL)
-			return LPO_ENOMEM;
-		if (strcmp(text, "0") == 0)
-			r->label_0 = 1, r->label_1 = 0;
-		else if (strcmp(text, "1") == 0)
-			r->label_0 = 0, r->label_1 = 1;
-		else if (strcasecmp(text, "tie") == 0)
-			r->label_0 = r->label_1 = 0.5;
-		else
-			rc = lpo_fail(c, LPO_EFORMAT, "preferred is '%.40s', "
-			    "not 0, 1 or tie", text);
-		lpo_free(text);
-		return rc;
-	}
+	if (a == 1 && b == 1)
+		return preferred(c, r, obj);
 	if (a == 1)
 		r->label_0 = 1 - r->label_1;
 	if (b == 1)
@@ -301,14 +318,14 @@ lpo_row_from_json(lpo_records *rs, struct lpo_row *r, json_t *obj)
 		r->prompt = lpo_strdup(c, "");
 	}
 	if (r->prompt == NULL)
-		return LPO_ENOMEM;
+		return lpo_errcode(c);
 	if (rs->flags != 0)
 		r->label_0 = r->label_1 = 0.5;
 	else if ((rc = labels(c, r, obj)) != 0)
 		return rc;
 	if ((r->id = lpo_json_text(c, obj, "id")) == NULL &&
 	    lpo_errcode(c) != 0)
-		return LPO_ENOMEM;
+		return lpo_errcode(c);
 	if (r->id != NULL && r->id[0] == '\0') {
 		lpo_free(r->id);
 		r->id = NULL;
@@ -358,6 +375,19 @@ count_prompts(lpo_records *rs)
 	return 0;
 }
 
+/* An empty cell may be meant or be lost; nobody sees it in a million rows. */
+static void
+tell_empty(const lpo_records *rs)
+{
+	int64_t i, n = 0;
+
+	for (i = 0; i < rs->n; i++)
+		n += rs->row[i].error == NULL && rs->row[i].prompt[0] == '\0';
+	if (n > 0 && !(rs->flags & LPO_RECORDS_IMAGES_ONLY))
+		lpo_notice(rs->c, "rows with an empty prompt: %lld",
+		    (long long)n);
+}
+
 int
 lpo_records_open(lpo_ctx *c, lpo_records **out, const char *const *paths,
     int n_paths, unsigned flags)
@@ -385,6 +415,7 @@ lpo_records_open(lpo_ctx *c, lpo_records **out, const char *const *paths,
 		lpo_records_close(rs);
 		return rc;
 	}
+	tell_empty(rs);
 	*out = rs;
 	return 0;
 }

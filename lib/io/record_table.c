@@ -29,7 +29,8 @@ row_object(lpo_ctx *c, lpo_table *t)
 		for (k = 0; k < sizeof(texts) / sizeof(*texts); k++)
 			if (strcmp(name, texts[k]) == 0)
 				break;
-		v = k < sizeof(texts) / sizeof(*texts) ?
+		v = k < sizeof(texts) / sizeof(*texts) &&
+		    !lpo_table_nested(t, i) ?
 		    json_string(lpo_table_get(t, i)) : lpo_table_json(t, i);
 		if (json_object_set_new(o, name, v) != 0) {
 			json_decref(o);
@@ -157,7 +158,8 @@ lpo_records_table(lpo_records *rs, const char *path)
 	if (rc != 0)
 		goto out;
 	if (std && n > 0)
-		f = data[0] == '{' ? LPO_TABLE_JSONL : LPO_TABLE_CSV;
+		f = data[lpo_utf8_mark(data, n)] == '{' ? LPO_TABLE_JSONL :
+		    LPO_TABLE_CSV;
 	lpo_sha256_update(&rs->sum, data, n);
 	rc = lpo_table_open_memory(rs->c, &t, data, n, name, f);
 	if (rc == 0)

@@ -247,6 +247,15 @@ lpo_table_field(const lpo_table *t, const char *name)
 	return lpo_table_get(t, lpo_table_find(t, name));
 }
 
+int
+lpo_table_nested(const lpo_table *t, int column)
+{
+	const json_t *v = lpo_table_get(t, column) != NULL ?
+	    t->f[column].v : NULL;
+
+	return json_is_object(v) || json_is_array(v);
+}
+
 json_t *
 lpo_table_json(lpo_table *t, int column)
 {

@@ -51,6 +51,8 @@ int	 lpo_table_find(const lpo_table *, const char *name);	/* -1 absent */
  */
 const char *lpo_table_get(const lpo_table *, int column);
 const char *lpo_table_field(const lpo_table *, const char *name);
+/* 1: the field is JSON's object or array. */
+int	 lpo_table_nested(const lpo_table *, int column);
 /*
  * The field as JSON: as it was (JSON formats), or lpo_json_cell() of the
  * text, null of an empty one.  The caller's reference; NULL where absent or

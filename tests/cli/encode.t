@@ -154,6 +154,72 @@ encode --images-only "$dir/world/img" > "$dir/i.tar"
 ok $? "pictures alone"
 is "$(tar tf "$dir/i.tar" | grep -c moments.npy)" 120 "one each"
 
+# ---- what people's tables and folders are like
+prompt() {			# prompt TAR: the first sample's
+	tar xOf "$1" 000000000.json | sed 's/.*"prompt":"\([^"]*\)".*/\1/'
+}
+w=$dir/fold/000001_w.png
+l=$dir/fold/000001_l.png
+mkdir "$dir/odd"
+printf '\357\273\277a mark\r\n' > "$dir/odd/a.txt"
+cp "$w" "$dir/odd/a_w.png"
+cp "$l" "$dir/odd/a_l.png"
+echo 'Mac OS X' | tee "$dir/odd/._a_w.png" > "$dir/odd/._a_l.png"
+encode "$dir/odd" > "$dir/x.tar"
+ok $? "hidden files are no pictures"
+is "$(prompt "$dir/x.tar")" "a mark" "a caption without mark and line end"
+cp "$l" "$dir/odd/b_l.png"
+bad=$(printf 'n\377')
+cp "$w" "$dir/odd/${bad}_w.png"
+cp "$l" "$dir/odd/${bad}_l.png"
+echo p > "$dir/odd/$bad.txt"
+encode "$dir/odd" > "$dir/x.tar"
+is $? 3 "bad names and lone pictures are left out"
+says "b_l.png: no preferred image" "a losing one without the other"
+says "its name is not UTF-8" "a name that is no text"
+is "$(tar tf "$dir/x.tar" | grep -c json)" 3 "the rest is there"
+mkdir "$dir/two" "$dir/two/w" "$dir/two/l"
+for i in 1 10 100 1-1; do
+	echo "p $i" > "$dir/two/$i.txt"
+	cp "$w" "$dir/two/w/$i.png"
+	cp "$l" "$dir/two/l/$i.png"
+done
+mv "$dir/two/l/1.png" "$dir/two/l/1.x.png"
+mv "$dir/two/l/10.png" "$dir/two/l/10.jpg"
+encode "$dir/two" > /dev/null
+is $? 3 "of w and l each finds its own"
+says "row 1: $dir/two/w/1.png: no losing image" "1 is not 1.x"
+is "$(wc -l < "$dir/err" | tr -d ' ')" 2 "the other three do"
+ln -s . "$dir/fold/again"
+ln -s ../fold "$dir/fold/and-again"
+encode --images-only "$dir/fold" > "$dir/x.tar"
+is "$?:$(tar tf "$dir/x.tar" | grep -c moments)" 0:4 \
+    "folders that hold themselves: each picture once"
+rm "$dir/fold/again" "$dir/fold/and-again"
+
+j='"image_0":"fold/000001_w.png","image_1":"fold/000001_l.png"'
+printf '\357\273\277[{"prompt":"a",%s,"preferred":1.0}]\n' "$j" > "$dir/x.json"
+encode "$dir/x.json" > "$dir/x.tar"
+ok $? "a mark before JSON, a label that became real"
+tar xOf "$dir/x.tar" 000000000.json | grep -q '"label_0":0.0,"label_1":1.0'
+ok $? "it is the second"
+printf '\357\273\277{"prompt":"a",%s,"preferred":0}\n' "$j" > "$dir/x.jsonl"
+(cd "$dir" && encode - < x.jsonl > /dev/null)
+ok $? "a mark before JSON lines on standard input"
+for v in '["a","b"]' '{"en":"a"}'; do
+	echo "{\"prompt\":$v,$j,\"preferred\":0}"
+done > "$dir/x.jsonl"
+encode "$dir/x.jsonl" > /dev/null
+is $? 3 "a list is no prompt"
+says "row 0: $dir/x.jsonl:1: 'prompt' is a list or an object" "and said"
+printf 'prompt,image_0,image_1,label_0\n,%s,%s,1\n' "$w" "$l" > "$dir/x.csv"
+"$bin/lpo-encode" -m "$model" --db none "$dir/x.csv" 2>"$dir/err" >/dev/null
+says "rows with an empty prompt: 1" "empty prompts are counted"
+gzip -c "$prefs" > "$dir/x.csv.gz"
+encode "$dir/x.csv.gz" > /dev/null
+is $? 1 "a compressed table"
+says "x.csv.gz: compressed: unpack it with 'gzip -dc'" "what to do"
+
 # ---- standard output that goes away, and that is full
 { encode "$prefs"; echo $? > "$dir/st"; } | head -c 3000 > /dev/null
 is "$(cat "$dir/st")" 141 "a reader that leaves: 141"
