@@ -320,6 +320,7 @@ after_step(struct lrm_run *r, int64_t step)
 static int
 drain(struct lrm_run *r)
 {
+	int64_t said = lpo_lrmtool_pairs(r), n = r->used;
 	struct lpo_sample s;
 	int rc = 0;
 
@@ -328,10 +329,17 @@ drain(struct lrm_run *r)
 	while (rc == 0) {
 		memset(&s, 0, sizeof(s));
 		rc = lpo_lrmtool_next(r, &s);
+		n += rc == 0;
 		lpo_sample_clear(&s);
 		if (rc == 0 && lpo_ctx_stopped(r->cli->ctx))
 			rc = lpo_fail(r->cli->ctx, LPO_ESTOP, "stopped");
 	}
+	/* `cat a.tar b.tar |`: only the first was counted on */
+	if (rc == 1 && said >= 0 && n > said)
+		lpo_cli_note(r->cli, "the stream has %lld pairs, its first "
+		    "run %lld: %lld stay unused (give the files by name to "
+		    "use them all)", (long long)n, (long long)said,
+		    (long long)(n - r->used));
 	return rc == 1 ? 0 : rc;
 }
 

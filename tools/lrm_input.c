@@ -68,12 +68,7 @@ lpo_lrmtool_open(struct lrm_run *r)
 int64_t
 lpo_lrmtool_pairs(struct lrm_run *r)
 {
-	int64_t n;
-
-	if (lpo_json_int(r->cli->ctx, &n, lpo_shards_run(r->in), "pairs",
-	    -1) < 0)
-		lpo_clear(r->cli->ctx);
-	return lpo_json_get(lpo_shards_run(r->in), "pairs") != NULL ? n : -1;
+	return lpo_shards_pairs(r->in);
 }
 
 static int

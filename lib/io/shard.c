@@ -221,6 +221,21 @@ out:
 	return rc;
 }
 
+/* `cat a.tar a.tar`: nobody may take it for one shard of half the samples. */
+static int
+add_section(lpo_ctx *c, lpo_shard *sh, const struct lpo_section *s)
+{
+	int64_t i;
+
+	for (i = 0; i < sh->set.n; i++)
+		if (sh->set.s[i].shard == s->shard &&
+		    strcmp(sh->set.s[i].run, s->run) == 0)
+			return lpo_fail(c, LPO_EFORMAT, "%s: shard %lld of "
+			    "run %s is there twice", sh->name,
+			    (long long)s->shard, s->run);
+	return lpo_set_add(c, &sh->set, s, sh->name);
+}
+
 static int
 walk(lpo_ctx *c, lpo_shard *sh)
 {
@@ -236,7 +251,7 @@ walk(lpo_ctx *c, lpo_shard *sh)
 		}
 		rc = lpo_scan_next(&scan, &r);
 		if (rc == 2) {
-			int e = lpo_set_add(c, &sh->set, &scan.now, sh->name);
+			int e = add_section(c, sh, &scan.now);
 
 			rc = e != 0 ? e : 2;
 		} else if (rc == 0) {
@@ -449,24 +464,36 @@ lpo_shard_has_json(const lpo_shard *sh, int64_t i)
 }
 
 int
-lpo_shard_check_set(lpo_ctx *c, lpo_shard *const *sh, int64_t n,
-    unsigned flags)
+lpo_shard_collect(lpo_ctx *c, struct lpo_set *set, lpo_shard *const *sh,
+    char *const *names, int64_t n)
 {
-	struct lpo_set set = { NULL, NULL, 0, 0 };
+	static const struct lpo_section foreign;
 	const json_t *first = NULL;
 	int64_t i, k;
 	int rc = 0;
 
 	for (i = 0; i < n && rc == 0; i++) {
+		const char *name = names != NULL ? names[i] : sh[i]->name;
+
+		if (sh[i]->set.n == 0)
+			rc = lpo_set_add(c, set, &foreign, name);
 		for (k = 0; k < sh[i]->set.n && rc == 0; k++)
-			rc = lpo_set_add(c, &set, &sh[i]->set.s[k],
-			    sh[i]->name);
+			rc = lpo_set_add(c, set, &sh[i]->set.s[k], name);
 		if (rc == 0 && first != NULL && sh[i]->run != NULL)
-			rc = lpo_run_compatible(c, first, sh[i]->run,
-			    sh[i]->name);
+			rc = lpo_run_compatible(c, first, sh[i]->run, name);
 		if (first == NULL)
 			first = sh[i]->run;
 	}
+	return rc;
+}
+
+int
+lpo_shard_check_set(lpo_ctx *c, lpo_shard *const *sh, int64_t n,
+    unsigned flags)
+{
+	struct lpo_set set = { NULL, NULL, 0, 0 };
+	int rc = lpo_shard_collect(c, &set, sh, NULL, n);
+
 	if (rc == 0)
 		rc = lpo_set_check(c, &set, flags);
 	lpo_set_free(&set);

@@ -132,6 +132,11 @@ const json_t *lpo_shards_run(const lpo_shards *);
 int	 lpo_shards_next(lpo_shards *, struct lpo_sample *);
 int	 lpo_shards_files(const lpo_shards *);	/* 0: a stream */
 /*
+ * Pairs by the run records: of a set of files without gaps those of all its
+ * runs together, of a stream those of its first run.  -1: not said.
+ */
+int64_t	 lpo_shards_pairs(const lpo_shards *);
+/*
  * Running CRC32C over the KEY.json bytes of all samples given so far: where
  * a resumed reader of a pipe must find the same.
  */

@@ -36,6 +36,7 @@ struct lpo_raw_sample {
 struct lpo_section {
 	int ours;
 	char run[65];
+	int64_t pairs;		/* of all the run's shards, -1: not said */
 	int64_t shard, shards, samples, skipped;
 };
 
@@ -103,5 +104,8 @@ int	lpo_set_check(lpo_ctx *, struct lpo_set *, unsigned flags);
 /* What LPO_SHARDS_OPTIONAL adds to a refusal. */
 const char *lpo_shards_way_out(unsigned flags);
 void	lpo_set_free(struct lpo_set *);
+/* What the open shards are, by these names; runs that disagree: LPO_EFORMAT. */
+int	lpo_shard_collect(lpo_ctx *, struct lpo_set *, lpo_shard *const *,
+	    char *const *names, int64_t n);
 
 #endif

@@ -86,6 +86,19 @@ read_fd(struct archive *a, void *arg, const void **p)
 	return n;
 }
 
+static int
+no_tar(struct lpo_scan *s)
+{
+	const char *unpack = s->map != NULL ? lpo_unpacker(s->map->data,
+	    s->map->bytes) : lpo_unpacker(s->buf, CHUNK);
+
+	if (!s->stopped && unpack != NULL)
+		return lpo_fail(s->c, LPO_EFORMAT, "%s: compressed: unpack "
+		    "it with '%s'", s->name, unpack);
+	return lpo_fail(s->c, s->stopped ? LPO_ESTOP : LPO_EFORMAT,
+	    "%s: not a tar: %s", s->name, lpo_tar_error(s->a));
+}
+
 int
 lpo_scan_open(lpo_ctx *c, struct lpo_scan *s, const struct lpo_map *map,
     int fd, const char *name)
@@ -108,8 +121,7 @@ lpo_scan_open(lpo_ctx *c, struct lpo_scan *s, const struct lpo_map *map,
 	    archive_read_set_options(s->a, "tar:read_concatenated_archives")
 	    != ARCHIVE_OK || archive_read_open(s->a, s, NULL,
 	    map ? read_map : read_fd, NULL) != ARCHIVE_OK)
-		return lpo_fail(c, s->stopped ? LPO_ESTOP : LPO_EFORMAT,
-		    "%s: not a tar: %s", name, lpo_tar_error(s->a));
+		return no_tar(s);
 	return 0;
 }
 
@@ -294,7 +306,7 @@ begin_section(struct lpo_scan *s, const struct lpo_raw_member *m)
 {
 	const char *id = NULL;
 	json_t *run = NULL;
-	int64_t format;
+	int64_t format, pairs = -1;
 	int rc;
 
 	rc = lpo_json_load_strict(s->c, &run, (const char *)m->data,
@@ -303,6 +315,8 @@ begin_section(struct lpo_scan *s, const struct lpo_raw_member *m)
 		rc = lpo_json_need_int(s->c, &format, run, "format");
 	if (rc == 0)
 		rc = lpo_json_need_str(s->c, &id, run, "run");
+	if (rc == 0)
+		rc = lpo_json_int(s->c, &pairs, run, "pairs", -1);
 	if (rc == 0 && format != 1)
 		rc = lpo_fail(s->c, LPO_EFORMAT, "shard format %lld is not "
 		    "known", (long long)format);
@@ -320,6 +334,7 @@ begin_section(struct lpo_scan *s, const struct lpo_raw_member *m)
 	}
 	memset(&s->now, 0, sizeof(s->now));
 	s->now.ours = 1;
+	s->now.pairs = pairs;
 	snprintf(s->now.run, sizeof(s->now.run), "%s", id);
 	s->run_crc = m->crc;
 	s->json_crc = 0;

@@ -180,9 +180,10 @@ lpo_shards_expand(lpo_ctx *c, char ***names, int64_t *n,
 /*
  * The quick look: the end record of our writer stands 2048 bytes before the
  * end of the file.  1: not so (cut, or packed anew by other programs).
+ * run_crc: that of the run record it belongs to.
  */
 static int
-peek_end(lpo_ctx *c, struct lpo_section *s, const char *path)
+peek_end(lpo_ctx *c, struct lpo_section *s, char run_crc[9], const char *path)
 {
 	char head[512] = "", tail[2048] = "";
 	json_t *end = NULL;
@@ -204,28 +205,35 @@ peek_end(lpo_ctx *c, struct lpo_section *s, const char *path)
 		else
 			rc = lpo_end_parse(c, &end, s, tail + 512,
 			    strnlen(tail + 512, 512), path);
+		snprintf(run_crc, 9, "%s", rc != 0 ? "" : json_string_value(
+		    json_object_get(end, "run_crc32c")));
 	}
 	json_decref(end);
 	close(fd);
 	return rc;
 }
 
-/* The run id, from the run record at the file's beginning. */
+/*
+ * Run id and pairs, from the run record at the file's beginning.  1: it is not
+ * the one of the end record, so there are several.
+ */
 static int
-peek_run(lpo_ctx *c, struct lpo_section *s, const char *path)
+peek_run(lpo_ctx *c, struct lpo_section *s, const char *run_crc,
+    const char *path)
 {
 	struct lpo_map map;
 	struct lpo_scan scan;
-	const char *id;
+	char crc[9];
 	int rc;
 
 	if ((rc = lpo_map_open(c, &map, path)) != 0)
 		return rc;
 	rc = lpo_scan_open(c, &scan, &map, -1, path);
 	if (rc == 0 && (rc = lpo_scan_peek(&scan)) >= 0) {
-		id = json_string_value(json_object_get(scan.run, "run"));
-		snprintf(s->run, sizeof(s->run), "%s", id ? id : "");
-		rc = 0;
+		memcpy(s->run, scan.now.run, sizeof(s->run));
+		s->pairs = scan.now.pairs;
+		lpo_crc_text(crc, scan.run_crc);
+		rc = strcmp(crc, run_crc) != 0;
 	}
 	lpo_scan_close(&scan);
 	lpo_map_close(&map);
@@ -236,13 +244,14 @@ static int
 collect_quick(lpo_ctx *c, struct lpo_set *set, char *const *names, int64_t n)
 {
 	struct lpo_section s;
+	char run_crc[9] = "";
 	int64_t i;
 	int rc = 0;
 
 	for (i = 0; i < n && rc == 0; i++) {
-		rc = peek_end(c, &s, names[i]);
+		rc = peek_end(c, &s, run_crc, names[i]);
 		if (rc == 0 && s.ours)
-			rc = peek_run(c, &s, names[i]);
+			rc = peek_run(c, &s, run_crc, names[i]);
 		if (rc == 0)
 			rc = lpo_set_add(c, set, &s, names[i]);
 	}
@@ -266,12 +275,15 @@ check_files(lpo_ctx *c, struct lpo_set *set, char *const *names, int64_t n,
 	if (rc == 0 || (rc != 1 && rc != LPO_EFORMAT))
 		return rc;
 	lpo_clear(c);
+	lpo_set_free(set);
 	if ((sh = lpo_alloc(c, (size_t)n, sizeof(*sh))) == NULL)
 		return LPO_ENOMEM;
 	for (rc = 0, i = 0; i < n && rc == 0; i++)
 		rc = lpo_shard_open(c, &sh[i], names[i]);
 	if (rc == 0)
-		rc = lpo_shard_check_set(c, sh, n, flags);
+		rc = lpo_shard_collect(c, set, sh, names, n);
+	if (rc == 0)
+		rc = lpo_set_check(c, set, flags);
 	for (i = 0; i < n; i++)
 		lpo_shard_close(sh[i]);
 	lpo_free(sh);
@@ -511,6 +523,24 @@ int
 lpo_shards_files(const lpo_shards *r)
 {
 	return (int)r->n;
+}
+
+int64_t
+lpo_shards_pairs(const lpo_shards *r)
+{
+	const json_t *v = json_object_get(r->run, "pairs");
+	int64_t i, n = 0;
+
+	if (r->stream)
+		return json_is_integer(v) ? json_integer_value(v) : -1;
+	for (i = 0; i < r->set.n; i++) {
+		const struct lpo_section *s = &r->set.s[i];
+
+		if (!s->ours || s->pairs < 0 || (s->shard == 0 &&
+		    __builtin_add_overflow(n, s->pairs, &n)))
+			return -1;
+	}
+	return n;
 }
 
 uint32_t

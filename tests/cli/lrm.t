@@ -144,6 +144,23 @@ is $? 2 "no output"
 lrm -o "$dir/v" --keep best "$pairs"
 is $? 2 "--keep best without --eval"
 
+# ---- pairs of several runs
+steps() {
+	"$bin/lpo-lrm" -m "$model" --batch 4 --db none -o "$dir/r" --dry-run \
+	    "$@" 2>"$dir/err" | sed -n 's/^steps	\([0-9]*\) .*/\1/p'
+}
+one=$(steps "$pairs")
+is "$(steps "$pairs" "$dir/other.tar")" $((2 * one)) "two files, all pairs"
+cat "$pairs" "$dir/other.tar" > "$dir/both.tar"
+is "$(steps "$dir/both.tar")" $((2 * one)) "both in one file"
+cat "$pairs" "$pairs" > "$dir/twice.tar"
+is "$(steps "$dir/twice.tar")" "" "the same one twice"
+says "twice.tar: shard 0 of run" "is refused"
+"$bin/lpo-lrm" -m "$model" --batch 4 --lr 1e-2 --db none -o "$dir/r" \
+    < "$dir/both.tar" 2>"$dir/err"
+ok $? "in a pipe the first run decides the steps"
+says "$((4 * one)) stay unused (give the files by name" "and the rest is told"
+
 # ---- an output that is there
 lrm -o "$dir/a" "$pairs"
 ok $? "the same again: already done"
