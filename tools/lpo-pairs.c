@@ -276,6 +276,38 @@ write_shards(struct pairs_job *j)
 
 /* -------------------------------------------------------------- streaming */
 
+/* The rows that a stream had so far, a bit each. */
+struct rows {
+	uint8_t *seen;
+	int64_t bytes, n;
+};
+
+/* Draws belong to rows: two inputs with the same rows would share noise. */
+static int
+new_row(lpo_ctx *c, struct rows *r, int64_t row)
+{
+	int64_t at = row / 8, room;
+	uint8_t *p, bit = (uint8_t)(1 << row % 8);
+
+	r->n++;
+	if (row > INT32_MAX)
+		return lpo_fail(c, LPO_EFORMAT, "row %lld", (long long)row);
+	if (at >= r->bytes) {
+		room = 2 * at + 4096;
+		if ((p = lpo_realloc(c, r->seen, (size_t)room)) == NULL)
+			return LPO_ENOMEM;
+		memset(p + r->bytes, 0, (size_t)(room - r->bytes));
+		r->seen = p;
+		r->bytes = room;
+	}
+	if (r->seen[at] & bit)
+		return lpo_fail(c, LPO_EFORMAT, "row %lld is there twice: "
+		    "give several inputs to one lpo-encode, which numbers "
+		    "them through", (long long)row);
+	r->seen[at] |= bit;
+	return 0;
+}
+
 /* A pair that waits in the shuffling buffer. */
 struct waiting {
 	struct lpo_sample sample;
@@ -323,7 +355,8 @@ emit(struct pairs_job *j, struct waiting *w, int n)
 
 /* The next pair that the filters keep; 1 at the end. */
 static int
-next_kept(struct pairs_job *j, lpo_shards *in, struct waiting *w, int64_t *rows)
+next_kept(struct pairs_job *j, lpo_shards *in, struct waiting *w,
+    struct rows *rows)
 {
 	lpo_ctx *c = j->cli->ctx;
 	int rc, keep = 0;
@@ -335,10 +368,11 @@ next_kept(struct pairs_job *j, lpo_shards *in, struct waiting *w, int64_t *rows)
 		if ((rc = lpo_shards_next(in, &w->sample)) != 0)
 			return rc;
 		rc = lpo_record_from_json(c, &w->record, w->sample.json);
-		if (rc == 0) {
-			++*rows;
+		if (rc == 0)
+			rc = new_row(c, rows, w->record.row);
+		if (rc == 0)
 			rc = lpo_filter_keep(j->filters, &keep, &w->record);
-		} else
+		else
 			lpo_fail_prefix(c, "'%s'", w->sample.key);
 		if (rc != 0 || !keep)
 			waiting_clear(w);
@@ -357,7 +391,8 @@ stream(struct pairs_job *j, lpo_shards *in)
 	struct lpo_draw d = { .seed = j->pair.seed,
 	    .purpose = LPO_DRAW_SHUFFLE };
 	struct waiting *buf, batch[BATCH];
-	int64_t n = 0, out = 0, rows = 0, cap = j->o->shuffle, pick;
+	struct rows rows = { NULL, 0, 0 };
+	int64_t n = 0, out = 0, cap = j->o->shuffle, pick;
 	int64_t last = j->o->limit >= 0 ? j->o->skip + j->o->limit : INT64_MAX;
 	int filled = 0, end = 0, rc = 0;
 
@@ -390,12 +425,13 @@ stream(struct pairs_job *j, lpo_shards *in)
 	if (rc == 0)
 		rc = emit(j, batch, filled);
 	if (rc == 0 && end)
-		rc = lpo_filter_rows(j->filters, rows);
+		rc = lpo_filter_rows(j->filters, rows.n);
 	for (pick = 0; pick < cap; pick++)
 		waiting_clear(&buf[pick]);
 	for (pick = 0; pick < BATCH; pick++)
 		waiting_clear(&batch[pick]);
 	lpo_free(buf);
+	lpo_free(rows.seen);
 	return rc;
 }
 
@@ -422,7 +458,9 @@ work_stream(struct pairs_job *j)
 	if (rc != 0)
 		return rc;
 	run = lpo_shards_run(in);
-	if ((rc = describe(j, run)) != 0 ||
+	if ((rc = lpo_pair_kind_check(cli->ctx, run, cli->nargs > 0 ?
+	    cli->args[0] : "standard input")) != 0 ||
+	    (rc = describe(j, run)) != 0 ||
 	    (rc = lpo_pair_opts_check(cli->ctx, &j->pair)) != 0)
 		goto out;
 	parents = json_array();
@@ -492,6 +530,9 @@ work_set(struct pairs_job *j)
 		j->total = o->limit;
 	if (j->total < 0)
 		j->total = 0;
+	if (j->total == 0 && o->limit != 0 && lpo_pairset_items(j->set) > 0)
+		lpo_cli_note(cli, "no pair is left after --skip %lld",
+		    (long long)o->skip);
 	if ((o->stats || o->dump != NULL) && !cli->o.dry_run) {
 		if (o->dump != NULL && (rc = lpo_pairstool_dump(j)) != 0)
 			return rc;

@@ -21,15 +21,24 @@ struct lpo_where {
 	json_t *known;		/* the same names as an object */
 };
 
-/* Reading only; no files, no extensions. */
+/*
+ * Reading only; no files, no extensions; no chance and no clock, for the same
+ * command has to keep the same rows.
+ */
 static int
 authorize(void *arg, int action, const char *a, const char *b, const char *d,
     const char *e)
 {
+	static const char *const no[] = { "load_extension", "random",
+	    "randomblob", "current_time", "current_date",
+	    "current_timestamp" };
+	size_t i;
+
 	(void)arg, (void)a, (void)d, (void)e;
-	if (action == SQLITE_FUNCTION && b != NULL &&
-	    sqlite3_stricmp(b, "load_extension") == 0)
-		return SQLITE_DENY;
+	for (i = 0; i < sizeof(no) / sizeof(*no); i++)
+		if (action == SQLITE_FUNCTION && b != NULL &&
+		    sqlite3_stricmp(b, no[i]) == 0)
+			return SQLITE_DENY;
 	return action == SQLITE_SELECT || action == SQLITE_READ ||
 	    action == SQLITE_FUNCTION || action == SQLITE_RECURSIVE ?
 	    SQLITE_OK : SQLITE_DENY;
@@ -166,16 +175,57 @@ bind(struct lpo_where *w, int i, const json_t *v)
 	    sqlite3_errmsg(w->db));
 }
 
+/* Is the name a word of the expression?  Not "id" in "width". */
+static int
+mentions(const char *sql, const char *name)
+{
+	static const char word[] = "abcdefghijklmnopqrstuvwxyz"
+	    "ABCDEFGHIJKLMNOPQRSTUVWXYZ0123456789_";
+	size_t n = strlen(name);
+	const char *p = sql;
+
+	while (n > 0 && (p = strcasestr(p, name)) != NULL) {
+		if ((p == sql || strchr(word, p[-1]) == NULL) &&
+		    (p[n] == '\0' || strchr(word, p[n]) == NULL))
+			return 1;
+		p++;
+	}
+	return 0;
+}
+
+/*
+ * SQL's names ignore case: "Score" beside "score", or "ID" beside our id,
+ * would silently stand for the first of them.  1: not in, and not asked for.
+ */
+static int
+other_case(struct lpo_where *w, const char *key)
+{
+	json_t *v;
+	size_t i;
+
+	json_array_foreach(w->columns, i, v)
+		if (sqlite3_stricmp(json_string_value(v), key) == 0)
+			return !mentions(w->sql, key) ? 1 : lpo_fail(w->c,
+			    LPO_EINVAL, "'%s': the columns '%s' and '%s' "
+			    "differ in case only, which SQL does not see: "
+			    "rename one", w->sql, json_string_value(v), key);
+	return 0;
+}
+
 /* Columns seen for the first time join the others. */
 static int
 add_columns(struct lpo_where *w, const struct lpo_record *r)
 {
 	const char *key;
-	int fresh = w->stmt == NULL;
+	int fresh = w->stmt == NULL, rc;
 	json_t *v;
 
 	json_object_foreach(r->extra, key, v) {
 		if (json_object_get(w->known, key) != NULL)
+			continue;
+		if ((rc = other_case(w, key)) < 0)
+			return rc;
+		if (rc == 1)
 			continue;
 		fresh = 1;
 		if (json_object_set_new(w->known, key, json_true()) != 0 ||

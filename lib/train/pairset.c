@@ -101,27 +101,37 @@ out:
 
 /* ---------------------------------------------------------------- open */
 
+int
+lpo_pair_kind_check(lpo_ctx *c, const json_t *run, const char *name)
+{
+	const char *kind;
+	int rc;
+
+	if (run == NULL)
+		return 0;
+	if ((rc = lpo_json_str(c, &kind, run, "kind", "moments")) != 0)
+		return rc;
+	return strcmp(kind, "moments") == 0 ? 0 : lpo_fail(c, LPO_EFORMAT,
+	    "'%s' holds %s, not moments: lpo-pairs reads what lpo-encode "
+	    "writes", name, kind);
+}
+
+static const char *
+name_of(const lpo_pairset *s, int64_t shard)
+{
+	return s->name != NULL ? s->name[shard] : "standard input";
+}
+
 static int
 check_kind(lpo_pairset *s)
 {
-	const char *kind;
 	int64_t i;
-	int rc;
+	int rc = 0;
 
-	for (i = 0; i < s->n_shards; i++) {
-		const json_t *run = lpo_shard_run(s->shard[i]);
-
-		if (run == NULL)
-			continue;
-		rc = lpo_json_str(s->ctx, &kind, run, "kind", "moments");
-		if (rc != 0)
-			return rc;
-		if (strcmp(kind, "moments") != 0)
-			return lpo_fail(s->ctx, LPO_EFORMAT, "'%s' holds %s, "
-			    "not moments: lpo-pairs reads what lpo-encode "
-			    "writes", s->name[i], kind);
-	}
-	return 0;
+	for (i = 0; i < s->n_shards && rc == 0; i++)
+		rc = lpo_pair_kind_check(s->ctx, lpo_shard_run(s->shard[i]),
+		    name_of(s, i));
+	return rc;
 }
 
 int
@@ -255,8 +265,7 @@ get_record(lpo_ctx *c, struct lpo_record *r, const lpo_pairset *s,
 	if (rc == 0)
 		rc = lpo_record_from_json(c, r, json);
 	if (rc != 0)
-		lpo_fail_prefix(c, "%s: '%s'", s->name != NULL ?
-		    s->name[shard] : "standard input",
+		lpo_fail_prefix(c, "%s: '%s'", name_of(s, shard),
 		    lpo_shard_key(s->shard[shard], index));
 	json_decref(json);
 	return rc;

@@ -21,6 +21,8 @@ typedef struct lpo_pairset lpo_pairset;
 int	 lpo_pairset_open(lpo_ctx *, lpo_pairset **, const char *const *args,
 	    int n_args, const char *spool, unsigned flags);
 void	 lpo_pairset_close(lpo_pairset *);	/* NULL is fine */
+/* Does the stream `name` with this run record (NULL: foreign) hold moments? */
+int	 lpo_pair_kind_check(lpo_ctx *, const json_t *run, const char *name);
 
 /* The first run record; NULL where the first shard is foreign. */
 const json_t *lpo_pairset_run(const lpo_pairset *);

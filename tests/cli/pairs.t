@@ -74,6 +74,9 @@ says "no file '$dir/nothing-*.tar'" "which"
 is "$(pairs --seed 43 "$e" | cmp -s - "$dir/ref.tar"; echo $?)" 1 \
     "another seed gives other pairs"
 
+"$bin/lpo-pairs" --db none --skip 80 "$e" > /dev/null 2>"$dir/err"
+says "no pair is left after --skip 80" "nothing behind the end"
+
 # ---- epochs, order, skip and limit
 pairs --epochs 3 "$e" > "$dir/3.tar"
 keys < "$dir/3.tar" > "$dir/keys"
@@ -210,6 +213,40 @@ same "$dir/a" "$dir/b" "and the same pairs as without"
 pairs --shuffle 16 --epochs 2 "$e" > /dev/null
 is $? 2 "one epoch only"
 
+# Two inputs with the same rows would share their noise.
+"$bin/lpo-encode" -q -m "$model" --db none --dtype f4 "$dir/world/prefs.csv" \
+    -o "$dir/e4.tar" 2>"$dir/err"
+pairs --shuffle 16 "$e" "$dir/e4.tar" > /dev/null
+is $? 1 "the same rows twice are refused here too"
+says "row 0 is there twice: give several inputs to one lpo-encode" "what to do"
+
+# ---- shards of other models: the output can say one scale only
+cp -r "$model" "$dir/scaled"
+sed 's/"scaling_factor": *[0-9.]*/"scaling_factor": 0.5/' \
+    "$model/vae/config.json" > "$dir/scaled/vae/config.json"
+(cd "$dir" && "$bin/lpo-encode" -q -m scaled --db none \
+    --rows-per-shard 30 world/prefs.csv -o s-%d.tar && mkdir mixed &&
+    cp e-0.tar e-2.tar mixed && cp s-1.tar mixed/e-1.tar) 2>"$dir/err"
+pairs "$dir/mixed/e-%d.tar" > /dev/null
+is $? 1 "a shard of another model is refused"
+says "mixed/e-1.tar: 'latent' is " "which"
+pairs --allow-missing "$dir/e-0.tar" "$dir/s-1.tar" > /dev/null
+is $? 1 "also where gaps are allowed"
+
+# ---- what nobody could do again
+pairs --where 'random() > 0' "$e" > /dev/null
+is $? 1 "no chance in --where"
+says "not authorized to use function: random" "it says so"
+sed '1s/clipscore_gap/ID/; 1s/^id,/name,/' "$dir/world/prefs.csv" \
+    > "$dir/world/case.csv"
+"$bin/lpo-encode" -q -m "$model" --db none "$dir/world/case.csv" \
+    -o "$dir/case.tar" 2>"$dir/err"
+pairs --where 'ID > 0' "$dir/case.tar" > /dev/null
+is $? 1 "a column that differs from ours in case only"
+says "the columns 'id' and 'ID' differ in case only" "which"
+pairs --where 'label_0 = 1 and length(prompt) > 3' "$dir/case.tar" > /dev/null
+ok $? "does not matter where it is not asked for"
+
 # ---- shards out
 pairs --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar"
 ok $? "to shards"
@@ -248,6 +285,14 @@ done
 is $missed 0 "cut anywhere: refused"
 pairs "$dir/ref.tar" > /dev/null
 is $? 1 "pairs are no moments"
+for o in --in-order --shuffle=5; do
+	pairs $o < "$dir/ref.tar" > /dev/null
+	is $? 1 "from a pipe neither, $o"
+	says "'standard input' holds pairs, not moments" "said"
+done
+gzip -c "$e" | pairs > /dev/null
+is $? 1 "a compressed stream"
+says "standard input: compressed: unpack it with 'gzip -dc'" "what to do"
 pairs "$dir/nothing.tar" > /dev/null
 is $? 1 "a missing file"
 
