@@ -19,7 +19,11 @@ struct lpo_where {
 	char *sql;
 	json_t *columns;	/* array of names, in the order bound */
 	json_t *known;		/* the same names as an object */
+	size_t core;		/* the first so many are not from extra */
+	uint8_t *had;		/* per column: NUMBER | TEXT; TOLD */
 };
+
+enum { NUMBER = 1, TEXT = 2, TOLD = 4 };
 
 /*
  * Reading only; no files, no extensions; no chance and no clock, for the same
@@ -66,11 +70,12 @@ lpo_where_open(lpo_ctx *c, struct lpo_where **out, const char *sql)
 	if (w == NULL)
 		return rc;
 	w->c = c;
+	w->core = sizeof(core) / sizeof(*core);
 	w->columns = json_array();
 	w->known = json_object();
 	if ((w->sql = lpo_strdup(c, sql)) == NULL)
 		goto out;
-	for (i = 0; i < sizeof(core) / sizeof(*core); i++)
+	for (i = 0; i < w->core; i++)
 		if (json_array_append_new(w->columns, json_string(core[i]))
 		    != 0 ||
 		    json_object_set_new(w->known, core[i], json_true()) != 0)
@@ -101,6 +106,7 @@ lpo_where_close(struct lpo_where *w)
 	sqlite3_close(w->db);
 	json_decref(w->columns);
 	json_decref(w->known);
+	lpo_free(w->had);
 	lpo_free(w->sql);
 	lpo_free(w);
 }
@@ -218,6 +224,8 @@ add_columns(struct lpo_where *w, const struct lpo_record *r)
 {
 	const char *key;
 	int fresh = w->stmt == NULL, rc;
+	size_t n = json_array_size(w->columns);
+	uint8_t *had;
 	json_t *v;
 
 	json_object_foreach(r->extra, key, v) {
@@ -232,7 +240,40 @@ add_columns(struct lpo_where *w, const struct lpo_record *r)
 		    json_array_append_new(w->columns, json_string(key)) != 0)
 			return lpo_fail(w->c, LPO_ENOMEM, "out of memory");
 	}
-	return fresh ? compile(w) : 0;
+	if (!fresh)
+		return 0;
+	had = lpo_realloc(w->c, w->had, json_array_size(w->columns));
+	if (had == NULL)
+		return LPO_ENOMEM;
+	memset(had + (w->had != NULL ? n : 0), 0, json_array_size(w->columns) -
+	    (w->had != NULL ? n : 0));
+	w->had = had;
+	return compile(w);
+}
+
+/*
+ * A missing score that a program wrote as "nan" would pass `score > 5`: to SQL
+ * any text is larger than any number.  So it is NULL, and other text among
+ * numbers is told.
+ */
+static const json_t *
+look(struct lpo_where *w, size_t i, const json_t *v, const struct lpo_record *r)
+{
+	const char *name = json_string_value(json_array_get(w->columns, i));
+	const char *text = json_string_value(v);
+
+	if (i < w->core || v == NULL)
+		return v;
+	if (text != NULL && strcasecmp(text + (*text == '-'), "nan") == 0)
+		return NULL;
+	w->had[i] |= json_is_number(v) ? NUMBER : text != NULL ? TEXT : 0;
+	if (w->had[i] == (NUMBER | TEXT) && mentions(w->sql, name)) {
+		w->had[i] |= TOLD;
+		lpo_notice(w->c, "row %lld: the column '%s' has texts and "
+		    "numbers; to SQL a text is larger than any number",
+		    (long long)r->row, name);
+	}
+	return v;
 }
 
 int
@@ -247,7 +288,7 @@ lpo_where_test(struct lpo_where *w, int *keep, const struct lpo_record *r)
 	sqlite3_reset(w->stmt);
 	json_array_foreach(w->columns, i, name) {
 		v = lpo_record_field(r, json_string_value(name));
-		rc = bind(w, (int)i + 1, v);
+		rc = bind(w, (int)i + 1, look(w, i, v, r));
 		json_decref(v);
 		if (rc != 0)
 			return rc;

@@ -247,6 +247,18 @@ says "the columns 'id' and 'ID' differ in case only" "which"
 pairs --where 'label_0 = 1 and length(prompt) > 3' "$dir/case.tar" > /dev/null
 ok $? "does not matter where it is not asked for"
 
+# ---- missing scores that a program wrote as text
+awk -F, 'NR == 1 { print "id,judge" } NR > 1 { print $1 "," \
+    (NR % 2 ? 3 : NR % 4 ? "nan" : "-NaN") }' "$dir/world/prefs.csv" \
+    > "$dir/nan.csv"
+is "$(pairs --scores "$dir/nan.csv" --where 'judge > 1' --stats "$e" |
+    awk '$1 == "filter" && $2 == "where" { print $4 }')" 40 "a NaN is no score"
+sed 's/nan/NA/' "$dir/nan.csv" > "$dir/na.csv"
+"$bin/lpo-pairs" --db none --scores "$dir/na.csv" --where 'judge > 1' --stats \
+    "$e" >/dev/null 2>"$dir/err"
+says "the column 'judge' has texts and numbers" "of other texts it is told"
+is "$(wc -l < "$dir/err" | tr -d ' ')" 1 "once"
+
 # ---- shards out
 pairs --pairs-per-shard 33 "$e" -o "$dir/o-%d.tar"
 ok $? "to shards"
@@ -303,4 +315,6 @@ pairs "$e" > /dev/full
 is $? 1 "a full disk: 1"
 pairs "$e" -o /dev/full
 is $? 1 "by name too"
+pairs "$e" -o ''
+is $? 2 "an empty name"
 done_testing
