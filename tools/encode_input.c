@@ -102,8 +102,9 @@ lpo_encodetool_size(struct encode_job *j)
 		goto out;
 	}
 	blocks = json_object_get(vae, "block_out_channels");
-	j->size_px = n << (json_is_array(blocks) && json_array_size(blocks) <
-	    16 ? (int)json_array_size(blocks) - 1 : 3);
+	j->size_px = n << (json_array_size(blocks) > 0 &&
+	    json_array_size(blocks) < 16 ?
+	    (int)json_array_size(blocks) - 1 : 3);
 out:
 	json_decref(unet);
 	json_decref(vae);
