@@ -11,6 +11,8 @@
 #include "lib/base/json.h"
 #include "lib/io/record_priv.h"
 
+#define SUM_CHUNK ((size_t)16 << 20)
+
 void
 lpo_record_clear(struct lpo_record *r)
 {
@@ -119,6 +121,22 @@ lpo_record_field(const struct lpo_record *r, const char *name)
 	if (strcmp(name, "num_example_per_prompt") == 0)
 		return json_integer(r->num_example_per_prompt);
 	return json_incref(json_object_get(r->extra, name));
+}
+
+/* A tar may be large, and a signal does not wait for all of it. */
+int
+lpo_records_sum(lpo_records *rs, const void *data, size_t n)
+{
+	const uint8_t *p = data;
+	size_t k;
+
+	for (; n > 0; p += k, n -= k) {
+		if (lpo_ctx_stopped(rs->c))
+			return lpo_fail(rs->c, LPO_ESTOP, "stopped");
+		k = n < SUM_CHUNK ? n : SUM_CHUNK;
+		lpo_sha256_update(&rs->sum, p, k);
+	}
+	return 0;
 }
 
 /* ---- Rows ---- */

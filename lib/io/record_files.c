@@ -466,9 +466,10 @@ lpo_records_tar(lpo_records *rs, const char *path)
 	rs->n_tars++;
 	if ((rc = lpo_map_open(rs->c, &map, path)) != 0)
 		return rc;
-	lpo_sha256_update(&rs->sum, map.data, map.bytes);
+	rc = lpo_records_sum(rs, map.data, map.bytes);
 	lpo_map_close(&map);
-	rc = lpo_shard_open(rs->c, &tars[rs->n_tars - 1], path);
+	if (rc == 0)
+		rc = lpo_shard_open(rs->c, &tars[rs->n_tars - 1], path);
 	for (i = 0; rc == 0 && i < lpo_shard_samples(tars[rs->n_tars - 1]);
 	    i++)
 		rc = lpo_ctx_stopped(rs->c) ? lpo_fail(rs->c, LPO_ESTOP,

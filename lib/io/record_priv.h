@@ -35,6 +35,8 @@ struct lpo_records {
 	struct lpo_sha256 sum;	/* of tables, tars, names and sizes */
 };
 
+/* Add an input's bytes to the sum by which it is known; may be stopped. */
+int	lpo_records_sum(struct lpo_records *, const void *, size_t bytes);
 /* Append a row; takes over everything in *r, also on failure. */
 int	lpo_records_add(struct lpo_records *, struct lpo_row *r);
 /* Append a row that cannot be used; `error` is taken over, NULL: no memory. */

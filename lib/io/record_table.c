@@ -160,8 +160,8 @@ lpo_records_table(lpo_records *rs, const char *path)
 	if (std && n > 0)
 		f = data[lpo_utf8_mark(data, n)] == '{' ? LPO_TABLE_JSONL :
 		    LPO_TABLE_CSV;
-	lpo_sha256_update(&rs->sum, data, n);
-	rc = lpo_table_open_memory(rs->c, &t, data, n, name, f);
+	if ((rc = lpo_records_sum(rs, data, n)) == 0)
+		rc = lpo_table_open_memory(rs->c, &t, data, n, name, f);
 	if (rc == 0)
 		rc = check_header(rs, t);
 	if (rc == 0)
