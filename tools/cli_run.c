@@ -130,22 +130,46 @@ is_special(const char *path)
 	    !S_ISDIR(st.st_mode);
 }
 
+/* A path may be any bytes, JSON text not: what is no UTF-8 becomes '?'. */
+static char *
+path_text(lpo_ctx *c, const char *path)
+{
+	char *text = lpo_strdup(c, path), *p = text;
+	size_t n;
+
+	while (p != NULL && *p != '\0') {
+		for (n = 1; n <= 4 && !lpo_utf8_valid(p, n); n++)
+			if (p[n - 1] == '\0')
+				n = 4;
+		if (n > 4) {
+			*p = '?';
+			n = 1;
+		}
+		p += n;
+	}
+	return text;
+}
+
 static int
 add_input(lpo_cli *cli, const char *role, const char *value,
     const char *path, int64_t size, int is_run)
 {
 	struct lpo_cli_run *r = run_of(cli);
+	char *text = NULL;
 	json_t *o;
 
-	if (r == NULL)
+	if (r == NULL || (path != NULL && (text = path_text(cli->ctx,
+	    path)) == NULL))
 		return LPO_ENOMEM;
-	if (!lpo_utf8_valid(role, strlen(role)) ||
-	    (path != NULL && !lpo_utf8_valid(path, strlen(path))))
-		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' (%s) is not "
-		    "UTF-8: rename it", path != NULL ? path : "", role);
+	if (!lpo_utf8_valid(role, strlen(role))) {
+		lpo_free(text);
+		return lpo_fail(cli->ctx, LPO_EINVAL, "'%s' is not UTF-8",
+		    role);
+	}
 	o = json_pack("{s:s, s:s, s:s*, s:I, s:b}", "role", role, "value",
-	    value, "path", path, "size_bytes", (json_int_t)size, "run",
+	    value, "path", text, "size_bytes", (json_int_t)size, "run",
 	    is_run);
+	lpo_free(text);
 	if (o == NULL || json_array_append_new(r->inputs, o) != 0)
 		return lpo_fail(cli->ctx, LPO_ENOMEM, "out of memory");
 	return 0;
@@ -285,6 +309,24 @@ list_json(const struct lpo_cli_list *l)
 	return a;
 }
 
+/* A text that the run id cannot hold; NULL: there is none. */
+static const char *
+no_text(const struct lpo_cli_option *r, const void *base)
+{
+	const void *p = (const char *)base + r->offset;
+	const char *s = r->type == LPO_CLI_STRING ? *(const char *const *)p :
+	    NULL;
+	const struct lpo_cli_list *l = p;
+	int i;
+
+	if (s != NULL && !lpo_utf8_valid(s, strlen(s)))
+		return s;
+	for (i = 0; r->type == LPO_CLI_LIST && i < l->n; i++)
+		if (!lpo_utf8_valid(l->v[i], strlen(l->v[i])))
+			return l->v[i];
+	return NULL;
+}
+
 static json_t *
 option_json(const struct lpo_cli_option *r, const void *base)
 {
@@ -326,6 +368,7 @@ static int
 collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 {
 	const struct lpo_cli_priv *p = cli->priv;
+	const char *text;
 	int i, rc;
 
 	for (i = 0; i < p->rows; i++) {
@@ -334,6 +377,9 @@ collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 		if (!(o->flags & LPO_CLI_RESULT) ||
 		    json_object_get(r->options, o->name) != NULL)
 			continue;	/* resolved by the tool */
+		if ((text = no_text(o, p->base[i])) != NULL)
+			return lpo_fail(cli->ctx, LPO_EINVAL, "--%s: '%s' is "
+			    "not UTF-8", o->name, text);
 		rc = lpo_json_set(cli->ctx, r->options, o->name,
 		    option_json(o, p->base[i]));
 		if (rc != 0)

@@ -220,6 +220,20 @@ encode "$dir/x.csv.gz" > /dev/null
 is $? 1 "a compressed table"
 says "x.csv.gz: compressed: unpack it with 'gzip -dc'" "what to do"
 
+# ---- names that are no text
+cp "$prefs" "$dir/world/$bad.csv"
+"$bin/lpo-encode" -q -m "$model" --db "$dir/bad.db" -o "$dir/$bad.tar" \
+    "$dir/world/$bad.csv" 2>"$dir/err"
+ok $? "a table and an output whose names are not UTF-8"
+same "$dir/ref.tar" "$dir/$bad.tar" "are like others"
+cp -r "$model" "$dir/$bad-model"
+"$bin/lpo-encode" -q -m "$dir/$bad-model" --db none "$prefs" 2>"$dir/err" |
+    cmp -s - "$dir/ref.tar"
+ok $? "a model too"
+encode --where "prompt = '$bad'" "$prefs" > /dev/null
+is $? 1 "an expression is refused"
+says "--where: 'prompt = '$bad'' is not UTF-8" "which"
+
 # ---- standard output that goes away, and that is full
 { encode "$prefs"; echo $? > "$dir/st"; } | head -c 3000 > /dev/null
 is "$(cat "$dir/st")" 141 "a reader that leaves: 141"
