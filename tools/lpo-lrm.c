@@ -525,6 +525,11 @@ trim_output(struct lrm_run *r)
 		return LPO_ENOMEM;
 	for (n = strlen(r->output); n > 1 && r->output[n - 1] == '/';)
 		r->output[--n] = '\0';
+	/* it is exchanged for a new one, at the end of all the work */
+	if (strcmp(r->output, ".") == 0 || strcmp(r->output, "..") == 0 ||
+	    lpo_ends_with(r->output, "/.") || lpo_ends_with(r->output, "/.."))
+		return lpo_cli_usage(r->cli, "-o '%s': a folder needs a name "
+		    "of its own", r->output);
 	return 0;
 }
 

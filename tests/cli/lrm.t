@@ -141,6 +141,8 @@ lrm -o "$dir/v" --batch 1000 "$pairs"
 is $? 2 "fewer pairs than a batch"
 lrm "$pairs"
 is $? 2 "no output"
+lrm -o "$dir/." --force "$pairs"
+is $? 2 "an output that cannot be exchanged"
 lrm -o "$dir/v" --keep best "$pairs"
 is $? 2 "--keep best without --eval"
 
