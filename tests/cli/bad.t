@@ -184,6 +184,8 @@ printf 'prompt\n"never closed\n' > in
 prompts q.csv q.csv "an open quote"
 printf 'prompt\nfine\n\377\376 bad\n' > in
 prompts u.csv 'u.csv:3' "no UTF-8"
+echo '{"prompt": ["a", "b"]}' > in
+prompts l.jsonl 'l.jsonl:1: the prompt is a list' "a list"
 printf 'fine\n\377\376 bad\n' > in
 prompts u.txt 'u.txt:2' "no UTF-8 in text"
 printf '{"prompt": "a"}\n{"prompt"\n' > in
