@@ -427,9 +427,8 @@ count_done(struct encode_job *j, const char *path)
 
 	if ((rc = lpo_shard_open(j->cli->ctx, &s, path)) != 0)
 		return rc;
-	if (lpo_cli_pattern(j->cli) && !json_equal(json_object_get(
-	    lpo_shard_run(s), "rows_per_shard"), json_object_get(j->run,
-	    "rows_per_shard"))) {
+	if (!json_equal(json_object_get(lpo_shard_run(s), "rows_per_shard"),
+	    json_object_get(j->run, "rows_per_shard"))) {
 		lpo_shard_close(s);
 		return lpo_fail(j->cli->ctx, LPO_EINVAL, "'%s' was made with "
 		    "another --rows-per-shard: give that one, or --fresh",
@@ -471,7 +470,8 @@ write_pattern(struct encode_job *j)
 
 /*
  * One large file: parts of a shard's rows in the state folder, so that a kill
- * costs one part and not all.
+ * costs one part and not all.  The parts say how they are cut; the file, which
+ * is the same for any cut, doesn't.
  */
 static int
 write_resumable(struct encode_job *j)
@@ -480,11 +480,17 @@ write_resumable(struct encode_job *j)
 	int64_t per = j->o->rows_per_shard, k, last;
 	int64_t n = (j->rows + per - 1) / per;
 	lpo_state *st = NULL;
+	json_t *run = json_copy(j->run);
 	char name[32], **path;
 	int there, rc;
 
-	if ((path = lpo_alloc(c, (size_t)n, sizeof *path)) == NULL)
+	if ((path = lpo_alloc(c, (size_t)n, sizeof *path)) == NULL ||
+	    run == NULL || lpo_json_set(c, j->run, "rows_per_shard",
+	    json_integer(per)) != 0) {
+		json_decref(run);
+		lpo_free(path);
 		return LPO_ENOMEM;
+	}
 	rc = lpo_state_open(c, &st, j->cli->o.output, lpo_cli_run(j->cli),
 	    lpo_cli_run_options(j->cli), j->cli->o.fresh);
 	for (k = 0; k < n && rc == 0; k++) {
@@ -501,8 +507,9 @@ write_resumable(struct encode_job *j)
 			rc = write_shard(j, path[k], k * per, last, k, n);
 	}
 	if (rc == 0)
-		rc = lpo_shard_join(c, j->cli->o.output, j->run,
+		rc = lpo_shard_join(c, j->cli->o.output, run,
 		    (const char *const *)path, n);
+	json_decref(run);
 	for (k = 0; k < n; k++)
 		lpo_free(path[k]);
 	lpo_free(path);

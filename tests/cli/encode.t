@@ -85,6 +85,19 @@ encode --rows-per-shard 17 "$prefs" -o "$dir/k-%02d.tar"
 same "$dir/s-03.tar" "$dir/k-03.tar" "and so do shards"
 same "$dir/s-00.tar" "$dir/k-00.tar" "the first one too"
 
+# ---- resumed with pieces of another size: rows would be lost or twice
+"$bin/lpo-encode" -q -m "$model" --db none -s 128 -j 1 --rows-per-shard 4 \
+    "$prefs" -o "$dir/c.tar" 2>/dev/null &
+pid=$!
+wait_for "$dir/c.tar.state/000000.tar"
+kill -9 $pid 2>/dev/null
+wait $pid 2>/dev/null
+encode -s 128 --rows-per-shard 7 "$prefs" -o "$dir/c.tar"
+is $? 1 "pieces of another --rows-per-shard are refused"
+says "c.tar.state/000000.tar' was made with another --rows-per-shard" "by name"
+encode -s 128 --rows-per-shard 4 "$prefs" -o "$dir/c.tar"
+is "$?:$(tar tf "$dir/c.tar" | grep -c moments_0)" 0:60 "the same goes on"
+
 # ---- state of another run
 mkdir "$dir/h.tar.state"
 echo '{"options": {"size_px": 1}, "run": "0123456789abcdef"}' \
