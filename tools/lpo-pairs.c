@@ -442,6 +442,25 @@ missing(const struct pairs_opts *o)
 	    (o->allow_missing ? LPO_SHARDS_ALLOW_MISSING : 0);
 }
 
+/* Foreign files say nothing of themselves: their bytes tell them apart. */
+static int
+add_foreign(struct pairs_job *j)
+{
+	lpo_cli *cli = j->cli;
+	char **names = NULL;
+	int64_t n = 0, i;
+	int rc;
+
+	if (cli->nargs == 0 || strcmp(cli->args[0], "-") == 0)
+		return 0;
+	rc = lpo_shards_expand(cli->ctx, &names, &n,
+	    (const char *const *)cli->args, cli->nargs);
+	for (i = 0; i < n && rc == 0; i++)
+		rc = lpo_cli_input_file(cli, "moments", names[i]);
+	lpo_names_free(names, n);
+	return rc;
+}
+
 static int
 work_stream(struct pairs_job *j)
 {
@@ -467,9 +486,11 @@ work_stream(struct pairs_job *j)
 	id = json_string_value(json_object_get(run, "run"));
 	if (id != NULL) {
 		json_array_append_new(parents, json_string(id));
-		if ((rc = lpo_cli_input_run(cli, "moments", id)) != 0)
-			goto out;
-	}
+		rc = lpo_cli_input_run(cli, "moments", id);
+	} else
+		rc = add_foreign(j);
+	if (rc != 0)
+		goto out;
 	rc = lpo_cli_begin(cli, lpo_cli_to_stdout(cli) ? NULL :
 	    cli->o.output, lpo_cli_existing_tar);
 	if (rc != 0)

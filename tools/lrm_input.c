@@ -1,7 +1,9 @@
 /* lpo-lrm: the pairs it reads. */
+#include <stdio.h>
 #include <string.h>
 
 #include "lib/base/file.h"
+#include "lib/base/hash.h"
 #include "lib/base/json.h"
 #include "tools/lrm.h"
 
@@ -17,6 +19,22 @@ lpo_lrmtool_next(struct lrm_run *r, struct lpo_sample *s)
 	return lpo_shards_next(r->in, s);
 }
 
+/* A foreign stream has no run: its first sample tells it from others. */
+static int
+identify_foreign(struct lrm_run *r)
+{
+	const struct lpo_sample *s = &r->first;
+	char id[24];
+	uint32_t crc = lpo_crc32c(0, s->key, strlen(s->key));
+	int i;
+
+	for (i = 0; i < s->n_members; i++)
+		crc = lpo_crc32c(crc, s->member[i].bytes,
+		    (size_t)s->member[i].size);
+	snprintf(id, sizeof(id), "foreign-%08lx", (unsigned long)crc);
+	return lpo_cli_input_run(r->cli, "pairs", id);
+}
+
 /* What the run id has of the pairs: files by content, a stream by its run. */
 int
 lpo_lrmtool_identify(struct lrm_run *r)
@@ -30,7 +48,8 @@ lpo_lrmtool_identify(struct lrm_run *r)
 	if (lpo_shards_files(r->in) == 0) {
 		id = json_string_value(lpo_json_get(lpo_shards_run(r->in),
 		    "run"));
-		return lpo_cli_input_run(cli, "pairs", id ? id : "foreign");
+		return id == NULL ? identify_foreign(r) :
+		    lpo_cli_input_run(cli, "pairs", id);
 	}
 	if ((rc = lpo_shards_expand(cli->ctx, &names, &n,
 	    (const char *const *)cli->args, cli->nargs)) < 0)

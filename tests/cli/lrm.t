@@ -163,6 +163,17 @@ says "twice.tar: shard 0 of run" "is refused"
 ok $? "in a pipe the first run decides the steps"
 says "$((4 * one)) stay unused (give the files by name" "and the rest is told"
 
+# ---- streams of others, which have no run id
+for i in 0 1; do
+	mkdir "$dir/o$i"
+	tar xf "$pairs" -C "$dir/o$i" --wildcards "*-e$i.*"
+	tar_of "$dir/o$i"
+done
+lrm --steps 1 --batch 2 -o "$dir/o" < "$dir/o0.tar"
+ok $? "a foreign stream"
+lrm --steps 1 --batch 2 -o "$dir/o" < "$dir/o1.tar"
+is $? 1 "another one is not already done"
+
 # ---- an output that is there
 lrm -o "$dir/a" "$pairs"
 ok $? "the same again: already done"

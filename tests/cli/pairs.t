@@ -213,6 +213,16 @@ same "$dir/a" "$dir/b" "and the same pairs as without"
 pairs --shuffle 16 --epochs 2 "$e" > /dev/null
 is $? 2 "one epoch only"
 
+# Shards of others have no run id: their bytes belong to the command.
+for i in 1 2; do
+	mkdir "$dir/f$i"
+	tar xf "$e" -C "$dir/f$i" --wildcards "00000000$i.*"
+	tar_of "$dir/f$i"
+done
+pairs --shuffle 4 -m "$model" -o "$dir/f.shuffled" "$dir/f1.tar"
+pairs --shuffle 4 -m "$model" -o "$dir/f.shuffled" "$dir/f2.tar"
+is $? 1 "another foreign input is not already done"
+
 # Two inputs with the same rows would share their noise.
 "$bin/lpo-encode" -q -m "$model" --db none --dtype f4 "$dir/world/prefs.csv" \
     -o "$dir/e4.tar" 2>"$dir/err"
