@@ -1,14 +1,15 @@
 #!/bin/sh
 # faults.sh [-r] [-k STEP] [-m STEP] [-e EACH] [-o OFFSET] [-c CALLS]
-# [STAGE...]: in each tool one system call or allocation fails (shim.c).
-# By default from each place in the program: its first, second and last system
-# call for the same file, and an allocation for each pair of caller and called;
-# -e takes each EACH-th of these, -o from the OFFSET-th on.  -k takes each
-# STEP-th system call instead, -m each STEP-th allocation.  -r: in a run that
-# goes on after a kill.  After each: the exit status is not 0, standard error
-# names a file (or says what memory is for), nothing that looks finished is
-# wrong, and the same command without the fault ends with the right bytes and
-# rows.  Exit status 0 is right only where the output is complete.
+# [-f OBJECTS] [STAGE...]: in each tool one system call or allocation fails
+# (shim.c).  By default from each place in the program: its first, second and
+# last system call for the same file, and an allocation for each pair of caller
+# and called; -e takes each EACH-th of these, -o from the OFFSET-th on.  -k
+# takes each STEP-th system call instead, -m each STEP-th allocation; -f:
+# allocations of these libraries only, "exe" is the program itself.  -r: in a
+# run that goes on after a kill.  After each: the exit status is not 0, standard
+# error names a file (or says what memory is for), nothing that looks finished
+# is wrong, and the same command without the fault ends with the right bytes
+# and rows.  Exit status 0 is right only where the output is complete.
 set -u
 . tests/cli/lib.sh
 . tests/faults/world.sh
@@ -19,7 +20,8 @@ each=1
 offset=0
 again=
 calls="read write sync rename open close unlink malloc"
-while getopts rk:m:e:o:c: opt; do
+objects="exe jansson sqlite3 archive csv libpng libjpeg webp pcre2 libc.so"
+while getopts rk:m:e:o:c:f: opt; do
 	case $opt in
 	r) again=1 ;;
 	k) step=$OPTARG ;;
@@ -27,6 +29,7 @@ while getopts rk:m:e:o:c: opt; do
 	e) each=$OPTARG ;;
 	o) offset=$OPTARG ;;
 	c) calls=$OPTARG ;;
+	f) objects=$OPTARG ;;
 	*) exit 2 ;;
 	esac
 done
@@ -173,12 +176,11 @@ files() {
 }
 
 memory() {			# memory STAGE: allocations of each library
-	for from in exe jansson sqlite3 archive csv libpng libjpeg webp pcre2 \
-	    libc.so; do
-		places "$1" malloc "$mstep" FAULT_FROM=$from
+	for from in $objects; do
+		places "$1" malloc "$mstep" FAULT_FROM="$from"
 		[ "${total:-0}" -gt 0 ] || continue
-		points "$1" malloc ENOMEM 1 FAULT_FROM=$from
-		points "$1" malloc ENOMEM 3 FAULT_FROM=$from FAULT_ON=1
+		points "$1" malloc ENOMEM 1 FAULT_FROM="$from"
+		points "$1" malloc ENOMEM 3 FAULT_FROM="$from" FAULT_ON=1
 	done
 }
 
