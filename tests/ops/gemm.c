@@ -24,6 +24,14 @@ static const struct problem large[] = {
 	{ 8192, 4, 320, 2 }, { 8192, 320, 4, 2 }, { 154, 8, 768, 2 },
 	{ 2048, 1280, 5120, 4 }, { 4095, 333, 517, 3 }, { 777, 1032, 264, 1 }
 };
+static struct scratch
+scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
+    const struct problem *p)
+{
+	return scratch_new(be, be->k->linear_scratch_bytes(be, pass, dt,
+	    p->m, p->n, p->k, p->groups));
+}
+
 /* Residual: none, y itself (1), another buffer (2); with and without bias. */
 static void
 check_forward(lpo_backend *be, const char *level, enum lpo_dtype dt,

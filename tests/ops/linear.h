@@ -84,14 +84,6 @@ check(const char *level, const char *what, const struct problem *p,
 	truth_free(t);
 }
 
-static struct scratch
-scratch_for(lpo_backend *be, enum lpo_pass pass, enum lpo_dtype dt,
-    const struct problem *p)
-{
-	return scratch_new(be, be->k->linear_scratch_bytes(be, pass, dt,
-	    p->m, p->n, p->k, p->groups));
-}
-
 static const char *const residuals[] = { "", " + y", " + another" };
 
 #endif
