@@ -192,13 +192,8 @@ printf '{"prompt": "a"}\n{"prompt"\n' > in
 prompts l.jsonl 'l.jsonl:2' "a cut line"
 head -c 3000 world/img/000000_0.png > in
 prompts b.csv b.csv "a picture"
-printf '{"prompt": "a"}\n{"prompt": ["b", "c"]}\n' > in
-prompts a.jsonl "a.jsonl:2: 'prompt' is no text" "a list"
 echo '{"a": {"caption": {"b": 1}}}' > in
-prompts o.json "o.json:1: 'caption' is no text" "an object"
-latin=$(printf 'p\377.txt')
-echo fine > in
-prompts "$latin" 'is not UTF-8: rename it' "a name that is no UTF-8"
+prompts o.json "o.json:1: the prompt is a list or an object" "an object"
 
 # ----------------------------------------------------- preferences, images
 

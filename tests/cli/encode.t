@@ -244,7 +244,7 @@ cp -r "$model" "$dir/$bad-model"
     cmp -s - "$dir/ref.tar"
 ok $? "a model too"
 encode --where "prompt = '$bad'" "$prefs" > /dev/null
-is $? 1 "an expression is refused"
+is $? 2 "an expression is refused"
 says "--where: 'prompt = '$bad'' is not UTF-8" "which"
 
 # ---- standard output that goes away, and that is full
