@@ -76,8 +76,8 @@ void	lpo_raw_sample_free(struct lpo_raw_sample *);
 int	lpo_raw_to_sample(lpo_ctx *, struct lpo_sample *,
 	    struct lpo_raw_sample *, const char *file);
 
-/* libarchive's words about its last failure; borrowed. */
-const char *lpo_tar_error(struct archive *);
+/* 1: what failed in libarchive wanted memory. */
+int	lpo_tar_no_memory(struct archive *);
 /* "8f3a01bc" */
 void	lpo_crc_text(char out[9], uint32_t);
 /* The end record with its own sum; the caller's reference. */

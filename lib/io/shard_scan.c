@@ -86,17 +86,27 @@ read_fd(struct archive *a, void *arg, const void **p)
 	return n;
 }
 
+/* Where libarchive has no words, it had no memory for them. */
+int
+lpo_tar_no_memory(struct archive *a)
+{
+	return archive_errno(a) == ENOMEM || archive_error_string(a) == NULL;
+}
+
 static int
 no_tar(struct lpo_scan *s)
 {
 	const char *unpack = s->map != NULL ? lpo_unpacker(s->map->data,
 	    s->map->bytes) : lpo_unpacker(s->buf, CHUNK);
 
+	if (lpo_tar_no_memory(s->a))
+		return lpo_fail(s->c, LPO_ENOMEM, "%s: out of memory",
+		    s->name);
 	if (!s->stopped && unpack != NULL)
 		return lpo_fail(s->c, LPO_EFORMAT, "%s: compressed: unpack "
 		    "it with '%s'", s->name, unpack);
 	return lpo_fail(s->c, s->stopped ? LPO_ESTOP : LPO_EFORMAT,
-	    "%s: not a tar: %s", s->name, lpo_tar_error(s->a));
+	    "%s: not a tar: %s", s->name, archive_error_string(s->a));
 }
 
 int
@@ -125,15 +135,6 @@ lpo_scan_open(lpo_ctx *c, struct lpo_scan *s, const struct lpo_map *map,
 	return 0;
 }
 
-/* Where libarchive has no words, it had no memory for them. */
-const char *
-lpo_tar_error(struct archive *a)
-{
-	const char *text = archive_error_string(a);
-
-	return text != NULL ? text : "out of memory";
-}
-
 void
 lpo_scan_close(struct lpo_scan *s)
 {
@@ -152,11 +153,11 @@ bad_tar(struct lpo_scan *s)
 {
 	if (s->stopped)
 		return lpo_fail(s->c, LPO_ESTOP, "stopped");
-	if (archive_errno(s->a) == ENOMEM)
+	if (lpo_tar_no_memory(s->a))
 		return lpo_fail(s->c, LPO_ENOMEM, "%s: out of memory",
 		    s->name);
 	return lpo_fail(s->c, LPO_EFORMAT, "%s: damaged tar after byte %lld: "
-	    "%s", s->name, (long long)s->at, lpo_tar_error(s->a));
+	    "%s", s->name, (long long)s->at, archive_error_string(s->a));
 }
 
 /* Data of the present member: a piece of the map, or memory of our own. */

@@ -69,9 +69,11 @@ write_cb(struct archive *a, void *arg, const void *p, size_t n)
 static int
 failed(lpo_shardw *w)
 {
-	if (w->failed == 0)
+	if (w->failed == 0 && lpo_tar_no_memory(w->a))
+		w->failed = lpo_fail(w->c, LPO_ENOMEM, "out of memory");
+	else if (w->failed == 0)
 		w->failed = lpo_fail(w->c, LPO_EIO, "cannot write tar: %s",
-		    lpo_tar_error(w->a));
+		    archive_error_string(w->a));
 	return w->failed;
 }
 

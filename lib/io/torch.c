@@ -74,10 +74,12 @@ lpo_torch_sniff(const uint8_t *p, size_t bytes)
 static int
 zip_fail(struct reader *r, struct archive *a, const char *what)
 {
-	if (archive_errno(a) == ENOMEM)
-		return lpo_fail(r->c, LPO_ENOMEM, "out of memory");
+	/* where libarchive has no words, it had no memory for them */
+	if (archive_errno(a) == ENOMEM || archive_error_string(a) == NULL)
+		return lpo_fail(r->c, LPO_ENOMEM, "%s: out of memory",
+		    r->file);
 	return lpo_fail(r->c, LPO_EFORMAT, "%s: %s: %s", r->file, what,
-	    archive_error_string(a) ? archive_error_string(a) : "damaged");
+	    archive_error_string(a));
 }
 
 /* The member's bytes as one piece of the map; its CRC is checked. */
