@@ -8,7 +8,7 @@ FUZZ_CFLAGS	= -O1 -g -fno-omit-frame-pointer \
 		  -fsanitize=fuzzer-no-link,address,undefined \
 		  -fno-sanitize-recover=undefined
 # omp.h and its library are gcc's, so that clang's own are not needed
-FUZZ_OPENMP	= -Wno-unknown-pragmas -idirafter $(BUILD)/fuzz/include
+FUZZ_OPENMP	= -Wno-unknown-pragmas -Wno-unused-parameter -idirafter $(BUILD)/fuzz/include
 FUZZERS		= $(FUZZ_SRC:tests/fuzz/%.c=$(BUILD)/fuzz-%)
 T		= 60
 
