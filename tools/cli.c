@@ -203,8 +203,6 @@ lpo_cli_start(lpo_cli *cli, const struct lpo_cli_tool *tool, void *values,
 		return lpo_cli_help(cli);
 	if (cli->o.version)
 		return version(cli);
-	if (cli->o.output != NULL && *cli->o.output == '\0')
-		return lpo_cli_usage(cli, "-o '': an empty name");
 	if (cli->o.isa != NULL && lpo_isa_parse(cli->o.isa) < 0)
 		return lpo_cli_usage(cli, "--isa: no level '%s'", cli->o.isa);
 	if (cli->o.quiet)

@@ -309,24 +309,6 @@ list_json(const struct lpo_cli_list *l)
 	return a;
 }
 
-/* A text that the run id cannot hold; NULL: there is none. */
-static const char *
-no_text(const struct lpo_cli_option *r, const void *base)
-{
-	const void *p = (const char *)base + r->offset;
-	const char *s = r->type == LPO_CLI_STRING ? *(const char *const *)p :
-	    NULL;
-	const struct lpo_cli_list *l = p;
-	int i;
-
-	if (s != NULL && !lpo_utf8_valid(s, strlen(s)))
-		return s;
-	for (i = 0; r->type == LPO_CLI_LIST && i < l->n; i++)
-		if (!lpo_utf8_valid(l->v[i], strlen(l->v[i])))
-			return l->v[i];
-	return NULL;
-}
-
 static json_t *
 option_json(const struct lpo_cli_option *r, const void *base)
 {
@@ -368,7 +350,6 @@ static int
 collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 {
 	const struct lpo_cli_priv *p = cli->priv;
-	const char *text;
 	int i, rc;
 
 	for (i = 0; i < p->rows; i++) {
@@ -377,9 +358,6 @@ collect_options(lpo_cli *cli, struct lpo_cli_run *r)
 		if (!(o->flags & LPO_CLI_RESULT) ||
 		    json_object_get(r->options, o->name) != NULL)
 			continue;	/* resolved by the tool */
-		if ((text = no_text(o, p->base[i])) != NULL)
-			return lpo_fail(cli->ctx, LPO_EINVAL, "--%s: '%s' is "
-			    "not UTF-8", o->name, text);
 		rc = lpo_json_set(cli->ctx, r->options, o->name,
 		    option_json(o, p->base[i]));
 		if (rc != 0)

@@ -3,6 +3,7 @@
 
 #include "lib/base/file.h"
 #include "lib/base/hash.h"
+#include "lib/base/json.h"
 #include "lib/io/image.h"
 #include "tools/eval.h"
 
@@ -58,7 +59,7 @@ read_line(lpo_ctx *c, char **line, const char *path)
 
 	if (rc < 0)
 		return rc;
-	mark = strncmp(*line, "\xef\xbb\xbf", 3) == 0 ? 3 : 0;
+	mark = lpo_utf8_mark(*line, n);
 	n = strcspn(*line + mark, "\r\n");
 	memmove(*line, *line + mark, n);
 	(*line)[n] = '\0';

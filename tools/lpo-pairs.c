@@ -276,36 +276,44 @@ write_shards(struct pairs_job *j)
 
 /* -------------------------------------------------------------- streaming */
 
-/* The rows that a stream had so far, a bit each. */
+/* The rows that a stream had so far, a bit each, in blocks as they come. */
+enum { BLOCK = 8 << 10, BLOCKS = 32 << 10 };
+
 struct rows {
-	uint8_t *seen;
-	int64_t bytes, n;
+	uint8_t *block[BLOCKS];
+	int64_t n;
 };
 
 /* Draws belong to rows: two inputs with the same rows would share noise. */
 static int
 new_row(lpo_ctx *c, struct rows *r, int64_t row)
 {
-	int64_t at = row / 8, room;
-	uint8_t *p, bit = (uint8_t)(1 << row % 8);
+	int64_t k = row / (8 * BLOCK), at = row / 8 % BLOCK;
+	uint8_t bit = (uint8_t)(1 << row % 8);
 
-	r->n++;
-	if (row > INT32_MAX)
-		return lpo_fail(c, LPO_EFORMAT, "row %lld", (long long)row);
-	if (at >= r->bytes) {
-		room = 2 * at + 4096;
-		if ((p = lpo_realloc(c, r->seen, (size_t)room)) == NULL)
-			return LPO_ENOMEM;
-		memset(p + r->bytes, 0, (size_t)(room - r->bytes));
-		r->seen = p;
-		r->bytes = room;
-	}
-	if (r->seen[at] & bit)
+	if (k >= BLOCKS)
+		return lpo_fail(c, LPO_EFORMAT, "row %lld is beyond %d",
+		    (long long)row, INT32_MAX);
+	if (r->block[k] == NULL &&
+	    (r->block[k] = lpo_alloc(c, BLOCK, 1)) == NULL)
+		return LPO_ENOMEM;
+	if (r->block[k][at] & bit)
 		return lpo_fail(c, LPO_EFORMAT, "row %lld is there twice: "
 		    "give several inputs to one lpo-encode, which numbers "
 		    "them through", (long long)row);
-	r->seen[at] |= bit;
+	r->block[k][at] |= bit;
+	r->n++;
 	return 0;
+}
+
+static void
+rows_free(struct rows *r)
+{
+	int64_t k;
+
+	for (k = 0; r != NULL && k < BLOCKS; k++)
+		lpo_free(r->block[k]);
+	lpo_free(r);
 }
 
 /* A pair that waits in the shuffling buffer. */
@@ -391,18 +399,21 @@ stream(struct pairs_job *j, lpo_shards *in)
 	struct lpo_draw d = { .seed = j->pair.seed,
 	    .purpose = LPO_DRAW_SHUFFLE };
 	struct waiting *buf, batch[BATCH];
-	struct rows rows = { NULL, 0, 0 };
+	struct rows *rows = lpo_alloc(j->cli->ctx, 1, sizeof(*rows));
 	int64_t n = 0, out = 0, cap = j->o->shuffle, pick;
 	int64_t last = j->o->limit >= 0 ? j->o->skip + j->o->limit : INT64_MAX;
 	int filled = 0, end = 0, rc = 0;
 
 	memset(batch, 0, sizeof batch);
 	buf = lpo_alloc(j->cli->ctx, (size_t)cap, sizeof *buf);
-	if (buf == NULL)
+	if (buf == NULL || rows == NULL) {
+		lpo_free(buf);
+		lpo_free(rows);
 		return LPO_ENOMEM;
+	}
 	while (rc == 0 && out < last) {
 		while (!end && n < cap && rc == 0) {
-			rc = next_kept(j, in, &buf[n], &rows);
+			rc = next_kept(j, in, &buf[n], rows);
 			if (rc == 0)
 				n++;
 			end = rc == 1;
@@ -425,13 +436,13 @@ stream(struct pairs_job *j, lpo_shards *in)
 	if (rc == 0)
 		rc = emit(j, batch, filled);
 	if (rc == 0 && end)
-		rc = lpo_filter_rows(j->filters, rows.n);
+		rc = lpo_filter_rows(j->filters, rows->n);
 	for (pick = 0; pick < cap; pick++)
 		waiting_clear(&buf[pick]);
 	for (pick = 0; pick < BATCH; pick++)
 		waiting_clear(&batch[pick]);
 	lpo_free(buf);
-	lpo_free(rows.seen);
+	rows_free(rows);
 	return rc;
 }
 
