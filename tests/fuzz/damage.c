@@ -14,17 +14,19 @@ static uint8_t *whole;
 static size_t size;
 static uint32_t want;
 
+/* Members of a sample may change places: they go by their names. */
 static uint32_t
 crc(uint32_t sum, const struct lpo_sample *s)
 {
+	uint32_t members = 0;
 	int i;
 
-	sum = lpo_crc32c(sum, s->key, strlen(s->key));
 	for (i = 0; i < s->n_members; i++)
-		sum = lpo_crc32c(lpo_crc32c(sum, s->member[i].name,
+		members += lpo_crc32c(lpo_crc32c(0, s->member[i].name,
 		    strlen(s->member[i].name)), s->member[i].bytes,
 		    (size_t)s->member[i].size);
-	return sum;
+	sum = lpo_crc32c(sum, s->key, strlen(s->key));
+	return lpo_crc32c(sum, &members, sizeof(members));
 }
 
 static void

@@ -251,6 +251,8 @@ def shards():
     for k in range(6):
         put("damage", f"kind-{k}", bytes([k, 4, 200, 9, 3]))
     put("damage", "several", bytes(range(60)))
+    # the members of a sample change places, which is no damage
+    put("damage", "members", bytes([5, 4, 200, 5, 4, 5, 4, 200, 9, 3]))
 
 
 def configs():
