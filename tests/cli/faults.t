@@ -23,6 +23,11 @@ if nm "$bin/lpo-pairs" | grep -q __asan_init; then
 else
 	some faults -k 27 -c "write sync rename unlink" pairs
 	some faults -e 12 -c "read open" images
-	some faults -e 60 -c malloc formats
+	# gcov writes its counts at the end, and dies without memory for it
+	if nm "$bin/lpo-pairs" | grep -q __gcov_; then
+		skip "a program that counts its lines needs memory to end"
+	else
+		some faults -e 60 -c malloc formats
+	fi
 fi
 done_testing
