@@ -77,6 +77,10 @@ mkfifo "$dir/fifo"
     2> "$dir/err" &
 pid=$!
 exec 9> "$dir/fifo"
+# it has a handler for SIGTERM, bit 14 of the mask; then it soon reads
+until grep -q '^SigCgt:.*[4-7c-f]...$' "/proc/$pid/status"; do
+	sleep 0.05
+done
 sleep 0.5
 kill -TERM $pid
 wait $pid
