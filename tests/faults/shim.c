@@ -303,7 +303,7 @@ ftruncate64(int fd, off64_t n)
 {
 	REAL(int, ftruncate64, int, off64_t);
 
-	return fault_fd("write", fd) ? -1 : real(fd, n);
+	return fault_fd("write", fd) && !how_short ? -1 : real(fd, n);
 }
 
 int
